@@ -1,0 +1,74 @@
+"""Bit flips of IEEE-754 values as pure tensor functions, and the text form of a value's bits.
+
+Bits are numbered from the most significant: for float32, 0 is the sign, 1-8 the exponent, 9-31 the mantissa.
+"""
+
+from __future__ import annotations
+
+import bitstring
+import torch
+from torch import Tensor
+
+_INTEGER = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def is_flippable(dtype: torch.dtype) -> bool:
+    """Whether values of this type can be flipped: float64, float32, float16, bfloat16."""
+    return dtype in _INTEGER
+
+
+def width(dtype: torch.dtype) -> int:
+    """Bits in one value: 32 for float32."""
+    return torch.finfo(dtype).bits
+
+
+def flip(values: Tensor, bits: Tensor) -> Tensor:
+    """Flip one bit of each value.
+
+    Args:
+        values: floating-point values, any shape, any device; left untouched.
+        bits: integers, broadcastable to the shape of ``values``, each in ``[0, width)``,
+            counted from the most significant bit.
+
+    Returns:
+        New values, shape, type and device as ``values``; each differs in exactly one bit.
+
+    Raises:
+        TypeError: if ``values`` is not float64, float32, float16 or bfloat16.
+
+    Example:
+        >>> flip(torch.tensor([1.0, 1.0]), torch.tensor([0, 1]))
+        tensor([-1., inf])
+    """
+    if values.dtype not in _INTEGER:
+        raise TypeError(f"expected float64, float32, float16 or bfloat16, got {values.dtype}")
+    integer = _INTEGER[values.dtype]
+    shift = (width(values.dtype) - 1 - bits).to(device=values.device, dtype=integer)
+    mask = torch.bitwise_left_shift(torch.ones_like(shift), shift)
+    return torch.bitwise_xor(values.contiguous().view(integer), mask).view(values.dtype)
+
+
+def text(value: Tensor) -> str:
+    """The bits of one value, most significant first.
+
+    Example:
+        >>> text(torch.tensor(1.0))
+        '00111111100000000000000000000000'
+    """
+    integer = value.reshape(1).view(_INTEGER[value.dtype])  # not through float: a NaN would lose its payload
+    return str(bitstring.Bits(int=int(integer.item()), length=width(value.dtype)).bin)
+
+
+def decimal(value: Tensor) -> str:
+    """The shortest decimal text that gives one value back in its own type (of a bfloat16, in float32).
+
+    Example:
+        >>> decimal(torch.tensor(0.1))
+        '0.1'
+    """
+    return str((value.float() if value.dtype == torch.bfloat16 else value).numpy()[()])

@@ -1,0 +1,181 @@
+"""A data set's name -> its test images, preprocessed, in a fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sized
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets as tv
+from torchvision import transforms
+
+from bitflip import digits
+from bitflip.errors import BadInput
+from bitflip.hyperparameters import Hyperparameters
+from bitflip.models import NUM_CLASSES
+
+MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.507, 0.4865, 0.4409), "imagenet": (0.485, 0.456, 0.406)}
+STD = {"cifar10": (0.2023, 0.1994, 0.201), "cifar100": (0.2673, 0.2564, 0.2761), "imagenet": (0.229, 0.224, 0.225)}
+CIFAR = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}
+MANY_IMAGES = 5000  # from here on, decoding image files in worker processes pays
+
+
+class TestSet(Protocol):
+    """Images (C, H, W) with their labels, in a fixed order."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+def load(settings: Hyperparameters) -> TestSet:
+    """The test images of the data set.
+
+    Raises:
+        BadInput: if they are not there and can't be downloaded, or are damaged.
+    """
+    assert settings.img_size is not None
+    if settings.dataset == "digits":
+        return cast(TestSet, digits.load("test", settings.img_size, settings.channels))
+    if settings.dataset == "imagenet":
+        return _imagenet(settings.input_path, preprocessing(settings))
+    return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
+
+
+def batches(test_set: TestSet, batch_size: int, *, drop_last: bool) -> DataLoader[Any]:
+    """Batches of images (B, C, H, W) and labels (B,), in order."""
+    files = isinstance(test_set, tv.ImageFolder) and len(test_set) >= MANY_IMAGES
+    return DataLoader(
+        cast("Dataset[Any]", test_set),
+        batch_size,
+        drop_last=drop_last,
+        num_workers=min(8, os.cpu_count() or 1) if files else 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:
+    """The usual preprocessing of the data set's test images: image -> normalised (C, H, W) float32."""
+    size, dataset = settings.img_size, settings.dataset
+    assert size is not None
+    mean, std = list(MEAN[dataset]), list(STD[dataset])
+    steps: list[Callable[[Any], Any]] = []
+    if dataset == "imagenet":
+        steps += [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+    elif size != 32:
+        steps += [transforms.Resize((size, size))]
+    if settings.channels == 1:
+        steps += [transforms.Grayscale()]
+        mean, std = [sum(mean) / 3], [sum(std) / 3]
+    steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    return cast("Callable[[Image.Image], Tensor]", transforms.Compose(steps))
+
+
+def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+    if any(root.glob("ILSVRC2012_*.tar*")) or (root / "meta.bin").is_file():
+        try:
+            return cast(TestSet, tv.ImageNet(str(root), split="val", transform=transform))
+        except (OSError, RuntimeError) as error:
+            raise BadInput(
+                f"input_path (--input-path): {root} holds an ImageNet that can't be read: {error}"
+            ) from error
+    folders = _class_folders(root, "imagenet", transform)
+    if folders is not None:
+        return folders
+    raise BadInput(
+        f"input_path (--input-path): no ImageNet in {root}; put ILSVRC2012_img_val.tar and "
+        "ILSVRC2012_devkit_t12.tar.gz there, or a folder per class (val/n01440764/*.JPEG), or try --dataset digits, which needs no data"
+    )
+
+
+def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+    cifar = CIFAR[dataset]
+    extracted, archive = root / cifar.base_folder, root / cifar.filename
+    if not extracted.is_dir() and archive.is_file():
+        _check_archive(archive, cifar.tgz_md5)
+    if extracted.is_dir() or archive.is_file():
+        if not extracted.is_dir() and not os.access(root, os.W_OK):  # a read-only mount: extract elsewhere
+            root = _extracted(archive)
+        try:
+            return cast(TestSet, cifar(str(root), train=False, transform=transform, download=not extracted.is_dir()))
+        except (RuntimeError, OSError, EOFError) as error:
+            raise BadInput(
+                f"input_path (--input-path): {extracted} is damaged or incomplete ({str(error).splitlines()[0]}); "
+                f"delete it and provide {cifar.filename} again"
+            ) from error
+    folders = _class_folders(root, dataset, transform)
+    if folders is not None:
+        return folders
+    try:
+        return cast(TestSet, cifar(str(root), train=False, transform=transform, download=True))
+    except (OSError, RuntimeError) as error:
+        raise BadInput(
+            f"input_path (--input-path): no {dataset} in {root}, and no download ({error}); put "
+            f"{cifar.filename} or the extracted {cifar.base_folder} there, or a folder per class, or try --dataset digits, which needs no data"
+        ) from error
+
+
+def _check_archive(archive: Path, md5: str) -> None:
+    with archive.open("rb") as file:
+        digest = hashlib.md5(usedforsecurity=False)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != md5:
+        raise BadInput(
+            f"input_path (--input-path): {archive} is damaged (md5 {digest.hexdigest()}, "
+            f"expected {md5}); provide it again"
+        )
+
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []  # kept until the process ends, then deleted
+
+
+def _extracted(archive: Path) -> Path:
+    from torchvision.datasets.utils import extract_archive
+
+    _temporary.append(tempfile.TemporaryDirectory(prefix="bitflip-"))
+    folder = Path(_temporary[-1].name)
+    extract_archive(str(archive), str(folder))
+    return folder
+
+
+def _class_folders(root: Path, dataset: str, transform: Callable[[Image.Image], Tensor]) -> TestSet | None:
+    """The usual folder of class folders, itself or under val/ or test/; classes are in alphabetical order."""
+    for folder in (root, root / "val", root / "test"):
+        classes = [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")] if folder.is_dir() else []
+        if not classes or not any(_has_image(f) for f in classes):
+            continue
+        expected = NUM_CLASSES[dataset]
+        if len(classes) != expected:
+            raise BadInput(
+                f"input_path (--input-path): expected {expected} class folders of {dataset} in {folder}, "
+                f"got {len(classes)}"
+            )
+        try:
+            return cast(TestSet, tv.ImageFolder(str(folder), transform=transform, loader=_open))
+        except FileNotFoundError as error:  # a class without images
+            raise BadInput(f"input_path (--input-path): {str(error).splitlines()[0]}") from error
+    return None
+
+
+def _has_image(folder: Path) -> bool:
+    return any(entry.suffix.lower() in tv.folder.IMG_EXTENSIONS for entry in folder.iterdir())
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise BadInput(f"input_path (--input-path): {path} is no readable image ({error})") from error
+
+
+def size_of(test_set: Sized, batch_size: int, *, drop_last: bool) -> int:
+    """Number of images that a run uses."""
+    return len(test_set) // batch_size * batch_size if drop_last else len(test_set)

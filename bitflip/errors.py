@@ -1,0 +1,25 @@
+"""What is raised for a user's mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(Exception):
+    """One or more mistakes of the user; each is one sentence that names the setting and its valid values.
+
+    Entry scripts print the sentences and exit with code 2, without a traceback.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """``valid`` as text for an error message: close matches of ``name`` first, all of it when it is short."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    return f"{hint}valid: {', '.join(names)}"

@@ -1,0 +1,215 @@
+"""Hyperparameters: defaults, overridden by environment variables, overridden by the command line.
+
+This module imports nothing slow, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits"]
+Precision = Literal["ieee", "tf32"]
+Engine = Literal["reference"]
+
+DEFAULT_MODEL: dict[str, str] = {"digits": "digits_vgg"}
+DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224}
+MAX_SEED = 2**63 - 1
+
+
+def _field(default: Any, meaning: str, valid: str, **kwargs: Any) -> Any:
+    """A setting with its meaning (for ``--help``) and its valid values (for error messages)."""
+    return Field(default, description=meaning, json_schema_extra={"valid": valid}, **kwargs)
+
+
+class Hyperparameters(BaseSettings):
+    """Flip one bit per image (neurons) or per batch (weights) in each chosen layer and count misclassifications.
+
+    Every setting is a command line flag and an environment variable of the same name with underscores
+    (--batch-size, batch_size); the command line beats the environment, and an empty variable counts as unset.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        case_sensitive=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    dataset: DatasetName = _field("cifar10", "test set", "one of cifar10, cifar100, imagenet, digits")
+    model_name: str | None = _field(
+        None,
+        "classifier: a model of chenyaofo/pytorch-cifar-models (cifar10, cifar100), of torchvision.models (imagenet), "
+        "digits_vgg (digits), or your own as FILE.py:factory; default vgg19_bn, for digits digits_vgg",
+        "the name of a model",
+    )
+    weights: Path | None = _field(
+        None, "state dict to load instead of the model's published weights", "the path of a state dict"
+    )
+    hub_path: Path | None = _field(
+        None,
+        "local checkout of chenyaofo/pytorch-cifar-models, to use instead of torch.hub's download",
+        "the path of a checkout with a hubconf.py",
+    )
+    seed: int = _field(
+        -1, "seed of all faults; negative: from the clock", f"a whole number up to {MAX_SEED}", le=MAX_SEED
+    )
+    batch_size: int = _field(256, "images per batch", "a whole number of at least 1", ge=1)
+    img_size: int | None = _field(
+        None,
+        "height and width of the input in pixels; default 32, for imagenet 224",
+        "a whole number of at least 1",
+        ge=1,
+    )
+    channels: int = _field(3, "channels of the input", "1 or 3", ge=1, le=3)
+    bit_flip_pos: int = _field(
+        -1,
+        "bit to flip, 0 = sign bit of a float32, 31 = last mantissa bit; negative: a random bit per fault",
+        "a bit from 0 to 31 (0 = sign, 31 = last mantissa bit of a float32; up to 63 for your own float64 model), "
+        "or a negative number for random bits",
+        le=63,
+    )
+    layer_type: str = _field(
+        "all", "torch.nn class names, comma-separated, such as Conv2d,Linear,Identity", "'all' or names"
+    )
+    layer_num: str = _field(
+        "all",
+        "layer numbers, comma-separated, counted among the layers that layer_type leaves",
+        "'all' or whole numbers from 0, comma-separated",
+        validation_alias=AliasChoices("layer_num", "layer_nums"),
+    )
+    input_path: Path = _field(Path("/input"), "folder with the data set", "the path of a folder")
+    output_path: Path = _field(Path("/output"), "folder for the results", "the path of a folder that can be written to")
+    detailed_log: bool = _field(
+        False, "also log every misclassification with its value and bits, before and after", "true or false"
+    )
+    device: str = _field("auto", "auto (a GPU when there is one), cpu, cuda or cuda:N", "auto, cpu, cuda or cuda:N")
+    precision: Precision = _field(
+        "ieee",
+        "float32 arithmetic on CUDA: ieee, or tf32, which drops the low 13 mantissa bits and so hides flips there",
+        "ieee or tf32",
+    )
+    drop_last: bool = _field(False, "leave out the last batch when it is smaller", "true or false")
+    engine: Engine = _field("reference", "how faults are run: reference", "one of reference")
+
+    @field_validator("channels")
+    @classmethod
+    def _one_or_three(cls, value: int) -> int:
+        if value == 2:
+            raise ValueError("1 or 3")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device_name(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("unknown device")
+        return value
+
+    @field_validator("layer_type")
+    @classmethod
+    def _layer_type_list(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if not all(names):
+            raise ValueError("empty name")
+        return ",".join(dict.fromkeys(names))
+
+    @field_validator("layer_num", mode="before")
+    @classmethod
+    def _layer_num_list(cls, value: object) -> str:
+        text = str(value).strip()
+        if text == "all":
+            return text
+        numbers = [part.strip() for part in text.split(",")]
+        if not all(re.fullmatch(r"\d+", number) for number in numbers):
+            raise ValueError("not numbers")
+        return ",".join(str(n) for n in sorted({int(number) for number in numbers}))
+
+    @property
+    def layer_types(self) -> tuple[str, ...] | None:
+        """Chosen ``torch.nn`` class names, or None for all."""
+        names = tuple(self.layer_type.split(","))
+        return None if "all" in names else names
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...] | None:
+        """Chosen layer numbers in ascending order, or None for all."""
+        return None if self.layer_num == "all" else tuple(int(n) for n in self.layer_num.split(","))
+
+    @property
+    def bit(self) -> int | None:
+        """The bit to flip, counted from the most significant one, or None for a random bit per fault."""
+        return None if self.bit_flip_pos < 0 else self.bit_flip_pos
+
+    def resolved(self) -> Hyperparameters:
+        """Itself with the values filled in that depend on another setting or on the clock."""
+        return self.model_copy(
+            update={
+                "model_name": self.model_name or DEFAULT_MODEL.get(self.dataset, "vgg19_bn"),
+                "img_size": self.img_size or DEFAULT_IMG_SIZE.get(self.dataset, 32),
+                "seed": self.seed if self.seed >= 0 else time.time_ns() // 1000 % 2**31,
+            }
+        )
+
+
+class _Help(argparse.HelpFormatter):
+    """Names each flag's environment variable beside its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = (action.help or "").replace(" (default: None)", "")
+        if not action.option_strings or action.dest == "help":
+            return text
+        variables = [flag[2:].replace("-", "_") for flag in action.option_strings if not flag.startswith("--no-")]
+        return f"{text} [variable: {', '.join(variables)}]"
+
+
+def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters, dict[str, str]]:
+    """Read the settings from the environment and ``argv``.
+
+    Returns:
+        The settings, and one sentence per setting that has a bad value, by its name. A bad value is replaced
+        by the default, so that the caller can look for further mistakes before reporting all of them.
+
+    Raises:
+        SystemExit: for ``--help`` (code 0) and for an unknown flag (code 2).
+    """
+    flags = [re.sub(r"^--[a-z_-]+", lambda m: m[0].replace("_", "-"), arg) for arg in argv]
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        Hyperparameters, cli_prog_name=prog, cli_parse_args=flags, formatter_class=_Help
+    )
+    given = source()
+    try:
+        return Hyperparameters(**given).resolved(), {}
+    except ValidationError as error:
+        problems = {}
+        for item in error.errors():
+            name = "layer_num" if item["loc"][0] == "layer_nums" else str(item["loc"][0])
+            field = Hyperparameters.model_fields[name]
+            extra = field.json_schema_extra
+            valid = extra["valid"] if isinstance(extra, dict) else ""
+            problems[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
+    defaults = {name: Hyperparameters.model_fields[name].default for name in problems}
+    return Hyperparameters(**{**given, **defaults}).resolved(), problems
+
+
+def check_bit(settings: Hyperparameters, width: int) -> list[str]:
+    """One sentence if ``bit_flip_pos`` is no bit of a value ``width`` bits wide."""
+    if settings.bit is None or settings.bit < width:
+        return []
+    return [
+        f"bit_flip_pos (--bit-flip-pos): expected a bit from 0 to {width - 1} of a {width}-bit value, "
+        f"or a negative number for random bits, got {settings.bit}"
+    ]

@@ -1,0 +1,231 @@
+"""PyTorchFI's injector with the gaps of release 0.6.0 closed.
+
+What 0.6.0 lacks, and this subclass adds: layer types without a weight and ``all`` (its constructor reads
+``layer.weight`` of every chosen layer), one layer per call of a reused module, weights of any number of dimensions
+(BatchNorm's have one), a constructor that leaves model, random state and logging as they were, and faults that are
+undone, bit for bit, without a copy of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pytorchfi.core import fault_injection
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bitflip import bits
+from bitflip.errors import BadInput
+from bitflip.faults import Flips
+from bitflip.layers import Layer
+
+
+class WithInput(nn.Module):
+    """A model with an Identity in front, so that layer 0 is the input image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.input = nn.Identity()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images, (B, C, H, W) -> (B, classes)."""
+        logits: Tensor = self.model(self.input(x))
+        return logits
+
+
+@dataclass
+class Injected:
+    """The flipped values, filled in when the fault strikes: shape (N,), before and after."""
+
+    original: Tensor | None = None
+    error: Tensor | None = None
+
+
+class Injector(fault_injection):
+    """Finds the injectable layers of a model and flips bits of their outputs or weights.
+
+    Args:
+        model: any classifier of image batches; put into eval mode, and left there, before anything runs through it.
+        batch_size: images per batch, for PyTorchFI's bounds checks and summary.
+        input_shape: (C, H, W) of one image.
+
+    Raises:
+        BadInput: if the model can't take such an image.
+
+    Attributes:
+        layers: every call of every leaf module that returns floating-point values, in call order.
+        modules: the leaf modules by path.
+        logits_shape: shape of the model's output for one image; empty if that is no tensor.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int, input_shape: tuple[int, int, int]) -> None:
+        # PyTorchFI's constructor runs a dummy image through the model: in training mode that would shift the
+        # statistics of BatchNorm, and the faulty model would be wrong with no fault at all.
+        model.eval()
+        self.layers: list[Layer] = []
+        self.modules: dict[str, nn.Module] = {}
+        self.logits_shape: tuple[int, ...] = ()
+        self._calls: Counter[str] = Counter()
+        self._profiling: list[RemovableHandle] = []
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        try:
+            with (
+                _logging_untouched(),
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                torch.no_grad(),
+            ):
+                super().__init__(
+                    model, batch_size, list(input_shape), layer_types=["all"], use_cuda=device.type == "cuda"
+                )
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            channels, size, _ = input_shape
+            reason = str(error).strip().split("\n")[0]
+            raise BadInput(
+                f"img_size, channels (--img-size, --channels): the model can't take {channels} channels of "
+                f"{size} x {size} pixels: {reason}"
+            ) from error
+        finally:
+            for handle in self._profiling:
+                handle.remove()
+
+    def _traverse_model_set_hooks(
+        self, model: nn.Module, layer_types: Sequence[Any]
+    ) -> tuple[list[RemovableHandle], list[Any], list[Any]]:
+        """PyTorchFI's hook for its dummy pass: record the layers of the model, in call order."""
+        for name, module in model.named_modules():
+            if not list(module.children()):
+                path = name.removeprefix("model.") if isinstance(model, WithInput) else name
+                self.modules[path] = module
+                self._profiling.append(
+                    module.register_forward_hook(lambda m, _, out, path=path: self._record(path, m, out))
+                )
+        self._profiling.append(model.register_forward_hook(self._record_logits))
+        return self._profiling, [], []
+
+    def _record_logits(self, module: nn.Module, args: object, output: object) -> None:
+        self.logits_shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+
+    def _record(self, path: str, module: nn.Module, output: object) -> None:
+        call = self._calls[path]
+        self._calls[path] += 1
+        if not isinstance(output, Tensor) or not bits.is_flippable(output.dtype) or output.dim() == 0:
+            return
+        self._save_output_size(module, None, output)
+        weight = _weight(module)
+        self.layers.append(
+            Layer(
+                position=len(self.layers),
+                path=path,
+                call=call,
+                type=type(module).__name__,
+                # Of one image; window attention folds its windows into the first dimension.
+                shape=tuple(output.shape[1:] if output.shape[0] == 1 else output.shape),
+                bits=bits.width(output.dtype),
+                weight_shape=None if weight is None else tuple(weight.shape),
+                weight_bits=0 if weight is None else bits.width(weight.dtype),
+            )
+        )
+
+    def summary(self, types: Sequence[str] | None) -> str:
+        """PyTorchFI's layer summary of the layers that ``types`` (class names, None for all) leaves."""
+        kept = [i for i, layer in enumerate(self.layers) if types is None or layer.type in types]
+        view = object.__new__(fault_injection)  # the summary of 0.6.0 reads these attributes and nothing else
+        view._inj_layer_types = ["all"] if types is None else list(types)
+        view._input_shape, view._batch_size, view.use_cuda = self._input_shape, self._batch_size, self.use_cuda
+        view.output_size = [self.output_size[i] for i in kept]
+        view.layers_type = [self.layers_type[i] for i in kept]
+        view.layers_dim = [self.layers_dim[i] for i in kept]
+        view.weights_size = [self.layers[i].weight_shape or () for i in kept]
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it returns
+            return str(view.print_pytorchfi_layer_summary())
+
+    @contextlib.contextmanager
+    def neurons(self, flips: Flips) -> Iterator[Injected]:
+        """While open, forward passes of the model have one bit of each image's output of ``flips.layer`` flipped.
+
+        The batch must have ``len(flips)`` images. The hook is always removed.
+        """
+        injected = Injected()
+        calls = 0
+
+        def flip_output(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+            nonlocal calls
+            calls += 1
+            if calls - 1 != flips.layer.call:
+                return None
+            output, injected.original, injected.error = flip_rows(output, flips)
+            return output
+
+        handle = self.modules[flips.layer.path].register_forward_hook(flip_output)
+        try:
+            yield injected
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def weight(self, flips: Flips) -> Iterator[Injected]:
+        """While open, one bit of one element of the weight of ``flips.layer`` is flipped; it is always restored."""
+        weight = _weight(self.modules[flips.layer.path])
+        assert weight is not None
+        index = tuple(flips.coordinates(0, "weight"))
+        with torch.no_grad():
+            original = weight[index].clone()
+            error = bits.flip(original, torch.tensor(int(flips.bit[0])))
+            try:
+                weight[index] = error
+                yield Injected(original.reshape(1), error.reshape(1))
+            finally:
+                weight[index] = original
+
+
+def flip_rows(output: Tensor, flips: Flips) -> tuple[Tensor, Tensor, Tensor]:
+    """Flip one bit in each row of a layer's output.
+
+    Args:
+        output: (B, ...) or (B * windows, ...), left untouched; need not be contiguous.
+        flips: B flips.
+
+    Returns:
+        The faulty copy of ``output``, and the B values before and after.
+    """
+    layer = flips.layer
+    if output.numel() != len(flips) * math.prod(layer.shape):
+        raise RuntimeError(f"{layer.path}: {len(flips)} images of {layer.shape} expected, got {tuple(output.shape)}")
+    image = np.arange(len(flips))
+    index = list(np.unravel_index(flips.element, layer.shape)) if layer.shape else []
+    if output.dim() == len(index):  # (B * windows, ...): the batch is folded into the first dimension
+        index[0] = image * layer.shape[0] + index[0]
+    else:
+        index.insert(0, image)
+    # One transfer for all coordinates and bits; indexing, unlike a view, works for every memory format, and keeps it.
+    *where, chosen = torch.from_numpy(np.stack([*index, flips.bit])).to(output.device).unbind()
+    faulty = output.clone()
+    original = output[tuple(where)]
+    error = bits.flip(original, chosen)
+    faulty[tuple(where)] = error
+    return faulty, original, error
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) and bits.is_flippable(weight.dtype) else None
+
+
+@contextlib.contextmanager
+def _logging_untouched() -> Iterator[None]:
+    """PyTorchFI sets up the root logger with a format that no ordinary record can fill; undo that."""
+    before = list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = before

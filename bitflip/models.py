@@ -1,0 +1,233 @@
+"""A model's name -> a classifier in eval mode, with its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from bitflip import digits
+from bitflip.errors import BadInput, nearest
+from bitflip.hyperparameters import Hyperparameters
+
+HUB_REPOSITORY = "chenyaofo/pytorch-cifar-models"
+HUB_COMMIT = "d1c8e99b911da7d412979600c84d2a4fe3728473"  # code from the network is pinned
+HUB_MODELS = (
+    *("resnet20", "resnet32", "resnet44", "resnet56", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("mobilenetv2_x0_5", "mobilenetv2_x0_75", "mobilenetv2_x1_0", "mobilenetv2_x1_4"),
+    *("shufflenetv2_x0_5", "shufflenetv2_x1_0", "shufflenetv2_x1_5", "shufflenetv2_x2_0"),
+    *("repvgg_a0", "repvgg_a1", "repvgg_a2"),
+)
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in eval mode and where it came from.
+
+    Attributes:
+        model: on the CPU, in eval mode, without gradients.
+        source: where the code came from, in words.
+        weights: where the weights came from, in words.
+        sha256: of all parameters and buffers, so that a run can be tied to exact weights.
+    """
+
+    model: nn.Module
+    source: str
+    weights: str
+    sha256: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's parameters, and so of the images that it takes."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def is_custom(name: str) -> bool:
+    """Whether the name is the user's own model, ``FILE.py:factory`` or ``package.module:factory``."""
+    return ":" in name
+
+
+def file_stem(name: str) -> str:
+    """The model's name as part of a file name."""
+    module, _, factory = name.rpartition(":")
+    plain = f"{Path(module).stem}-{factory}" if module else name
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", plain)
+
+
+def check(settings: Hyperparameters) -> list[str]:
+    """One sentence per mistake in model_name, weights and hub_path that shows without loading anything."""
+    name = str(settings.model_name)
+    problems = []
+    if is_custom(name):
+        file = Path(name.rpartition(":")[0])
+        if file.suffix == ".py" and not file.is_file():
+            problems.append(f"model_name (--model-name): expected FILE.py:factory, but there is no file {file}")
+    elif settings.hub_path is None:  # what a local checkout has shows when it is loaded
+        known = _known(settings)
+        if name not in known:
+            problems.append(
+                f"model_name (--model-name): {settings.dataset} has no model {name!r}; {nearest(name, known)}; "
+                "or your own as FILE.py:factory"
+            )
+    if settings.weights is not None and not settings.weights.is_file():
+        problems.append(
+            f"weights (--weights): expected the path of a state dict, but there is no file {settings.weights}"
+        )
+    if settings.hub_path is not None and not (settings.hub_path / "hubconf.py").is_file():
+        problems.append(
+            f"hub_path (--hub-path): expected a checkout of {HUB_REPOSITORY}, but {settings.hub_path} has no hubconf.py"
+        )
+    return problems
+
+
+def _known(settings: Hyperparameters) -> tuple[str, ...]:
+    if settings.dataset == "digits":
+        return (digits.NAME,)
+    if settings.dataset == "imagenet":
+        return tuple(torchvision.models.list_models(module=torchvision.models))
+    return HUB_MODELS
+
+
+def load(settings: Hyperparameters) -> Classifier:
+    """Load the model and its weights.
+
+    Raises:
+        BadInput: if the model or its weights can't be had, or don't fit each other.
+    """
+    name = str(settings.model_name)
+    published = settings.weights is None
+    if is_custom(name):
+        model, source, weights = _custom(name, settings.dataset), name, "as the factory made it"
+    elif settings.dataset == "digits":
+        model, source, weights = digits.build(), "bitflip.digits", digits.WEIGHTS.name
+        if published:
+            _load_weights(model, digits.WEIGHTS)
+    elif settings.dataset == "imagenet":
+        model, source, weights = _torchvision(name, published)
+    else:
+        model, source, weights = _hub(settings, f"{settings.dataset}_{name}", published)
+    if settings.weights is not None:
+        _load_weights(model, settings.weights)
+        weights = str(settings.weights)
+    model.eval().requires_grad_(False)
+    return Classifier(model, source, weights, _digest(model))
+
+
+def _custom(name: str, dataset: str) -> nn.Module:
+    place, _, attribute = name.rpartition(":")
+    path = Path(place)
+    try:
+        if path.suffix == ".py":
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        factory: Callable[..., object] = getattr(module, attribute)
+        takes = inspect.signature(factory).parameters
+        model = factory(num_classes=NUM_CLASSES[dataset]) if "num_classes" in takes else factory()
+    except Exception as error:  # the user's code can raise anything
+        raise BadInput(f"model_name (--model-name): {name} can't be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model_name (--model-name): expected {name} to return an nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _torchvision(name: str, published: bool) -> tuple[nn.Module, str, str]:
+    enum = torchvision.models.get_model_weights(name)
+    # IMAGENET1K_V1 is what resize 256, centre crop 224 was made for; a few models were only published otherwise.
+    weights = getattr(enum, "IMAGENET1K_V1", None) or enum.DEFAULT
+    source = f"torchvision {torchvision.__version__}"
+    if not published:
+        return torchvision.models.get_model(name, weights=None), source, ""
+    with _explained(f"the weights of {name}"):
+        return torchvision.models.get_model(name, weights=weights), source, str(weights)
+
+
+def _hub(settings: Hyperparameters, entry: str, published: bool) -> tuple[nn.Module, str, str]:
+    load_entry: Callable[..., nn.Module]
+    if settings.hub_path is not None:
+        source = str(settings.hub_path)
+        load_entry = functools.partial(torch.hub.load, source, entry, source="local")
+    else:
+        source = f"{HUB_REPOSITORY}:{HUB_COMMIT}"
+        load_entry = functools.partial(torch.hub.load, source, entry, skip_validation=True, trust_repo=True)
+    with _explained(f"{HUB_REPOSITORY} or its weights"), _safe_downloads():
+        try:
+            model = load_entry(pretrained=published, verbose=False)
+        except (RuntimeError, ImportError) as error:  # no such entry, a hash that does not match, a broken checkout
+            raise BadInput(f"model_name (--model-name): {source} can't load {entry}: {error}") from error
+    return model, source, f"published with {entry}"
+
+
+@contextlib.contextmanager
+def _safe_downloads() -> Iterator[None]:
+    """Make hub code load tensors only (no pickled code), and check the hash that is part of the file's name."""
+    original = torch.hub.load_state_dict_from_url
+    safe = functools.partial(original, weights_only=True, check_hash=True, map_location="cpu")
+    torch.hub.load_state_dict_from_url = safe
+    try:
+        yield
+    finally:
+        torch.hub.load_state_dict_from_url = original
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn a failed download into a sentence that says what to do."""
+    try:
+        yield
+    except OSError as error:  # URLError, HTTPError, a time-out and a closed connection are all OSErrors
+        raise BadInput(
+            f"model_name (--model-name): {what} can't be downloaded ({error}); run where there is a network, or give a "
+            "local checkout with --hub-path (CIFAR) and a state dict with --weights, or try --dataset digits, "
+            "which needs no download"
+        ) from error
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict: plain, or under ``state_dict`` or ``model``, with or without ``module.`` prefixes."""
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
+        reason = str(error).strip().split("\n")[0]
+        raise BadInput(f"weights (--weights): {path} is no state dict that can be loaded safely: {reason}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise BadInput(f"weights (--weights): expected a state dict of tensors in {path}, got {type(state).__name__}")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).split("\n")[1:]]
+        raise BadInput(f"weights (--weights): {path} does not fit the model: {_shortened(' '.join(lines))}") from error
+
+
+def _shortened(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def _digest(model: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sha.update(name.encode() + os.fsencode(str(value.dtype)))
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
