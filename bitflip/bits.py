@@ -27,6 +27,11 @@ def width(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits
 
 
+def as_integers(values: Tensor) -> Tensor:
+    """The values' bits as signed integers of the same width: a view, where the values are contiguous."""
+    return values.view(_INTEGER[values.dtype])
+
+
 def flip(values: Tensor, bits: Tensor) -> Tensor:
     """Flip one bit of each value.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bitflip import faults
+from bitflip.devices import Placement
 from bitflip.engines import Engine
 from bitflip.faults import Flips, Target
 from bitflip.layers import Layer
@@ -22,8 +23,8 @@ def run(
     *,
     seed: int,
     bit: int | None,
-    device: torch.device,
-    dtype: torch.dtype,
+    repeats: int,
+    placement: Placement,
     progress: Callable[[int], None],
 ) -> Iterator[BatchOutcomes]:
     """Run every batch and yield its outcomes, on the host, as soon as they are known.
@@ -35,22 +36,23 @@ def run(
         layers: where to flip; with ``weight``, each has a weight.
         seed: of the faults.
         bit: the bit to flip, or None for a random one per fault.
-        device: where to run.
-        dtype: of the model's input.
+        repeats: flips per image (or batch) and layer; each takes a slot of the outcomes.
+        placement: where to run.
         progress: called with the number of further faulty images whose outcome is known.
     """
     first = 0
     for number, (images, labels) in enumerate(batches):
         flips: list[Flips] = [
-            faults.neurons(seed, layer, first, len(images), bit)
+            faults.neurons(seed, layer, first, len(images), bit, repeat)
             if target == "neuron"
-            else faults.weight(seed, layer, number, bit)
+            else faults.weight(seed, layer, number, bit, repeat)
             for layer in layers
+            for repeat in range(repeats)
         ]
-        outcomes = BatchOutcomes(labels.to(device), flips, first, number, progress)
+        outcomes = BatchOutcomes(labels.to(placement.device), flips, first, number, progress)
         with torch.no_grad():
             execute = engine.neurons if target == "neuron" else engine.weights
-            execute(images.to(device=device, dtype=dtype), flips, outcomes)
+            execute(placement.images(images), flips, outcomes)
         outcomes.to_host()
         yield outcomes
         first += len(images)

@@ -90,7 +90,8 @@ def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet
         return folders
     raise BadInput(
         f"input_path (--input-path): no ImageNet in {root}; put ILSVRC2012_img_val.tar and "
-        "ILSVRC2012_devkit_t12.tar.gz there, or a folder per class (val/n01440764/*.JPEG), or try --dataset digits, which needs no data"
+        "ILSVRC2012_devkit_t12.tar.gz there, or a folder per class (val/n01440764/*.JPEG), "
+        "or try --dataset digits, which needs no data"
     )
 
 
@@ -117,7 +118,8 @@ def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor])
     except (OSError, RuntimeError) as error:
         raise BadInput(
             f"input_path (--input-path): no {dataset} in {root}, and no download ({error}); put "
-            f"{cifar.filename} or the extracted {cifar.base_folder} there, or a folder per class, or try --dataset digits, which needs no data"
+            f"{cifar.filename} or the extracted {cifar.base_folder} there, or a folder per class, "
+            "or try --dataset digits, which needs no data"
         ) from error
 
 

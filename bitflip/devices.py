@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from bitflip.hyperparameters import Precision
 
@@ -30,6 +32,32 @@ def resolve(name: str) -> torch.device:
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)  # PyTorchFI makes its dummy image on the current device
     return device
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which form a run keeps its model and images.
+
+    Attributes:
+        device: where.
+        dtype: of the images, which is that of the model's parameters.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last on the CPU, where convolutions and pooling are faster so; it changes no value's meaning."""
+        return torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """The model, in place."""
+        return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+
+    def images(self, images: Tensor) -> Tensor:
+        """A batch of images, (B, C, H, W)."""
+        return images.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)
 
 
 def pin_arithmetic(precision: Precision) -> None:

@@ -17,9 +17,13 @@ class BadInput(Exception):
         self.problems = problems
 
 
+MANY = 30  # names that a reader still looks through
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """``valid`` as text for an error message: close matches of ``name`` first, all of it when it is short."""
+    """``valid`` as text for an error message: close matches of ``name``, then all of it unless it is long."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
-    return f"{hint}valid: {', '.join(names)}"
+    folded = {other.lower(): other for other in names}  # relu is close to ReLU
+    close = [folded[other] for other in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return hint if hint and len(names) > MANY else f"{hint} valid: {', '.join(names)}".lstrip()

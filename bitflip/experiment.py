@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from bitflip import campaign, datasets, devices, hyperparameters, layers, models, provenance, results, tracking
+from bitflip import campaign, datasets, devices, engines, hyperparameters, layers, models, provenance, results, tracking
 from bitflip.datasets import TestSet
+from bitflip.devices import Placement
 from bitflip.engines import Engine
-from bitflip.engines.reference import Reference
 from bitflip.errors import BadInput
 from bitflip.faults import Target
 from bitflip.hyperparameters import Hyperparameters
@@ -92,7 +92,7 @@ class Experiment:
 
     settings: Hyperparameters
     target: Target
-    device: torch.device
+    placement: Placement
     test_set: TestSet
     images: int
     classifier: Classifier
@@ -103,7 +103,7 @@ class Experiment:
     @property
     def layers(self) -> list[Numbered]:
         """See the class."""
-        return [c for c in self.chosen if self.target == "neuron" or c.layer.weight_shape is not None]
+        return injectable(self.chosen, self.target)
 
     @property
     def title(self) -> str:
@@ -111,7 +111,7 @@ class Experiment:
         s = self.settings
         return (
             f"{s.model_name} on {s.dataset}: {self.target} faults in {len(self.layers)} layers, {self.images} images, "
-            f"seed {s.seed}, {devices.describe(self.device)}, {s.precision}, {self.engine.name} engine"
+            f"seed {s.seed}, {devices.describe(self.placement.device)}, {s.precision}, {self.engine.name} engine"
         )
 
 
@@ -131,7 +131,8 @@ def prepare(settings: Hyperparameters, target: Target) -> Experiment:
             f"batch_size (--batch-size): expected at most {len(test_set)} with drop_last, the number of images"
         )
     classifier = models.load(settings)
-    model = classifier.model.to(device)
+    placement = Placement(device, classifier.dtype)
+    model = placement.model(classifier.model)
     injector = Injector(
         WithInput(model) if target == "neuron" else model,
         settings.batch_size,
@@ -145,14 +146,21 @@ def prepare(settings: Hyperparameters, target: Target) -> Experiment:
         )
     left = layers.of_types(injector.layers, settings.layer_types)
     chosen = layers.of_numbers(left, settings.layer_numbers)
-    experiment = Experiment(
-        settings, target, device, test_set, images, classifier, injector, Reference(injector), chosen
-    )
-    for item in experiment.layers:
+    for item in injectable(chosen, target):
         width = item.layer.bits if target == "neuron" else item.layer.weight_bits
         if problems := hyperparameters.check_bit(settings, width):
             raise BadInput(*problems)
-    return experiment
+    size = (1, settings.channels, settings.img_size, settings.img_size)
+    pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
+    engine, note = engines.build(settings.engine, injector, placement.images(torch.zeros(size)), pool_bytes)
+    if note is not None:
+        print(note, file=sys.stderr)
+    return Experiment(settings, target, placement, test_set, images, classifier, injector, engine, chosen)
+
+
+def injectable(chosen: Sequence[Numbered], target: Target) -> list[Numbered]:
+    """The layers that have what the target needs: a weight, or an output of its own for each image."""
+    return [c for c in chosen if (c.layer.per_image if target == "neuron" else c.layer.weight_shape is not None)]
 
 
 @dataclass
@@ -175,10 +183,12 @@ class Counts:
 
     def add(self, batch: BatchOutcomes) -> None:
         """Count one batch."""
+        tallies = {tally.chosen.layer: tally for tally in self.tallies}
         correct = int(batch.correct.sum())
         self.images += len(batch.labels)
         self.correct += correct
-        for tally, misclassified in zip(self.tallies, batch.misclassified.sum(dim=1).tolist(), strict=True):
+        for flips, misclassified in zip(batch.flips, batch.misclassified.sum(dim=1).tolist(), strict=True):
+            tally = tallies[flips.layer]
             tally.misclassified += misclassified
             tally.correct += correct
 
@@ -204,7 +214,12 @@ def execute(experiment: Experiment, paths: Paths, tracker: Tracker) -> tuple[Cou
     with ExitStack() as stack:
         detail = stack.enter_context(results.Beside(paths.folder)) if settings.detailed_log else None
         bar = stack.enter_context(
-            tqdm(total=experiment.images * len(experiment.layers), unit="img", unit_scale=True, disable=None)
+            tqdm(
+                total=experiment.images * len(experiment.layers) * settings.repeats,
+                unit="img",
+                unit_scale=True,
+                disable=None,
+            )
         )
 
         def advance(faulty: int) -> None:
@@ -218,8 +233,8 @@ def execute(experiment: Experiment, paths: Paths, tracker: Tracker) -> tuple[Cou
                 [item.layer for item in experiment.layers],
                 seed=settings.seed,
                 bit=settings.bit,
-                device=experiment.device,
-                dtype=experiment.classifier.dtype,
+                repeats=settings.repeats,
+                placement=experiment.placement,
                 progress=advance,
             ):
                 counts.add(batch)
@@ -261,7 +276,7 @@ def report(experiment: Experiment, counts: Counts, paths: Paths, started: str) -
             "target": experiment.target,
             "engine": experiment.engine.name,
             "settings": settings.model_dump(mode="json"),
-            "device": devices.describe(experiment.device),
+            "device": devices.describe(experiment.placement.device),
             "precision": settings.precision,
             "model": {
                 "source": experiment.classifier.source,

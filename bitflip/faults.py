@@ -47,7 +47,7 @@ class Flips:
         return tuple(int(c) for c in np.unravel_index(int(self.element[i]), shape)) if shape else ()
 
 
-def neurons(seed: int, layer: Layer, first: int, count: int, bit: int | None = None) -> Flips:
+def neurons(seed: int, layer: Layer, first: int, count: int, bit: int | None = None, repeat: int = 0) -> Flips:
     """One flip for each of ``count`` images, the first of which is image ``first`` of the test set.
 
     Args:
@@ -56,23 +56,32 @@ def neurons(seed: int, layer: Layer, first: int, count: int, bit: int | None = N
         first: index in the test set of the first image.
         count: number of images.
         bit: the bit to flip, or None for a random one per fault.
+        repeat: number of the flip, when an image gets several in this layer.
     """
-    return _sample(seed, layer, "neuron", first, count, math.prod(layer.shape), layer.bits, bit)
+    return _sample(seed, layer, "neuron", repeat, first, count, math.prod(layer.shape), layer.bits, bit)
 
 
-def weight(seed: int, layer: Layer, batch: int, bit: int | None = None) -> Flips:
+def weight(seed: int, layer: Layer, batch: int, bit: int | None = None, repeat: int = 0) -> Flips:
     """The flip of batch number ``batch`` in the weight of ``layer``, which must have one."""
     assert layer.weight_shape is not None
-    return _sample(seed, layer, "weight", batch, 1, math.prod(layer.weight_shape), layer.weight_bits, bit)
+    return _sample(seed, layer, "weight", repeat, batch, 1, math.prod(layer.weight_shape), layer.weight_bits, bit)
 
 
 def _sample(
-    seed: int, layer: Layer, target: Target, first: int, count: int, elements: int, bits: int, bit: int | None
+    seed: int,
+    layer: Layer,
+    target: Target,
+    repeat: int,
+    first: int,
+    count: int,
+    elements: int,
+    bits: int,
+    bit: int | None,
 ) -> Flips:
     # One counter value yields one block of four 64-bit words; block i belongs to image first + i and nothing else.
     philox = np.random.Philox(
         key=np.array([seed, layer.position], dtype=np.uint64),
-        counter=np.array([first, _TARGET_WORD[target], 0, 0], dtype=np.uint64),
+        counter=np.array([first, _TARGET_WORD[target], repeat, 0], dtype=np.uint64),
     )
     words = philox.random_raw(4 * count).reshape(count, 4)
     chosen = _below(words[:, 1], bits) if bit is None else np.full(count, bit, dtype=np.int64)

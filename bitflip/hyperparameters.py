@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from bitflip.errors import BadInput, nearest
 
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits"]
 Precision = Literal["ieee", "tf32"]
-Engine = Literal["reference"]
+Engine = Literal["wave", "reference"]
 
 DEFAULT_MODEL: dict[str, str] = {"digits": "digits_vgg"}
 DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224}
@@ -103,7 +105,20 @@ class Hyperparameters(BaseSettings):
         "ieee or tf32",
     )
     drop_last: bool = _field(False, "leave out the last batch when it is smaller", "true or false")
-    engine: Engine = _field("reference", "how faults are run: reference", "one of reference")
+    repeats: int = _field(
+        1, "flips per image (neurons) or batch (weights) in each layer", "a whole number of at least 1", ge=1
+    )
+    engine: Engine = _field(
+        "wave",
+        "wave runs all layers in one sweep; reference, slow and obvious, the whole model per layer",
+        "wave or reference",
+    )
+    pool_mib: int | None = _field(
+        None,
+        "memory in MiB for the faulty rows of the wave; default 1024, on a GPU a quarter of what is free",
+        "a whole number of at least 1",
+        ge=1,
+    )
 
     @field_validator("channels")
     @classmethod
@@ -180,29 +195,47 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
     """Read the settings from the environment and ``argv``.
 
     Returns:
-        The settings, and one sentence per setting that has a bad value, by its name. A bad value is replaced
-        by the default, so that the caller can look for further mistakes before reporting all of them.
+        The settings, and one sentence per setting that has a bad value, by its name, and per unknown flag. A bad
+        value is replaced by the default, so that the caller can look for further mistakes before reporting all.
 
     Raises:
-        SystemExit: for ``--help`` (code 0) and for an unknown flag (code 2).
+        SystemExit: for ``--help`` (code 0).
+        BadInput: if a flag has no value.
     """
     flags = [re.sub(r"^--[a-z_-]+", lambda m: m[0].replace("_", "-"), arg) for arg in argv]
     source: CliSettingsSource[Any] = CliSettingsSource(
-        Hyperparameters, cli_prog_name=prog, cli_parse_args=flags, formatter_class=_Help
+        Hyperparameters, cli_prog_name=prog, cli_exit_on_error=False, formatter_class=_Help
     )
-    given = source()
     try:
-        return Hyperparameters(**given).resolved(), {}
+        known, unknown = source.root_parser.parse_known_args(flags)
+    except SettingsError as error:  # argparse's words: "argument --seed: expected one argument"
+        raise BadInput(f"{str(error).rpartition('error parsing CLI: ')[2]}; --help lists all flags") from error
+    given = source(parsed_args=known)()
+    problems = _unknown(unknown)
+    try:
+        return Hyperparameters(**given).resolved(), problems
     except ValidationError as error:
-        problems = {}
         for item in error.errors():
             name = "layer_num" if item["loc"][0] == "layer_nums" else str(item["loc"][0])
             field = Hyperparameters.model_fields[name]
             extra = field.json_schema_extra
             valid = extra["valid"] if isinstance(extra, dict) else ""
             problems[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
-    defaults = {name: Hyperparameters.model_fields[name].default for name in problems}
+    defaults = {name: field.default for name, field in Hyperparameters.model_fields.items() if name in problems}
     return Hyperparameters(**{**given, **defaults}).resolved(), problems
+
+
+def _unknown(arguments: Sequence[str]) -> dict[str, str]:
+    """One sentence per argument that is no flag, nor the value of an unknown one."""
+    valid = [f"--{name.replace('_', '-')}" for name in Hyperparameters.model_fields]
+    problems = {}
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag = argument.partition("=")[0]
+        if flag.startswith("-"):
+            problems[flag] = f"{flag}: unknown flag; {nearest(flag, valid)}"
+        elif not before.startswith("-") or "=" in before:
+            problems[argument] = f"{argument!r}: expected flags and their values only; --help lists all flags"
+    return problems
 
 
 def check_bit(settings: Hyperparameters, width: int) -> list[str]:

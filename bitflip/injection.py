@@ -14,7 +14,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,8 @@ class WithInput(nn.Module):
 class Injected:
     """The flipped values, filled in when the fault strikes: shape (N,), before and after."""
 
-    original: Tensor | None = None
-    error: Tensor | None = None
+    original: Tensor
+    error: Tensor
 
 
 class Injector(fault_injection):
@@ -76,6 +76,7 @@ class Injector(fault_injection):
         self.modules: dict[str, nn.Module] = {}
         self.logits_shape: tuple[int, ...] = ()
         self._calls: Counter[str] = Counter()
+        self._lengths: dict[tuple[str, int], int] | None = None
         self._profiling: list[RemovableHandle] = []
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
@@ -87,6 +88,7 @@ class Injector(fault_injection):
                 super().__init__(
                     model, batch_size, list(input_shape), layer_types=["all"], use_cuda=device.type == "cuda"
                 )
+                self._find_shared_outputs(torch.zeros(2, *input_shape, dtype=_dtype(model), device=device))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             channels, size, _ = input_shape
             reason = str(error).strip().split("\n")[0]
@@ -105,20 +107,36 @@ class Injector(fault_injection):
         for name, module in model.named_modules():
             if not list(module.children()):
                 path = name.removeprefix("model.") if isinstance(model, WithInput) else name
+                if path in self.modules:  # the model has an ``input`` of its own
+                    path = name
                 self.modules[path] = module
                 self._profiling.append(
                     module.register_forward_hook(lambda m, _, out, path=path: self._record(path, m, out))
                 )
         self._profiling.append(model.register_forward_hook(self._record_logits))
-        return self._profiling, [], []
+        return [], [], []  # PyTorchFI would remove the hooks too early
+
+    def _find_shared_outputs(self, images: Tensor) -> None:
+        """Mark the layers whose output does not grow with the batch: there is nothing of one image to flip."""
+        self._calls.clear()
+        self._lengths = {}
+        self.original_model(images)
+        for i, layer in enumerate(self.layers):
+            grown = self._lengths[layer.path, layer.call] == len(images) * self.output_size[i][0]
+            self.layers[i] = replace(layer, per_image=grown)
 
     def _record_logits(self, module: nn.Module, args: object, output: object) -> None:
+        if self._lengths is not None:
+            return
         self.logits_shape = tuple(output.shape) if isinstance(output, Tensor) else ()
 
     def _record(self, path: str, module: nn.Module, output: object) -> None:
         call = self._calls[path]
         self._calls[path] += 1
         if not isinstance(output, Tensor) or not bits.is_flippable(output.dtype) or output.dim() == 0:
+            return
+        if self._lengths is not None:  # the second pass
+            self._lengths[path, call] = len(output)
             return
         self._save_output_size(module, None, output)
         weight = _weight(module)
@@ -130,6 +148,7 @@ class Injector(fault_injection):
                 type=type(module).__name__,
                 # Of one image; window attention folds its windows into the first dimension.
                 shape=tuple(output.shape[1:] if output.shape[0] == 1 else output.shape),
+                per_image=True,  # until the second pass shows otherwise
                 bits=bits.width(output.dtype),
                 weight_shape=None if weight is None else tuple(weight.shape),
                 weight_bits=0 if weight is None else bits.width(weight.dtype),
@@ -149,13 +168,19 @@ class Injector(fault_injection):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it returns
             return str(view.print_pytorchfi_layer_summary())
 
+    def weight_of(self, layer: Layer) -> Tensor:
+        """The weight of a layer that has one."""
+        weight = _weight(self.modules[layer.path])
+        assert weight is not None
+        return weight
+
     @contextlib.contextmanager
     def neurons(self, flips: Flips) -> Iterator[Injected]:
         """While open, forward passes of the model have one bit of each image's output of ``flips.layer`` flipped.
 
         The batch must have ``len(flips)`` images. The hook is always removed.
         """
-        injected = Injected()
+        injected = Injected(torch.empty(0), torch.empty(0))
         calls = 0
 
         def flip_output(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
@@ -175,8 +200,7 @@ class Injector(fault_injection):
     @contextlib.contextmanager
     def weight(self, flips: Flips) -> Iterator[Injected]:
         """While open, one bit of one element of the weight of ``flips.layer`` is flipped; it is always restored."""
-        weight = _weight(self.modules[flips.layer.path])
-        assert weight is not None
+        weight = self.weight_of(flips.layer)
         index = tuple(flips.coordinates(0, "weight"))
         with torch.no_grad():
             original = weight[index].clone()
@@ -214,6 +238,10 @@ def flip_rows(output: Tensor, flips: Flips) -> tuple[Tensor, Tensor, Tensor]:
     error = bits.flip(original, chosen)
     faulty[tuple(where)] = error
     return faulty, original, error
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _weight(module: nn.Module) -> Tensor | None:

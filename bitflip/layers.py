@@ -21,6 +21,7 @@ class Layer:
         call: 0 for the module's first call in a forward pass, 1 for its second, ...
         type: class name of the module, such as ``Conv2d``.
         shape: shape of one image's output, without the batch dimension.
+        per_image: whether each image has an output of its own; not so in a module that computes a position bias.
         bits: width of one output value in bits.
         weight_shape: shape of the module's ``weight``, or None.
         weight_bits: width of one weight in bits; 0 without a weight.
@@ -31,6 +32,7 @@ class Layer:
     call: int
     type: str
     shape: tuple[int, ...]
+    per_image: bool
     bits: int
     weight_shape: tuple[int, ...] | None
     weight_bits: int

@@ -80,8 +80,8 @@ def check(settings: Hyperparameters) -> list[str]:
         known = _known(settings)
         if name not in known:
             problems.append(
-                f"model_name (--model-name): {settings.dataset} has no model {name!r}; {nearest(name, known)}; "
-                "or your own as FILE.py:factory"
+                f"model_name (--model-name): {settings.dataset} has no model {name!r}; {nearest(name, known)} "
+                "(or your own as FILE.py:factory)"
             )
     if settings.weights is not None and not settings.weights.is_file():
         problems.append(

@@ -20,6 +20,9 @@ def top1(logits: Tensor) -> Tensor:
 class BatchOutcomes:
     """The outcomes of one batch: engines write them, everybody else reads them.
 
+    A fault's number is slot * B + image: the slot is the place of its flips among those of the batch. A fault that no
+    engine reports as finished is masked: its logits are bit-identical to clean.
+
     All tensors stay on the device that they were made on until :meth:`to_host`.
 
     Args:
@@ -44,27 +47,31 @@ class BatchOutcomes:
         self.number = number
         self._progress = progress
         self.clean_top1 = labels  # until clean() is called
-        self.top1 = torch.empty(len(flips), len(labels), dtype=torch.int64, device=labels.device)
+        self.top1 = torch.full((len(flips), len(labels)), -1, dtype=torch.int64, device=labels.device)
         self.original: list[Tensor] = [torch.empty(0)] * len(flips)
         self.error: list[Tensor] = [torch.empty(0)] * len(flips)
 
     def clean(self, logits: Tensor) -> None:
-        """Take the logits of the batch without a fault, (B, classes). Comes before any fault's logits."""
+        """Take the logits of the batch without a fault, (B, classes)."""
         self.clean_top1 = top1(logits)
-        self.top1[:] = self.clean_top1
 
     def struck(self, slot: int, original: Tensor, error: Tensor) -> None:
-        """Take the values before and after the flips of layer ``slot``."""
+        """Take the values before and after the flips of one slot."""
         self.original[slot], self.error[slot] = original, error
 
-    def finished(self, slot: int, logits: Tensor) -> None:
-        """Take the logits of the batch under the flips of layer ``slot``, (B, classes)."""
-        self.top1[slot] = top1(logits)
+    def finished(self, faults: Tensor, logits: Tensor) -> None:
+        """Take the logits, (N, classes), of N faults, given by their numbers, (N,)."""
+        self.top1.view(-1)[faults] = top1(logits)
         self._progress(len(logits))
+
+    def masked(self, count: int) -> None:
+        """Take note that so many faults can't change any logit."""
+        self._progress(count)
 
     def to_host(self) -> None:
         """Bring the predictions to the host, in one transfer."""
-        predictions = torch.cat([self.labels[None], self.clean_top1[None], self.top1]).cpu()
+        found = torch.where(self.top1 < 0, self.clean_top1, self.top1)
+        predictions = torch.cat([self.labels[None], self.clean_top1[None], found]).cpu()
         self.labels, self.clean_top1, self.top1 = predictions[0], predictions[1], predictions[2:]
 
     @property

@@ -118,7 +118,8 @@ def result_lines(chosen: Sequence[Numbered], tallies: Mapping[int, Tally]) -> li
     for item in chosen:
         tally = tallies.get(item.number)
         if tally is None:
-            lines.append(f"Layer #{item.number} has no weight")
+            reason = "no weight" if item.layer.per_image else "no output of its own for each image"
+            lines.append(f"Layer #{item.number} has {reason}")
         elif tally.rate is None:
             lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {item.layer.type}")
         else:
@@ -170,7 +171,9 @@ def write_detail(file: TextIO, target: Target, chosen: Sequence[Numbered], batch
     Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
     """
     misclassified = batch.misclassified
-    for slot, (item, flips) in enumerate(zip(chosen, batch.flips, strict=True)):
+    items = {item.layer: item for item in chosen}
+    for slot, flips in enumerate(batch.flips):
+        item = items[flips.layer]
         images = misclassified[slot].nonzero().flatten().tolist()
         if not images:
             continue

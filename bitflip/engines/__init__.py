@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
+from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.reference import Reference
+from bitflip.engines.wave import Budget, Wave
 from bitflip.faults import Flips
+from bitflip.injection import Injector
 from bitflip.outcomes import BatchOutcomes
 
 
@@ -21,3 +25,23 @@ class Engine(Protocol):
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """For each weight flip, run the whole batch with it; images are (B, C, H, W)."""
+
+
+def build(
+    name: Literal["wave", "reference"], injector: Injector, images: Tensor, pool_bytes: int | None = None
+) -> tuple[Engine, str | None]:
+    """The engine of a name, and one sentence if the model needs another one.
+
+    Args:
+        name: of the engine.
+        injector: of the model.
+        images: any batch of the run's shape, type and device, (B, C, H, W).
+        pool_bytes: memory for the faulty rows of the wave; None for a default that fits the device.
+    """
+    if name == "wave":
+        try:
+            program = Program(injector.original_model, injector.modules, injector.layers, images)
+            return Wave(injector, program, Budget.of(images.device, pool_bytes)), None
+        except Untraceable as error:
+            return Reference(injector), f"the wave engine can't run this model: {error}; using the reference engine"
+    return Reference(injector), None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor
 
 from bitflip.faults import Flips
@@ -22,25 +23,25 @@ class Reference:
 
     def neurons(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
-        self._run(images, flips, outcomes, self.injector.neurons)
+        outcomes.clean(self.injector.original_model(images))
+        for slot, one in enumerate(flips):
+            self._run(images, slot, self.injector.neurons(one), outcomes)
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
-        self._run(images, flips, outcomes, self.injector.weight)
+        outcomes.clean(self.injector.original_model(images))
+        for slot, one in enumerate(flips):
+            self.weight(images, slot, one, outcomes)
+
+    def weight(self, images: Tensor, slot: int, flips: Flips, outcomes: BatchOutcomes) -> None:
+        """Run one weight flip."""
+        self._run(images, slot, self.injector.weight(flips), outcomes)
 
     def _run(
-        self,
-        images: Tensor,
-        flips: Sequence[Flips],
-        outcomes: BatchOutcomes,
-        inject: Callable[[Flips], AbstractContextManager[Injected]],
+        self, images: Tensor, slot: int, injection: AbstractContextManager[Injected], outcomes: BatchOutcomes
     ) -> None:
-        model = self.injector.original_model
-        outcomes.clean(model(images))
-        for slot, layer_flips in enumerate(flips):
-            with inject(layer_flips) as injected:
-                logits = model(images)
-            assert injected.original is not None
-            assert injected.error is not None
-            outcomes.struck(slot, injected.original, injected.error)
-            outcomes.finished(slot, logits)
+        with injection as injected:
+            logits = self.injector.original_model(images)
+        outcomes.struck(slot, injected.original, injected.error)
+        count = len(images)
+        outcomes.finished(torch.arange(slot * count, (slot + 1) * count, device=images.device), logits)

@@ -1,0 +1,1 @@
+"""Measurements of the engines, and the networks that they are measured on."""

@@ -1,0 +1,294 @@
+"""A model as a straight line of steps whose values know which of their dimensions is the batch.
+
+The steps come from ``torch.fx``. Two rehearsals on random images, with batches of different size and order, show how
+every value depends on the batch, and that no image's values depend on another image. What does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from bitflip.layers import Layer
+
+_MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
+_MASKING_FUNCTION = re.compile(r"relu|pool|clamp|hard|silu|gelu|sigmoid|tanh")
+
+
+class Untraceable(Exception):
+    """The model can't be run step by step; says why."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor whose dimension ``dim`` holds the batch: ``fold`` entries per image, one image after the other."""
+
+    dim: int
+    fold: int
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """An integer that is ``factor`` times the batch size."""
+
+    factor: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that does not depend on the batch."""
+
+
+Layout = Rows | Multiple | Constant | tuple[Any, ...] | list[Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the model.
+
+    Attributes:
+        node: the operation in the fx graph; also the key of its result.
+        inputs: results that it reads.
+        dead: results that no later step reads.
+        layout: of its result.
+        layer: the layer's (path, call) if the step is the call of a leaf module, otherwise None.
+        masks: whether it often makes different inputs equal (activation, pooling), and one tensor of rows comes out.
+    """
+
+    node: fx.Node
+    inputs: tuple[fx.Node, ...]
+    dead: tuple[fx.Node, ...]
+    layout: Layout
+    layer: tuple[str, int] | None
+    masks: bool
+
+
+class _LeafTracer(fx.Tracer):
+    """Keeps whole what has no children, so that every layer is one step, and attention, which fx can't look into."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not list(m.children()) or isinstance(m, nn.MultiheadAttention)
+
+
+class Program:
+    """The steps of a model.
+
+    Args:
+        model: in eval mode.
+        modules: the leaf modules by the paths that the layers have.
+        layers: the layers of the model, in call order.
+        images: any batch of at least one image, for shape, type and device.
+
+    Raises:
+        Untraceable: if the model can't be run step by step.
+    """
+
+    def __init__(
+        self, model: nn.Module, modules: dict[str, nn.Module], layers: Sequence[Layer], images: Tensor
+    ) -> None:
+        self.model = model
+        self._modules = dict(model.named_modules())
+        try:
+            graph = _LeafTracer().trace(model)
+        except Exception as error:  # tracing runs the model's own code on stand-ins, and that can raise anything
+            raise Untraceable(
+                f"torch.fx can't trace it ({type(error).__name__}: {str(error).splitlines()[0]})"
+            ) from error
+        paths = {id(module): path for path, module in modules.items()}
+        nodes = list(graph.nodes)
+        self.placeholder, self.output = nodes[0], nodes[-1]
+        if sum(node.op == "placeholder" for node in nodes) != 1 or not isinstance(self.output.args[0], fx.Node):
+            raise Untraceable("it does not take one tensor and return one tensor")
+        self.logits: fx.Node = self.output.args[0]
+        last_use = {used: i for i, node in enumerate(nodes) for used in node.all_input_nodes}
+        dead: dict[int, list[fx.Node]] = {}
+        for used, i in last_use.items():
+            if used.op != "placeholder":
+                dead.setdefault(i, []).append(used)
+        layouts = self._rehearse(nodes, dead, images)
+        calls: Counter[str] = Counter()
+        self.steps: list[Step] = []
+        for i, node in enumerate(nodes[1:-1], start=1):
+            layer = None
+            if node.op == "call_module":
+                path = paths.get(id(self._modules[str(node.target)]))
+                if path is not None:
+                    layer = (path, calls[path])
+                    calls[path] += 1
+            layout = layouts[node]
+            masks = isinstance(layout, Rows) and layout.dim == 0 and self._masks(node)
+            self.steps.append(Step(node, tuple(node.all_input_nodes), tuple(dead.get(i, ())), layout, layer, masks))
+        self.layouts = layouts
+        missing = {(item.path, item.call) for item in layers} - {step.layer for step in self.steps}
+        if missing:
+            raise Untraceable(f"its traced form does not call {sorted(missing)[0][0]}")
+
+    def run(self, node: fx.Node, load: Callable[[fx.Node], Any]) -> Any:
+        """Carry out one operation; ``load`` gives the results that it reads."""
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.model)
+        args, kwargs = map_arg(node.args, load), map_arg(node.kwargs, load)
+        if node.op == "call_module":
+            return self._modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def readers(self, parameter: Tensor) -> int:
+        """How many steps read a parameter."""
+        count = 0
+        for step in self.steps:
+            if step.node.op == "call_module":
+                count += any(p is parameter for p in self._modules[str(step.node.target)].parameters())
+            elif step.node.op == "get_attr":
+                count += operator.attrgetter(str(step.node.target))(self.model) is parameter
+        return count
+
+    def _masks(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return type(self._modules[str(node.target)]).__module__ in _MASKING_MODULES
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return node.op in ("call_function", "call_method") and bool(_MASKING_FUNCTION.search(name))
+
+    def _rehearse(self, nodes: list[fx.Node], dead: dict[int, list[fx.Node]], images: Tensor) -> dict[fx.Node, Layout]:
+        generator = torch.Generator().manual_seed(0)
+        three = torch.randn(3, *images.shape[1:], generator=generator).to(images)
+        two = three[[1, 0]]
+        layouts: dict[fx.Node, Layout] = {nodes[0]: Rows(0, 1)}
+        a, b = {nodes[0]: two}, {nodes[0]: three}
+        with torch.no_grad():
+            for i, node in enumerate(nodes[1:-1], start=1):
+                versions = {n: _version(v) for n, v in b.items()}
+                try:
+                    a[node], b[node] = self.run(node, a.__getitem__), self.run(node, b.__getitem__)
+                except (RuntimeError, TypeError, ValueError) as error:
+                    raise Untraceable(f"{node} fails on a batch of another size ({error})") from error
+                for used in dead.get(i, ()):
+                    del a[used], b[used]
+                for other, before in versions.items():
+                    if other in b and _version(b[other]) != before:
+                        raise Untraceable(f"{node} changes {other} in place, which is still needed")
+                layouts[node] = _layout(a[node], b[node], str(node))
+        if layouts[self.logits] != Rows(0, 1):
+            raise Untraceable("its output is not one row per image")
+        return layouts
+
+
+def take(value: Any, layout: Layout, images: Tensor) -> Any:
+    """The part of a batch's value that belongs to the given images, (R,), which may repeat."""
+    if isinstance(layout, Rows):
+        if layout.fold > 1:
+            unfolded = value.unflatten(layout.dim, (-1, layout.fold)).index_select(layout.dim, images)
+            return unfolded.flatten(layout.dim, layout.dim + 1)
+        if _channels_last(value) and layout.dim == 0:  # index_select would give it back in another memory format
+            return value.permute(0, 2, 3, 1).index_select(0, images).permute(0, 3, 1, 2)
+        return value.index_select(layout.dim, images)
+    if isinstance(layout, Multiple):
+        return layout.factor * len(images)
+    if isinstance(layout, Constant):
+        return value
+    parts = [take(v, part, images) for v, part in zip(value, layout, strict=True)]
+    return parts if isinstance(layout, list) else tuple(parts)
+
+
+def first(value: Any, layout: Layout, count: int) -> Any:
+    """The part of a batch's value that belongs to its first images, without a copy."""
+    if isinstance(layout, Rows):
+        return value.narrow(layout.dim, 0, count * layout.fold)
+    if isinstance(layout, Constant | Multiple):
+        return value
+    parts = [first(v, part, count) for v, part in zip(value, layout, strict=True)]
+    return parts if isinstance(layout, list) else tuple(parts)
+
+
+def join(values: Sequence[Any], layout: Layout) -> Any:
+    """The values of several groups of rows as the value of one group."""
+    if isinstance(layout, Rows):
+        return torch.cat(list(values), dim=layout.dim)
+    if isinstance(layout, Constant | Multiple):
+        return values[0]
+    parts = [join([value[i] for value in values], part) for i, part in enumerate(layout)]
+    return parts if isinstance(layout, list) else tuple(parts)
+
+
+def by_image(value: Tensor, layout: Rows) -> Tensor:
+    """A tensor of rows as one line per image, (R, ...) -> (R, elements), in any order of the elements."""
+    assert layout.dim == 0
+    if _channels_last(value):
+        value = value.permute(0, 2, 3, 1)
+    return value.reshape(value.shape[0] // layout.fold, -1)
+
+
+def _channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
+
+
+def is_data(layout: Layout) -> bool:
+    """Whether the value holds data of the images, not only sizes and constants."""
+    return isinstance(layout, Rows) or (isinstance(layout, tuple | list) and any(is_data(part) for part in layout))
+
+
+def _version(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value._version
+    return tuple(_version(v) for v in value) if isinstance(value, tuple | list) else 0
+
+
+def _layout(two: Any, three: Any, name: str) -> Layout:
+    """How a value depends on the batch, from its values on images (1, 0) and (0, 1, 2)."""
+    if isinstance(two, Tensor):
+        return _tensor_layout(two, three, name)
+    if isinstance(two, tuple | list):
+        if len(two) != len(three):
+            raise Untraceable(f"the length of {name} depends on the batch")
+        parts = [_layout(v, w, name) for v, w in zip(two, three, strict=True)]
+        if all(part == Constant() for part in parts):
+            return Constant()
+        return parts if isinstance(two, list) else tuple(parts)
+    if type(two) is int and two != three:
+        if two * 3 != three * 2 or two % 2:
+            raise Untraceable(f"{name} is a number that is no multiple of the batch size")
+        return Multiple(two // 2)
+    if isinstance(two, float | bool | str) and two != three:
+        raise Untraceable(f"{name} depends on the batch")
+    return Constant()
+
+
+def _tensor_layout(two: Tensor, three: Tensor, name: str) -> Layout:
+    if two.dim() != three.dim():
+        raise Untraceable(f"the shape of {name} depends on the batch")
+    dims = [d for d, (m, n) in enumerate(zip(two.shape, three.shape, strict=True)) if m != n]
+    if not dims:
+        if not _close(two, three):
+            raise Untraceable(f"{name} mixes the images of a batch")
+        return Constant()
+    dim = dims[0]
+    fold, rest = divmod(two.shape[dim], 2)
+    if len(dims) > 1 or rest or fold * 3 != three.shape[dim]:
+        raise Untraceable(f"the shape of {name} is no multiple of the batch size")
+    layout = Rows(dim, fold)
+    images = torch.tensor([1, 0], device=two.device)
+    if not _close(take(two, layout, images), take(three, layout, torch.arange(2, device=two.device))):
+        raise Untraceable(f"{name} mixes the images of a batch")
+    return layout
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for a kernel's rounding."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    tolerance = 1e-3 if torch.finfo(a.dtype).bits >= 32 else 5e-2
+    a, b = a.double(), b.double()
+    scale = max(1e-6, float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0)
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)

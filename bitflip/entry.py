@@ -1,0 +1,30 @@
+"""Where the entry scripts come in."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from bitflip import hyperparameters
+from bitflip.errors import BadInput
+
+
+def main(target: Literal["neuron", "weight"], prefix: str) -> int:
+    """Run the experiment that the process's arguments and environment ask for, and return the exit code.
+
+    Importing torch takes seconds: ``--help`` is answered before it, and Ctrl-C during it is no traceback.
+
+    Args:
+        target: where bits flip: ``neuron`` or ``weight``.
+        prefix: of the result files' names.
+    """
+    try:
+        hyperparameters.read(sys.argv[1:])
+        from bitflip import experiment
+    except BadInput as error:
+        print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted before anything was done", file=sys.stderr)
+        return 130
+    return experiment.main(target, prefix)

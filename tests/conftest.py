@@ -1,0 +1,194 @@
+"""What the tests share: a small network with everything that is awkward in it, and a way to run the entry scripts."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from bitflip import digits
+from bitflip.hyperparameters import Hyperparameters
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = (*Hyperparameters.model_fields, "layer_nums")  # names of environment variables that a run looks at
+
+torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written."""
+    return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the hyperparameters, or the vessl run, of whoever started it."""
+    for name in [*os.environ]:
+        if name in SETTINGS or name.startswith("VESSL_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Make every connection and every name look-up fail at once; return the list of those attempted."""
+    attempts: list[Any] = []
+
+    def refuse(*where: object, **_: object) -> NoReturn:
+        attempts.append(where)
+        raise socket.gaierror("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return attempts
+
+
+# --- networks and images ---
+
+
+class TinyNet(nn.Module):
+    """A residual network of 3x8x8 images with one ReLU for all its places: (B, 3, 8, 8) -> (B, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.pool = nn.MaxPool2d(2)
+        self.drop = nn.Dropout(0.5)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)) + x)
+        logits: Tensor = self.linear(self.drop(self.pool(x).flatten(1)))
+        return logits
+
+
+def scatter(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give a network random weights and BatchNorm statistics, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2.0, generator=generator)
+            elif value.is_floating_point():
+                value.normal_(0.0, 0.3, generator=generator)
+    return model
+
+
+@pytest.fixture
+def tiny() -> nn.Module:
+    """A `TinyNet` with random weights, in eval mode."""
+    return scatter(TinyNet()).eval()
+
+
+def random_images(count: int, *shape: int, seed: int = 1) -> Tensor:
+    """Standard normal images (count, *shape), without a trace in torch's own random state."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def digits_model() -> nn.Module:
+    """The shipped network with the shipped weights, in eval mode; not to be changed."""
+    model = digits.build()
+    model.load_state_dict(torch.load(digits.WEIGHTS, map_location="cpu", weights_only=True))
+    return model.eval().requires_grad_(False)
+
+
+class FewDigits(Protocol):
+    """Cuts the digits' test part down to its first images."""
+
+    def __call__(self, count: int) -> None: ...
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> FewDigits:
+    """Return a function that cuts the digits' test part down to its first ``count`` images, in this process."""
+    load = digits.load
+
+    def use(count: int) -> None:
+        def load_few(part: digits.Part, img_size: int = 32, channels: int = 3) -> TensorDataset:
+            images, labels = load(part, img_size, channels).tensors
+            return TensorDataset(images[:count], labels[:count])
+
+        monkeypatch.setattr(digits, "load", load_few)
+
+    return use
+
+
+# --- entry scripts ---
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a script ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The sentences about a user's mistakes."""
+        return [line.removeprefix("error: ") for line in self.err.splitlines()]
+
+
+class RunScript(Protocol):
+    """Runs an entry script; keyword arguments are environment variables."""
+
+    def __call__(self, script: str, *arguments: object, **environ: str) -> Finished: ...
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunScript:
+    """Return a function that runs an entry script as ``python SCRIPT ARGUMENTS`` does, but in this process."""
+
+    def run(script: str, *arguments: object, **environ: str) -> Finished:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as exit_:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+        printed = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return Finished(exit_.value.code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def run_process(tmp_path: Path) -> RunScript:
+    """Return a function that runs an entry script as a process of its own, in an empty folder."""
+
+    def run(script: str, *arguments: object, **environ: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run

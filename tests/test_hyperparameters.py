@@ -1,0 +1,261 @@
+"""The command line beats the environment, which beats the defaults; ``--help`` says so, at once."""
+
+from __future__ import annotations
+
+import difflib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, RunScript
+
+from bitflip import hyperparameters
+from bitflip.errors import BadInput
+from bitflip.hyperparameters import Hyperparameters
+
+GOLDEN_HELP = Path(__file__).with_name("golden") / "help.txt"
+
+# name, default, text and value from the environment, text and value from the command line
+FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
+    ("dataset", "cifar10", "cifar100", "cifar100", "imagenet", "imagenet"),
+    ("model_name", "vgg19_bn", "resnet20", "resnet20", "resnet32", "resnet32"),
+    ("weights", None, "a.pt", Path("a.pt"), "b/c.pt", Path("b/c.pt")),
+    ("hub_path", None, "hub", Path("hub"), "/hub", Path("/hub")),
+    ("seed", None, "3", 3, "0", 0),
+    ("batch_size", 256, "64", 64, "1", 1),
+    ("img_size", 32, "33", 33, "47", 47),
+    ("channels", 3, "1", 1, "3", 3),
+    ("bit_flip_pos", -1, "0", 0, "31", 31),
+    ("layer_type", "all", "Conv2d", "Conv2d", "Linear, Identity", "Linear,Identity"),
+    ("layer_num", "all", "3", "3", "2,1", "1,2"),
+    ("input_path", Path("/input"), "in", Path("in"), "in2", Path("in2")),
+    ("output_path", Path("/output"), "out", Path("out"), "out2", Path("out2")),
+    ("detailed_log", False, "true", True, "false", False),
+    ("device", "auto", "cpu", "cpu", "cuda:1", "cuda:1"),
+    ("precision", "ieee", "tf32", "tf32", "ieee", "ieee"),
+    ("drop_last", False, "1", True, "0", False),
+    ("repeats", 1, "2", 2, "3", 3),
+    ("engine", "wave", "reference", "reference", "wave", "wave"),
+    ("pool_mib", None, "100", 100, "200", 200),
+]
+each_field = pytest.mark.parametrize("field", FIELDS, ids=[field[0] for field in FIELDS])
+
+
+def read(*argv: str) -> Hyperparameters:
+    settings, problems = hyperparameters.read(argv)
+    assert problems == {}
+    return settings
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def test_every_setting_is_in_the_table() -> None:
+    assert {field[0] for field in FIELDS} == Hyperparameters.model_fields.keys()
+
+
+@each_field
+def test_default(field: tuple[Any, ...]) -> None:
+    name, default, *_ = field
+    if name != "seed":
+        assert getattr(read(), name) == default
+
+
+@each_field
+def test_environment_beats_default(field: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _, text, value, *_ = field
+    monkeypatch.setenv(name, text)
+    assert getattr(read(), name) == value
+
+
+@each_field
+@pytest.mark.parametrize("form", ["--a-b=c", "--a-b c", "--a_b=c", "--a_b c"])
+def test_command_line_beats_environment(form: str, field: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _, environment_text, _, text, value = field
+    monkeypatch.setenv(name, environment_text)
+    written = flag(name) if "-b" in form else f"--{name}"
+    if value is False:  # a switch, which takes no value
+        argv = [written.replace("--", "--no_" if "_b" in form else "--no-")]
+    else:
+        argv = [f"{written}={text}"] if "=" in form else [written, text]
+    assert getattr(read(*argv), name) == value
+
+
+@each_field
+def test_empty_environment_variable_counts_as_unset(field: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, default, *_ = field
+    monkeypatch.setenv(name, "")
+    value = getattr(read(), name)
+    assert value == default if name != "seed" else value >= 0
+
+
+@pytest.mark.parametrize("name", ["SEED", "Seed", "batch-size", "BITFLIP_SEED"])
+def test_other_variables_are_not_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "nonsense")
+    assert read().batch_size == 256
+
+
+@pytest.mark.parametrize(
+    ("environ", "argv", "expected"),
+    [
+        ({"layer_nums": "4"}, (), (4,)),
+        ({}, ("--layer-nums", "5"), (5,)),
+        ({}, ("--layer_nums=5",), (5,)),
+        ({"layer_nums": "4"}, ("--layer-num", "5"), (5,)),
+        ({"layer_num": "4"}, ("--layer-nums", "5"), (5,)),
+        ({"layer_nums": "4"}, ("--layer-nums", "all"), None),
+        ({"layer_nums": "4", "layer_num": ""}, (), (4,)),
+    ],
+    ids=["variable", "flag", "underscore", "over variable", "as flag over variable", "all", "other empty"],
+)
+def test_layer_nums_is_layer_num(
+    environ: dict[str, str], argv: tuple[str, ...], expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert read(*argv).layer_numbers == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("all", None), ("7", (7,)), ("3,1,3", (1, 3)), (" 0 , 10,2", (0, 2, 10)), ("007", (7,))],
+)
+def test_layer_numbers(text: str, expected: object) -> None:
+    assert read("--layer-num", text).layer_numbers == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("all", None), ("Conv2d", ("Conv2d",)), ("ReLU, Conv2d,ReLU", ("ReLU", "Conv2d")), ("all,Conv2d", None)],
+)
+def test_layer_types(text: str, expected: object) -> None:
+    assert read("--layer-type", text).layer_types == expected
+
+
+@pytest.mark.parametrize(("text", "bit"), [("-1", None), ("-7", None), ("0", 0), ("31", 31)])
+def test_a_negative_bit_is_a_random_one(text: str, bit: int | None) -> None:
+    assert read("--bit-flip-pos", text).bit == bit
+
+
+@pytest.mark.parametrize("argv", [(), ("--seed", "-1"), ("--seed=-5",)], ids=["unset", "-1", "-5"])
+def test_a_negative_seed_is_from_the_clock(argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = {read(*argv).seed}
+    monkeypatch.setattr(time, "time_ns", lambda: 1_234_567_000)
+    seeds.add(read(*argv).seed)
+    assert len(seeds) == 2
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model_name", "img_size"),
+    [
+        ("cifar10", "vgg19_bn", 32),
+        ("cifar100", "vgg19_bn", 32),
+        ("imagenet", "vgg19_bn", 224),
+        ("digits", "digits_vgg", 32),
+    ],
+)
+def test_model_and_size_go_with_the_data_set(dataset: str, model_name: str, img_size: int) -> None:
+    settings = read("--dataset", dataset)
+    assert (settings.model_name, settings.img_size) == (model_name, img_size)
+    given = read("--dataset", dataset, "--model-name", "other", "--img-size", "40")
+    assert (given.model_name, given.img_size) == ("other", 40)
+
+
+@pytest.mark.parametrize("name", ["detailed_log", "drop_last"])
+def test_switches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert getattr(read(flag(name)), name) is True
+    monkeypatch.setenv(name, "true")
+    assert getattr(read(flag(name).replace("--", "--no-")), name) is False
+    with pytest.raises(BadInput, match=f"argument {flag(name)}.*'0'"):
+        read(f"{flag(name)}=0")
+
+
+def test_settings_can_not_be_changed() -> None:
+    settings = read()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 3
+
+
+def test_settings_survive_json() -> None:
+    settings = read("--dataset", "digits", "--layer-num", "1,2", "--weights", "w.pt", "--detailed-log")
+    assert Hyperparameters.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_bad_values_are_replaced_so_that_more_can_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("layer_nums", "x")
+    settings, problems = hyperparameters.read(["--batch-size", "0", "--channels", "4", "--what", "--seed", "3"])
+    assert (settings.batch_size, settings.channels, settings.layer_num, settings.seed) == (256, 3, "all", 3)
+    assert problems.keys() == {"batch_size", "channels", "layer_num", "--what"}
+
+
+def test_a_flag_without_its_value_is_a_mistake() -> None:
+    with pytest.raises(BadInput, match=r"argument --seed: expected one argument"):
+        hyperparameters.read(["--seed"])
+
+
+# --- help ---
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse lays out its help differently in each release")
+def test_help_is_the_golden_one(
+    update_golden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as exit_:
+        hyperparameters.read(["--help"], prog="main.py")
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    if update_golden:
+        GOLDEN_HELP.write_text(text, encoding="utf-8")
+    golden = GOLDEN_HELP.read_text(encoding="utf-8")
+    difference = "\n".join(difflib.unified_diff(golden.splitlines(), text.splitlines(), "golden", "now", lineterm=""))
+    assert text == golden, f"{difference}\npytest --update-golden takes it over"
+
+
+def test_help_names_flag_variable_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        hyperparameters.read(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in Hyperparameters.model_fields.items():
+        assert f"{flag(name)}" in text
+        assert f"[variable: {name}{', layer_nums' if name == 'layer_num' else ''}]" in text
+        assert str(field.description) in text
+        if field.default is not None:
+            assert f"{field.description} (default: {field.default})" in text
+
+
+@pytest.mark.parametrize("script", ["main.py", "neuron.py", "weight.py"])
+def test_help_comes_before_anything_slow(script: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+        "except SystemExit as exit_:\n"
+        "    slow = {'torch', 'torchvision', 'sklearn', 'numpy', 'PIL', 'vessl'} & sys.modules.keys()\n"
+        "    sys.exit(f'imported: {slow}' if slow else exit_.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {script} ")
+
+
+@pytest.mark.parametrize("script", ["main.py", "neuron.py", "weight.py"])
+def test_nothing_happens_when_a_script_is_imported(script: str) -> None:
+    code = f"import {script.removesuffix('.py')}, sys; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_ctrl_c_while_torch_is_imported_is_no_traceback(run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(argv: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hyperparameters, "read", interrupt)
+    done = run_script("main.py")
+    assert (done.code, done.out, done.err) == (130, "", "interrupted before anything was done\n")
