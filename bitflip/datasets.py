@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -48,16 +48,24 @@ def load(settings: Hyperparameters) -> TestSet:
     return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
 
 
-def batches(test_set: TestSet, batch_size: int, *, drop_last: bool) -> DataLoader[Any]:
-    """Batches of images (B, C, H, W) and labels (B,), in order."""
+def batches(test_set: TestSet, batch_size: int, *, drop_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images (B, C, H, W) and labels (B,), in order.
+
+    Raises:
+        BadInput: if an image file can't be read.
+    """
     files = isinstance(test_set, tv.ImageFolder) and len(test_set) >= MANY_IMAGES
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         cast("Dataset[Any]", test_set),
         batch_size,
         drop_last=drop_last,
         num_workers=min(8, os.cpu_count() or 1) if files else 0,
         pin_memory=torch.cuda.is_available(),
     )
+    try:
+        yield from loader
+    except BadInput as error:  # a worker process puts its whole traceback before the sentence
+        raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None
 
 
 def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:
@@ -81,9 +89,10 @@ def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet
     if any(root.glob("ILSVRC2012_*.tar*")) or (root / "meta.bin").is_file():
         try:
             return cast(TestSet, tv.ImageNet(str(root), split="val", transform=transform))
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged meta.bin
             raise BadInput(
-                f"input_path (--input-path): {root} holds an ImageNet that can't be read: {error}"
+                f"input_path (--input-path): {root} holds an ImageNet that can't be read: "
+                f"{type(error).__name__}: {str(error).splitlines()[0]}"
             ) from error
     folders = _class_folders(root, "imagenet", transform)
     if folders is not None:
@@ -147,11 +156,25 @@ def _extracted(archive: Path) -> Path:
     return folder
 
 
+class _ClassFolders(tv.ImageFolder):  # type: ignore[misc] # torchvision has no types
+    """torchvision's, but a hidden folder, such as a file browser leaves, is no class."""
+
+    @staticmethod
+    def names(folder: Path) -> list[str]:
+        """The classes in the order of their labels."""
+        return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        """See torchvision."""
+        names = self.names(Path(directory))
+        return names, {name: label for label, name in enumerate(names)}
+
+
 def _class_folders(root: Path, dataset: str, transform: Callable[[Image.Image], Tensor]) -> TestSet | None:
     """The usual folder of class folders, itself or under val/ or test/; classes are in alphabetical order."""
     for folder in (root, root / "val", root / "test"):
-        classes = [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")] if folder.is_dir() else []
-        if not classes or not any(_has_image(f) for f in classes):
+        classes = _ClassFolders.names(folder) if folder.is_dir() else []
+        if not any(_has_image(folder / name) for name in classes):
             continue
         expected = NUM_CLASSES[dataset]
         if len(classes) != expected:
@@ -160,7 +183,7 @@ def _class_folders(root: Path, dataset: str, transform: Callable[[Image.Image], 
                 f"got {len(classes)}"
             )
         try:
-            return cast(TestSet, tv.ImageFolder(str(folder), transform=transform, loader=_open))
+            return cast(TestSet, _ClassFolders(str(folder), transform=transform, loader=_open))
         except FileNotFoundError as error:  # a class without images
             raise BadInput(f"input_path (--input-path): {str(error).splitlines()[0]}") from error
     return None

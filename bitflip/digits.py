@@ -19,6 +19,7 @@ Part: TypeAlias = Literal["train", "test"]
 NAME: Final = "digits_vgg"
 WEIGHTS: Final = Path(__file__).with_name("digits_vgg.pt")
 CLASSES: Final = 10
+SIDES: Final = range(32, 48)  # pixels that the network takes
 TEST_PER_CLASS: Final = 60  # 600 test images; the other 1197 are for training
 
 # Over the 8x8 scans of the train part, in [0, 1]. The weights were trained with these and are wrong with others.

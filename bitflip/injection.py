@@ -188,8 +188,9 @@ class Injector(fault_injection):
             calls += 1
             if calls - 1 != flips.layer.call:
                 return None
-            output, injected.original, injected.error = flip_rows(output, flips)
-            return output
+            struck = strike(output, flips)
+            injected.original, injected.error = struck.original, struck.error
+            return flip_rows(output, struck)
 
         handle = self.modules[flips.layer.path].register_forward_hook(flip_output)
         try:
@@ -212,15 +213,26 @@ class Injector(fault_injection):
                 weight[index] = original
 
 
-def flip_rows(output: Tensor, flips: Flips) -> tuple[Tensor, Tensor, Tensor]:
-    """Flip one bit in each row of a layer's output.
+@dataclass(frozen=True)
+class Struck:
+    """Where flips strike a layer's output, and with what.
+
+    Attributes:
+        index: of each struck value, one tensor (B,) per dimension of the output.
+        original, error: the values before and after, (B,).
+    """
+
+    index: tuple[Tensor, ...]
+    original: Tensor
+    error: Tensor
+
+
+def strike(output: Tensor, flips: Flips) -> Struck:
+    """Find the values of a layer's output that flips strike, one per image.
 
     Args:
         output: (B, ...) or (B * windows, ...), left untouched; need not be contiguous.
         flips: B flips.
-
-    Returns:
-        The faulty copy of ``output``, and the B values before and after.
     """
     layer = flips.layer
     if output.numel() != len(flips) * math.prod(layer.shape):
@@ -233,11 +245,15 @@ def flip_rows(output: Tensor, flips: Flips) -> tuple[Tensor, Tensor, Tensor]:
         index.insert(0, image)
     # One transfer for all coordinates and bits; indexing, unlike a view, works for every memory format, and keeps it.
     *where, chosen = torch.from_numpy(np.stack([*index, flips.bit])).to(output.device).unbind()
-    faulty = output.clone()
     original = output[tuple(where)]
-    error = bits.flip(original, chosen)
-    faulty[tuple(where)] = error
-    return faulty, original, error
+    return Struck(tuple(where), original, bits.flip(original, chosen))
+
+
+def flip_rows(output: Tensor, struck: Struck) -> Tensor:
+    """A copy of a layer's output, in its memory format, with the struck values flipped."""
+    faulty = output.clone()
+    faulty[struck.index] = struck.error
+    return faulty
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

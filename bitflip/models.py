@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,6 +84,12 @@ def check(settings: Hyperparameters) -> list[str]:
                 f"model_name (--model-name): {settings.dataset} has no model {name!r}; {nearest(name, known)} "
                 "(or your own as FILE.py:factory)"
             )
+    size, channels = settings.img_size, settings.channels
+    if name == digits.NAME and (size not in digits.SIDES or channels != 3):
+        problems.append(
+            f"img_size, channels (--img-size, --channels): {name} takes 3 channels of {digits.SIDES[0]} to "
+            f"{digits.SIDES[-1]} pixels a side, got {channels} of {size}"
+        )
     if settings.weights is not None and not settings.weights.is_file():
         problems.append(
             f"weights (--weights): expected the path of a state dict, but there is no file {settings.weights}"
@@ -156,7 +163,7 @@ def _torchvision(name: str, published: bool) -> tuple[nn.Module, str, str]:
     source = f"torchvision {torchvision.__version__}"
     if not published:
         return torchvision.models.get_model(name, weights=None), source, ""
-    with _explained(f"the weights of {name}"):
+    with _explained(f"{name} of {source}"):
         return torchvision.models.get_model(name, weights=weights), source, str(weights)
 
 
@@ -168,11 +175,8 @@ def _hub(settings: Hyperparameters, entry: str, published: bool) -> tuple[nn.Mod
     else:
         source = f"{HUB_REPOSITORY}:{HUB_COMMIT}"
         load_entry = functools.partial(torch.hub.load, source, entry, skip_validation=True, trust_repo=True)
-    with _explained(f"{HUB_REPOSITORY} or its weights"), _safe_downloads():
-        try:
-            model = load_entry(pretrained=published, verbose=False)
-        except (RuntimeError, ImportError) as error:  # no such entry, a hash that does not match, a broken checkout
-            raise BadInput(f"model_name (--model-name): {source} can't load {entry}: {error}") from error
+    with _explained(f"{entry} of {source}"), _safe_downloads():
+        model = load_entry(pretrained=published, verbose=False)
     return model, source, f"published with {entry}"
 
 
@@ -190,7 +194,7 @@ def _safe_downloads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn a failed download into a sentence that says what to do."""
+    """Turn a failed download, or code or weights that fail, into a sentence."""
     try:
         yield
     except OSError as error:  # URLError, HTTPError, a time-out and a closed connection are all OSErrors
@@ -199,6 +203,15 @@ def _explained(what: str) -> Iterator[None]:
             "local checkout with --hub-path (CIFAR) and a state dict with --weights, or try --dataset digits, "
             "which needs no download"
         ) from error
+    except Exception as error:  # a checkout's code can raise anything, and so can a damaged file of weights
+        raise BadInput(f"model_name (--model-name): {what} can't be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why loading failed, in one line."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's words are a page on how to load it unsafely
+        return "the weights are damaged, or hold code beside tensors"
+    return _shortened(f"{type(error).__name__}: {error}")
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -206,23 +219,25 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
-        reason = str(error).strip().split("\n")[0]
-        raise BadInput(f"weights (--weights): {path} is no state dict that can be loaded safely: {reason}") from error
+        raise BadInput(
+            f"weights (--weights): {path} is no state dict that can be loaded safely: {_reason(error)}"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise BadInput(f"weights (--weights): expected a state dict of tensors in {path}, got {type(state).__name__}")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).split("\n")[1:]]
-        raise BadInput(f"weights (--weights): {path} does not fit the model: {_shortened(' '.join(lines))}") from error
+        _, _, misfits = str(error).partition("\n")
+        raise BadInput(f"weights (--weights): {path} does not fit the model: {_shortened(misfits)}") from error
 
 
 def _shortened(text: str, limit: int = 400) -> str:
-    return text if len(text) <= limit else text[:limit] + " ..."
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[:limit] + " ..."
 
 
 def _digest(model: nn.Module) -> str:

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from bitflip import bits, digits, faults
 from bitflip.errors import BadInput
 from bitflip.faults import Flips, Target
-from bitflip.injection import Injector, WithInput, flip_rows
-from bitflip.layers import Layer
+from bitflip.injection import Injector, WithInput
 
 SHAPE = (3, 8, 8)
 TINY_LAYERS = [
@@ -420,12 +419,32 @@ def test_other_value_types(dtype: torch.dtype) -> None:
 
 def test_rows_of_a_batch_that_is_folded_into_windows() -> None:
     """(B * windows, ...), as window attention has it: each image's flip is among its own windows."""
-    layer = Layer(0, "attn", 0, "Linear", (4, 5, 6), True, 32, None, 0)
-    output, flips = random_images(12, 5, 6), faults.neurons(7, layer, 0, 3)
-    faulty, original, error = flip_rows(output, flips)
-    assert same_bits(faulty.view(3, 4, 5, 6), struck(output.view(3, 4, 5, 6), flips))
-    assert torch.equal(original, output.view(3, -1)[torch.arange(3), torch.from_numpy(flips.element)])
-    assert same_bits(error, bits.flip(original, torch.from_numpy(flips.bit)))
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = nn.Linear(16, 16)
+            self.linear = nn.Linear(192, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = self.attend(x.reshape(-1, 3, 16))  # (B, 3, 8, 8) -> (4 B, 3, 16)
+            logits: Tensor = self.linear(windows.reshape(len(x), -1))
+            return logits
+
+    model, images = scatter(Windows()).eval(), random_images(8, *SHAPE)
+    injector = injector_of(model, with_input=False)
+    layer = injector.layers[0]
+    assert (layer.path, layer.shape) == ("attend", (4, 3, 16))
+    flips = faults.neurons(7, layer, 0, 8)
+    with torch.no_grad():
+        rows = F.linear(
+            images.reshape(-1, 3, 16), *(model.get_parameter(f"attend.{name}") for name in ("weight", "bias"))
+        )
+        expected = model.get_submodule("linear")(struck(rows.reshape(8, 4, 3, 16), flips).reshape(8, -1))
+        with injector.neurons(flips) as injected:
+            assert same_bits(model(images), expected)
+    assert torch.equal(injected.original, rows.reshape(8, -1)[torch.arange(8), torch.from_numpy(flips.element)])
+    assert same_bits(injected.error, bits.flip(injected.original, torch.from_numpy(flips.bit)))
 
 
 def test_a_batch_of_another_size_than_the_flips_is_an_error(tiny: nn.Module) -> None:

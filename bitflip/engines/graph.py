@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from bitflip.engines.windows import Kind, kind_of
 from bitflip.layers import Layer
 
 _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
@@ -60,6 +61,7 @@ class Step:
         dead: results that no later step reads.
         layout: of its result.
         layer: the layer's (path, call) if the step is the call of a leaf module, otherwise None.
+        kind: what it does to a window of pixels.
         masks: whether it often makes different inputs equal (activation, pooling), and one tensor of rows comes out.
     """
 
@@ -68,6 +70,7 @@ class Step:
     dead: tuple[fx.Node, ...]
     layout: Layout
     layer: tuple[str, int] | None
+    kind: Kind
     masks: bool
 
 
@@ -95,7 +98,7 @@ class Program:
         self, model: nn.Module, modules: dict[str, nn.Module], layers: Sequence[Layer], images: Tensor
     ) -> None:
         self.model = model
-        self._modules = dict(model.named_modules())
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
         try:
             graph = _LeafTracer().trace(model)
         except Exception as error:  # tracing runs the model's own code on stand-ins, and that can raise anything
@@ -119,13 +122,17 @@ class Program:
         for i, node in enumerate(nodes[1:-1], start=1):
             layer = None
             if node.op == "call_module":
-                path = paths.get(id(self._modules[str(node.target)]))
+                path = paths.get(id(self.module(node)))
                 if path is not None:
                     layer = (path, calls[path])
                     calls[path] += 1
             layout = layouts[node]
             masks = isinstance(layout, Rows) and layout.dim == 0 and self._masks(node)
-            self.steps.append(Step(node, tuple(node.all_input_nodes), tuple(dead.get(i, ())), layout, layer, masks))
+            module = self.module(node) if node.op == "call_module" else None
+            kind = kind_of(node, module) if layout == Rows(0, 1) else Kind.OTHER
+            self.steps.append(
+                Step(node, tuple(node.all_input_nodes), tuple(dead.get(i, ())), layout, layer, kind, masks)
+            )
         self.layouts = layouts
         missing = {(item.path, item.call) for item in layers} - {step.layer for step in self.steps}
         if missing:
@@ -137,25 +144,29 @@ class Program:
             return operator.attrgetter(str(node.target))(self.model)
         args, kwargs = map_arg(node.args, load), map_arg(node.kwargs, load)
         if node.op == "call_module":
-            return self._modules[str(node.target)](*args, **kwargs)
+            return self.module(node)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that an operation calls."""
+        return self._modules[str(node.target)]
 
     def readers(self, parameter: Tensor) -> int:
         """How many steps read a parameter."""
         count = 0
         for step in self.steps:
             if step.node.op == "call_module":
-                count += any(p is parameter for p in self._modules[str(step.node.target)].parameters())
+                count += any(p is parameter for p in self.module(step.node).parameters())
             elif step.node.op == "get_attr":
                 count += operator.attrgetter(str(step.node.target))(self.model) is parameter
         return count
 
     def _masks(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return type(self._modules[str(node.target)]).__module__ in _MASKING_MODULES
+            return type(self.module(node)).__module__ in _MASKING_MODULES
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         return node.op in ("call_function", "call_method") and bool(_MASKING_FUNCTION.search(name))
 

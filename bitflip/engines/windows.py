@@ -1,0 +1,246 @@
+"""Faulty values as small windows on clean ones.
+
+A flip starts as one number. Element-wise layers keep it at one pixel, a convolution or pooling of kernel k spreads it
+over a window that grows by k - 1 pixels and shrinks with the stride; everything outside is clean. So as long as the
+window is small, only the window is computed: gather it with its surroundings from the clean values, put the faulty
+contents in, run the layer without padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import torch
+from torch import Tensor, fx, nn
+
+from bitflip.injection import Struck
+
+WIDEST = 0.6  # share of the map beyond which a window is not worth its gathering
+
+
+class Kind(Enum):
+    """What a step does to a window."""
+
+    POINTWISE = auto()  # pixel by pixel, of one value: normalisation, activation
+    SUM = auto()  # of two values, pixel by pixel
+    SPREAD = auto()  # convolution or pooling
+    OTHER = auto()  # needs the whole map
+
+
+@dataclass
+class Window:
+    """Rows of a (B, C, H, W) value that are clean outside a window of (h, w) pixels.
+
+    Attributes:
+        top, left: of each row's window, (S,).
+        contents: (S, C, h, w).
+    """
+
+    top: Tensor
+    left: Tensor
+    contents: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.contents.shape[2], self.contents.shape[3]
+
+    @classmethod
+    def around(cls, output: Tensor, struck: Struck) -> Window:
+        """The struck values of a clean output (B, C, H, W), each in the pixel that it is in."""
+        image, channel, y, x = struck.index
+        contents = crop(output, image, y, x, (1, 1))
+        contents[image, channel, 0, 0] = struck.error
+        return cls(y, x, contents)
+
+    def having(self, contents: Tensor) -> Window:
+        """The same windows with other contents."""
+        return Window(self.top, self.left, contents)
+
+    def seen_from(self, other: Window) -> Window:
+        """The same contents, with corners relative to those of another window."""
+        return Window(self.top - other.top, self.left - other.left, self.contents)
+
+    def head(self, count: int) -> Window:
+        """The windows of the first rows, without a copy."""
+        return Window(self.top[:count], self.left[:count], self.contents[:count])
+
+    def pick(self, rows: Tensor) -> Window:
+        """The windows of some rows, which may repeat."""
+        return Window(self.top[rows], self.left[rows], _rows(self.contents, rows))
+
+    def crop(self, clean: Tensor, image: Tensor) -> Tensor:
+        """What is in the windows of the clean value, (S, C, h, w)."""
+        return crop(clean, image, self.top, self.left, self.size)
+
+    def paste(self, rows: Tensor) -> Tensor:
+        """Put the contents into the rows' clean values, (S, C, H, W), in place."""
+        height, width = self.size
+        row = torch.arange(len(rows), device=rows.device)
+        y = self.top[:, None] + torch.arange(height, device=rows.device)
+        x = self.left[:, None] + torch.arange(width, device=rows.device)
+        target = rows.permute(0, 2, 3, 1)
+        target[row[:, None, None], y[:, :, None], x[:, None, :]] = self.contents.permute(0, 2, 3, 1)
+        return rows
+
+
+def join(windows: list[Window]) -> Window:
+    """Windows of one size as one group."""
+    return Window(
+        torch.cat([w.top for w in windows]),
+        torch.cat([w.left for w in windows]),
+        torch.cat([w.contents for w in windows]),
+    )
+
+
+def crop(clean: Tensor, image: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """Windows of a batch's value: (B, C, H, W) and S corners -> (S, C, h, w), channels last."""
+    y = top[:, None] + torch.arange(size[0], device=clean.device)
+    x = left[:, None] + torch.arange(size[1], device=clean.device)
+    return clean.permute(0, 2, 3, 1)[image[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The geometry of a convolution or pooling, (vertical, horizontal) each, and what it pads with."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    fill: float
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Spread | None:
+        """The geometry of a module, or None if the module spreads a window in another way."""
+        if type(module) is nn.Conv2d:
+            plain = module.dilation == (1, 1) and module.padding_mode == "zeros" and isinstance(module.padding, tuple)
+            kernel, stride, padding = module.kernel_size, module.stride, module.padding
+            return cls(kernel, stride, padding, 0.0) if plain else None  # type: ignore[arg-type]
+        if type(module) is nn.MaxPool2d:
+            plain = _pair(module.dilation) == (1, 1) and not module.ceil_mode and not module.return_indices
+            geometry = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
+            return cls(*geometry, -torch.inf) if plain else None
+        if type(module) is nn.AvgPool2d:
+            plain = _pair(module.padding) == (0, 0) and not module.ceil_mode and module.divisor_override is None
+            return cls(_pair(module.kernel_size), _pair(module.stride), (0, 0), 0.0) if plain else None
+        return None
+
+    def size(self, size: tuple[int, int], whole: torch.Size) -> tuple[int, int]:
+        """Size of the output's window, from the size of the input's window and of the output's whole map."""
+        return tuple(  # type: ignore[return-value]
+            min((n + k - 2) // s + 1, limit)
+            for n, k, s, limit in zip(size, self.kernel, self.stride, whole[2:], strict=True)
+        )
+
+    def patches(self, window: Window, padded: Tensor, image: Tensor, whole: torch.Size) -> tuple[Tensor, Window]:
+        """What the output's window is computed from.
+
+        Args:
+            window: of the input.
+            padded: the clean input with its padding, (B, C, H + 2 p, W + 2 p).
+            image: of each row, (S,).
+            whole: shape of the clean output.
+
+        Returns:
+            The faulty input around the windows, (S, C, ., .), to be run without padding, and the output's windows,
+            with no contents yet.
+        """
+        size = self.size(window.size, whole)
+        corners, starts, extent = [], [], []
+        for d, corner in enumerate((window.top, window.left)):
+            k, s, p = self.kernel[d], self.stride[d], self.padding[d]
+            # The first output that reads the window's first pixel; moved so that the window lies within the map.
+            first = torch.div(corner + p - k + s, s, rounding_mode="floor").clamp(0, whole[2 + d] - size[d])
+            corners.append(first)
+            starts.append(first * s)
+            extent.append((size[d] - 1) * s + k)
+        patch = crop(padded, image, starts[0], starts[1], (extent[0], extent[1]))
+        inside = Window(
+            window.top + self.padding[0] - starts[0], window.left + self.padding[1] - starts[1], window.contents
+        )
+        # With a stride, the last pixels of a window can lie beyond all that the outputs read.
+        patch = inside.paste(patch) if self.stride == (1, 1) else overlay(patch, inside)
+        return patch, Window(corners[0], corners[1], patch)
+
+    def clean_patches(self, window: Window, padded: Tensor, image: Tensor) -> Tensor:
+        """What the output's windows are computed from when nothing is faulty."""
+        top, left = window.top * self.stride[0], window.left * self.stride[1]
+        height, width = ((n - 1) * s + k for n, s, k in zip(window.size, self.stride, self.kernel, strict=True))
+        return crop(padded, image, top, left, (height, width))
+
+
+def unpadded(module: nn.Module, patch: Tensor) -> Tensor:
+    """Run a convolution or pooling without its padding."""
+    if isinstance(module, nn.Conv2d):
+        return nn.functional.conv2d(patch, module.weight, module.bias, module.stride, 0, 1, module.groups)
+    if isinstance(module, nn.MaxPool2d):
+        return nn.functional.max_pool2d(patch, module.kernel_size, module.stride)
+    assert isinstance(module, nn.AvgPool2d)
+    return nn.functional.avg_pool2d(patch, module.kernel_size, module.stride)
+
+
+def overlay(base: Tensor, window: Window) -> Tensor:
+    """Put the contents into a base (S, C, H, W), leaving out the pixels that lie outside of it; a new tensor."""
+    count, channels, height, width = base.shape
+    canvas = base.new_empty(count, height + 1, width + 1, channels)  # outside pixels go to the last row and column
+    canvas[:, :height, :width] = base.permute(0, 2, 3, 1)
+    row = torch.arange(count, device=base.device)
+    y = window.top[:, None] + torch.arange(window.size[0], device=base.device)
+    x = window.left[:, None] + torch.arange(window.size[1], device=base.device)
+    y = torch.where((y < 0) | (y >= height), height, y)
+    x = torch.where((x < 0) | (x >= width), width, x)
+    canvas[row[:, None, None], y[:, :, None], x[:, None, :]] = window.contents.permute(0, 2, 3, 1)
+    return canvas[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def padded(clean: Tensor, spread: Spread) -> Tensor:
+    """A clean value with its padding around it."""
+    if spread.padding == (0, 0):
+        return clean
+    vertical, horizontal = spread.padding
+    return nn.functional.pad(clean, (horizontal, horizontal, vertical, vertical), value=spread.fill)
+
+
+_POINTWISE_MODULES = (
+    *(nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU),
+    *(nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
+)
+_POINTWISE_FUNCTIONS = {
+    "relu",
+    "relu_",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "gelu",
+    "hardswish",
+    "sigmoid",
+    "tanh",
+    "dropout",
+}
+_SUM_FUNCTIONS = {"add", "iadd", "add_"}
+
+
+def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
+    """What an operation does to a window; ``module`` is the one that it calls, if it does."""
+    if module is not None:
+        if type(module) in _POINTWISE_MODULES:
+            return Kind.POINTWISE
+        return Kind.SPREAD if Spread.of(module) is not None else Kind.OTHER
+    if node.op not in ("call_function", "call_method"):
+        return Kind.OTHER
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name in _POINTWISE_FUNCTIONS and len(node.all_input_nodes) == 1:
+        return Kind.POINTWISE
+    if name in _SUM_FUNCTIONS and len(node.all_input_nodes) == 2:
+        return Kind.SUM
+    return Kind.OTHER
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _rows(value: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a channels-last (S, C, h, w), channels last again."""
+    return value.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)

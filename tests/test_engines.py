@@ -1,0 +1,331 @@
+"""The wave engine against the reference: the same faults, the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from bitflip import digits, engines, faults
+from bitflip.engines import Engine
+from bitflip.engines import wave as wave_module
+from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.reference import Reference
+from bitflip.engines.wave import Budget, Wave
+from bitflip.faults import Flips, Target
+from bitflip.injection import Injector, WithInput
+from bitflip.layers import Layer
+from bitflip.outcomes import BatchOutcomes
+
+# Where a kernel rounds differently for another batch size, logits may differ by so much of the largest clean logit.
+TOLERANCE = 1e-4
+
+
+class Recorder(BatchOutcomes):
+    """Keeps the logits of every fault; those of masked faults are the clean ones."""
+
+    def clean(self, logits: Tensor) -> None:
+        super().clean(logits)
+        self.clean_logits = logits
+
+    def finished(self, faults: Tensor, logits: Tensor) -> None:
+        super().finished(faults, logits)
+        self.found: dict[int, Tensor] = getattr(self, "found", {})
+        for fault, row in zip(faults.tolist(), logits, strict=True):
+            assert fault not in self.found, "a fault was reported twice"
+            self.found[fault] = row
+
+    def logits(self) -> Tensor:
+        """Of all faults, (slots, images, classes)."""
+        slots, images = self.top1.shape
+        found = getattr(self, "found", {})
+        rows = [found.get(s * images + i, self.clean_logits[i]) for s in range(slots) for i in range(images)]
+        return torch.stack(rows).unflatten(0, (slots, images))
+
+
+def record(engine: Engine, target: Target, images: Tensor, flips: list[Flips]) -> tuple[Recorder, int]:
+    done: list[int] = []
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    recorder = Recorder(labels, flips, 0, 0, done.append)
+    with torch.no_grad():
+        (engine.neurons if target == "neuron" else engine.weights)(images, flips, recorder)
+    return recorder, sum(done)
+
+
+def sampled(injector: Injector, target: Target, images: int, layers: int, repeats: int = 2) -> list[Flips]:
+    fit = [layer for layer in injector.layers if (layer.per_image if target == "neuron" else layer.weight_shape)]
+    chosen: list[Layer] = [fit[i * len(fit) // layers] for i in range(min(layers, len(fit)))]
+    if target == "neuron":
+        return [faults.neurons(5, layer, 0, images, repeat=r) for layer in chosen for r in range(repeats)]
+    return [faults.weight(5, layer, 0, repeat=r) for layer in chosen for r in range(repeats)]
+
+
+def assert_same(expected: Recorder, got: Recorder) -> None:
+    clean, a, b = expected.clean_logits, expected.logits(), got.logits()
+    tolerance = TOLERANCE * float(clean.abs().max())
+    assert torch.allclose(clean, got.clean_logits, rtol=0, atol=tolerance)
+    expected.to_host()
+    got.to_host()
+    top2 = a.nan_to_num().topk(2, dim=2).values
+    near_tie = (top2[..., 0] - top2[..., 1]).abs() <= 2 * tolerance
+    differs = expected.top1 != got.top1
+    assert not (differs & ~near_tie).any(), f"{int(differs.sum())} of {differs.numel()} faults end otherwise"
+    assert torch.equal(a.isnan(), b.isnan())
+    small = (a - clean).abs() <= 100 * float(clean.abs().max())  # far larger ones multiply the rounding of the input
+    assert torch.allclose(a[small], b[small], rtol=1e-3, atol=100 * tolerance)
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Random weights with BatchNorm statistics unlike those of a fresh model, so that flips are not all masked."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+    return model.eval().requires_grad_(False)
+
+
+class InPlace(nn.Module):
+    """In-place functions, a reused ReLU, residuals, sizes taken from the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        y = self.relu(self.conv1(x))
+        y = self.conv2(y)
+        y += x
+        y = nn.functional.max_pool2d(self.relu(y), 2)
+        batch = y.size(0)
+        tokens = y.view(batch, 8, -1).transpose(1, 2)  # (B, pixels, 8)
+        tokens = torch.cat([self.token.expand(batch, -1, -1), tokens], dim=1)
+        out: Tensor = self.head(tokens.mean(1).clamp_(min=-1.0))
+        return out
+
+
+class Tied(nn.Module):
+    """One module called twice, and one weight read by a function: a weight flip strikes every use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(torch.relu(self.conv(x))))
+        return nn.functional.linear(self.fc(x.mean((2, 3))), self.fc.weight)
+
+
+def trained_digits() -> nn.Module:
+    model = digits.build()
+    model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))
+    return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[], nn.Module]
+    size: int = 32
+    layers: int = 10
+
+
+def tv(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **kwargs)
+        return model
+
+    return build
+
+
+def vit() -> nn.Module:
+    model: nn.Module = torchvision.models.VisionTransformer(16, 4, 2, 2, 16, 32, num_classes=10)
+    nn.init.normal_(model.heads.head.weight)  # zero in a fresh model
+    return model
+
+
+def swin() -> nn.Module:
+    model: nn.Module = torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=10)
+    return model
+
+
+CASES = {
+    "vgg": Case(trained_digits, layers=100),
+    "vgg11_bn": Case(tv("vgg11_bn", num_classes=10), layers=8),
+    "resnet18": Case(tv("resnet18"), size=48, layers=16),
+    "resnet50": Case(tv("resnet50"), size=64),
+    "mobilenet_v2": Case(tv("mobilenet_v2")),
+    "shufflenet_v2": Case(tv("shufflenet_v2_x0_5"), size=48),
+    "densenet121": Case(tv("densenet121")),
+    "googlenet": Case(tv("googlenet", init_weights=False), size=64),
+    "efficientnet_b0": Case(tv("efficientnet_b0"), size=48),
+    "convnext": Case(tv("convnext_tiny"), layers=8),
+    "vit": Case(vit, size=16),
+    "swin": Case(swin),
+    "in_place": Case(InPlace, layers=20),
+    "tied": Case(Tied, size=8),
+}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, Tensor, int]]:
+    chosen = CASES[request.param]
+    torch.manual_seed(0)
+    model = lively(chosen.build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if chosen.build is trained_digits:
+        images = digits.load("test").tensors[0][:8]
+    else:
+        images = torch.randn(3, 3, chosen.size, chosen.size)
+    yield model, images.contiguous(memory_format=torch.channels_last), chosen.layers
+
+
+def built(model: nn.Module, target: Target, images: Tensor) -> tuple[Injector, Program]:
+    size = (images.shape[1], images.shape[2], images.shape[3])
+    injector = Injector(WithInput(model) if target == "neuron" else model, len(images), size)
+    return injector, Program(injector.original_model, injector.modules, injector.layers, images)
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_wave_equals_reference(case: tuple[nn.Module, Tensor, int], target: Target) -> None:
+    model, images, layers = case
+    injector, program = built(model, target, images)
+    flips = sampled(injector, target, len(images), layers)
+    expected, _ = record(Reference(injector), target, images, flips)
+    got, done = record(Wave(injector, program, Budget(rows=16, bytes=1 << 28)), target, images, flips)
+    assert done == len(flips) * len(images), "progress counts every fault once"
+    assert_same(expected, got)
+
+
+@pytest.mark.parametrize(
+    ("budget", "windows"),
+    [
+        pytest.param(Budget(rows=16, bytes=1), True, id="pool-swept-after-every-fork"),
+        pytest.param(Budget(rows=1, bytes=1 << 28), True, id="one-row-at-a-time"),
+        pytest.param(Budget(rows=3, bytes=1 << 20), True, id="odd-chunks-and-some-sweeps"),
+        pytest.param(Budget(rows=1024, bytes=1 << 30), True, id="all-rows-at-once"),
+        pytest.param(Budget(rows=16, bytes=1 << 28), False, id="whole-maps-only"),
+    ],
+)
+@pytest.mark.parametrize("build", [trained_digits, InPlace], ids=["vgg", "in_place"])
+def test_budget_changes_nothing(build: Callable[[], nn.Module], budget: Budget, windows: bool) -> None:
+    torch.manual_seed(0)
+    model = lively(build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = digits.load("test").tensors[0][:6].contiguous(memory_format=torch.channels_last)
+    injector, program = built(model, "neuron", images)
+    flips = sampled(injector, "neuron", len(images), 100)
+    expected, _ = record(Reference(injector), "neuron", images, flips)
+    got, _ = record(Wave(injector, program, budget, windows=windows), "neuron", images, flips)
+    assert_same(expected, got)
+
+
+def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that rounds a window unlike the whole map must not make clean pixels look faulty."""
+    model = trained_digits().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = digits.load("test").tensors[0][:8].contiguous(memory_format=torch.channels_last)
+    injector, program = built(model, "neuron", images)
+    flips = sampled(injector, "neuron", len(images), 100)
+    expected, _ = record(Reference(injector), "neuron", images, flips)
+    real = wave_module.unpadded
+    calls = []
+
+    def rounds_differently(module: nn.Module, patch: Tensor) -> Tensor:
+        calls.append(module)
+        return real(module, patch) * (1 + 2**-20)
+
+    monkeypatch.setattr(wave_module, "unpadded", rounds_differently)
+    wave = Wave(injector, program, Budget(rows=16, bytes=1 << 28))
+    got, _ = record(wave, "neuron", images, flips)
+    assert calls
+    assert not any(wave._exact.values()), "the probe did not see it"
+    assert_same(expected, got)
+    masked = (expected.logits() == expected.clean_logits).all(dim=2)
+    still = (got.logits() == got.clean_logits).all(dim=2)
+    assert (masked & ~still).float().mean() < 0.02, "faults that are masked stay in the pool"
+
+
+def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained_digits().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = digits.load("test").tensors[0][:8].contiguous(memory_format=torch.channels_last)
+    injector, program = built(model, "neuron", images)
+    flips = sampled(injector, "neuron", len(images), 100)
+    expected, _ = record(Reference(injector), "neuron", images, flips)
+    real, refused = nn.Linear.forward, []
+
+    def small_device(self: nn.Linear, x: Tensor) -> Tensor:
+        if len(x) > 8:  # the clean batch has 8 images
+            refused.append(len(x))
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", small_device)
+    got, _ = record(Wave(injector, program, Budget(rows=64, bytes=1 << 28)), "neuron", images, flips)
+    assert refused
+    assert_same(expected, got)
+
+
+class DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y.mean((2, 3)) if y.sum() > 0 else y.amax((2, 3))
+
+
+class MixesImages(DataDependent):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return (y - y.mean(0, keepdim=True)).mean((2, 3))
+
+
+class ChangesWhatIsNeeded(DataDependent):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        z = y.relu_()
+        return (y + z).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(DataDependent, "torch.fx can't trace it"), (MixesImages, "mixes the images"), (ChangesWhatIsNeeded, "in place")],
+)
+def test_what_cannot_be_traced_runs_on_the_reference_engine(model: type[nn.Module], reason: str) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    injector = Injector(model(), 2, (3, 8, 8))
+    with pytest.raises(Untraceable, match=reason):
+        Program(injector.original_model, injector.modules, injector.layers, images)
+    engine, note = engines.build("wave", injector, images)
+    assert engine.name == "reference"
+    assert note is not None
+    assert reason in note
+
+
+def test_traced_models_run_on_the_wave_engine() -> None:
+    injector = Injector(WithInput(trained_digits()), 2, (3, 32, 32))
+    engine, note = engines.build("wave", injector, torch.randn(2, 3, 32, 32))
+    assert (engine.name, note) == ("wave", None)
+
+
+def test_no_flip_no_fault() -> None:
+    """Without flips the wave is one clean pass."""
+    model = trained_digits()
+    images = digits.load("test").tensors[0][:4]
+    injector, program = built(model, "neuron", images)
+    got, done = record(Wave(injector, program, Budget(16, 1 << 20)), "neuron", images, [])
+    assert done == 0
+    with torch.no_grad():
+        assert torch.equal(got.clean_logits, model(images))
