@@ -1,0 +1,78 @@
+"""A published fault campaign on ResNet-20 and CIFAR-10: numbers that nobody here produced."""
+
+from __future__ import annotations
+
+import ast
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, RunScript
+from torch import Tensor
+
+from bitflip import datasets, hyperparameters, models
+from bitflip.faults import Flips
+from bitflip.injection import Injector
+
+ANCHOR = ROOT.parent / "shared" / "anchors" / "cifar10-resnet20"
+ARGUMENTS = (
+    *("--dataset", "cifar10", "--model-name", f"{ANCHOR / 'resnet20.py'}:build"),
+    *("--input-path", ANCHOR / "images", "--weights", ANCHOR / "resnet20.pt"),
+)
+CORRECT = 912  # of 1000, as published
+IMAGES_PUBLISHED = 10_000
+TOLERANCE = 0.03  # these 1000 images are a sample of the published 10,000; the largest difference known is 0.018
+
+pytestmark = pytest.mark.skipif(not ANCHOR.is_dir(), reason="the published campaign is not beside the checkout")
+
+
+@pytest.mark.parametrize(("script", "prefix"), [("neuron.py", "neuron_"), ("weight.py", "weight_")])
+def test_scripts_find_the_published_clean_accuracy(
+    script: str, prefix: str, run_script: RunScript, tmp_path: Path
+) -> None:
+    """And bit 1, the top exponent bit, breaks what a random bit rarely does."""
+    chosen = ("--layer-type", "Conv2d", "--layer-num", "0,18", "--bit-flip-pos", "1", "--seed", "7")
+    done = run_script(script, *ARGUMENTS, *chosen, "--output-path", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert f"Clean accuracy: {CORRECT} / 1000 = 91.20%" in done.out
+    with (tmp_path / f"{prefix}resnet20-build_cifar10_7.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["conv1", "layer3.2.conv2"]
+    assert all(int(row["correct"]) == CORRECT for row in rows)
+    assert int(rows[0]["misclassified"]) > 0.1 * CORRECT
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """The first 1000 test images, preprocessed."""
+    settings, _ = hyperparameters.read([str(argument) for argument in ARGUMENTS])
+    return torch.cat([batch for batch, _ in datasets.batches(datasets.load(settings), 250, drop_last=False)])
+
+
+@pytest.fixture(scope="module")
+def injector() -> Injector:
+    settings, _ = hyperparameters.read([str(argument) for argument in ARGUMENTS])
+    return Injector(models.load(settings).model, 250, (3, 32, 32))
+
+
+def top1(injector: Injector, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([injector.original_model(batch).argmax(dim=1) for batch in torch.split(images, 250)])
+
+
+@pytest.mark.parametrize("number", [2, 144, 5436, 0], ids="injection {}".format)
+def test_a_published_weight_fault(number: int, injector: Injector, images: Tensor) -> None:
+    """The share of inferences whose top-1 changes is the published one."""
+    with (ANCHOR / "published_faults.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if int(row["Injection"]) == number)
+    (layer,) = (layer for layer in injector.layers if layer.path == row["Layer"])
+    assert layer.weight_shape is not None
+    element = np.ravel_multi_index(ast.literal_eval(row["TensorIndex"]), layer.weight_shape)
+    bit = 31 - int(row["Bit"])  # published from the least significant end
+    flips = Flips(layer, np.array([element]), np.array([bit]))
+    clean = top1(injector, images)
+    with injector.weight(flips):
+        critical = (top1(injector, images) != clean).double().mean().item()
+    assert critical == pytest.approx(int(row["critical"]) / IMAGES_PUBLISHED, abs=TOLERANCE)

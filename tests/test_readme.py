@@ -1,0 +1,97 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitflip.hyperparameters import Hyperparameters
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SAMPLES = ROOT / "sample-output"
+RUNS = {"main": "", "neuron": "neuron_", "weight": "weight_"}
+
+
+def table() -> dict[str, str]:
+    """The README's table of hyperparameters: name -> default."""
+    rows = README.split("<!-- hyperparameters -->")[1].split("\n\n")[0].strip().splitlines()[2:]
+    return {
+        name.strip(" `"): default.strip(" `") for name, default, _ in (row.strip("|").split("|", 2) for row in rows)
+    }
+
+
+def test_the_table_of_hyperparameters_is_complete() -> None:
+    assert sorted(table()) == sorted(Hyperparameters.model_fields)
+
+
+@pytest.mark.parametrize("name", Hyperparameters.model_fields)
+def test_the_defaults_are_those_of_the_program(name: str) -> None:
+    default = Hyperparameters.model_fields[name].default
+    if default is not None:  # the others are said in words
+        assert table()[name] == {False: "off"}.get(default, str(default))
+
+
+def test_the_numbers_are_those_of_the_sample_run() -> None:
+    sample = (SAMPLES / "digits_vgg_digits_1234.txt").read_text().splitlines()
+    shown = README.split("```\ndigits_vgg on digits")[1].split("...")[0].splitlines()[1:]
+    assert len(shown) > 3
+    assert not set(shown) - set(sample)
+
+
+def test_the_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The sample run of a script, done again as its ``.json`` says."""
+    stem = f"{RUNS[request.param]}digits_vgg_digits_1234"
+    settings: dict[str, Any] = json.loads((SAMPLES / f"{stem}.json").read_text())["settings"]
+    folder = tmp_path_factory.mktemp(request.param)
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in settings.items()
+        if value is not None and name not in ("output_path", "detailed_log", "drop_last")
+    ]
+    command = [sys.executable, f"{request.param}.py", *flags, "--detailed-log", f"--output-path={folder}"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=240, capture_output=True)
+    return folder, stem
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+def test_sample_output_is_what_the_scripts_write(run: tuple[Path, str], suffix: str) -> None:
+    folder, stem = run
+    assert (folder / f"{stem}{suffix}").read_text() == (SAMPLES / f"{stem}{suffix}").read_text()
+
+
+def test_sample_detail_names_the_same_faults(run: tuple[Path, str]) -> None:
+    """All but the values themselves, whose last bits are the processor's."""
+    folder, stem = run
+    value = re.compile(r"(Original|Error) (value|binary): [^,]+")
+    old, new = ((f / f"{stem}_detailed.txt").read_text() for f in (SAMPLES, folder))
+    assert value.sub("", new) == value.sub("", old)
+    assert "Flip bit: " in new
+
+
+def test_sample_json_has_the_same_keys(run: tuple[Path, str]) -> None:
+    folder, stem = run
+    old, new = (json.loads((f / f"{stem}.json").read_text()) for f in (SAMPLES, folder))
+    assert new.keys() == old.keys()
+    assert new["layers"] == old["layers"]
+    assert new["model"] == old["model"]
+    differing = {key for key in new["settings"] if new["settings"][key] != old["settings"][key]}
+    assert differing == {"output_path"}
+
+
+def test_no_other_sample_is_left_over() -> None:
+    assert {p.name.split("digits_vgg")[0] for p in SAMPLES.iterdir()} == set(RUNS.values())
+    assert shutil.which("git") is None or not list(SAMPLES.glob(".*"))
