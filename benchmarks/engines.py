@@ -138,6 +138,7 @@ def summary(runs: list[Measured], images: int, layers: int) -> dict[str, Any]:
         "ran": one.ran,
         "layers": one.layers,
         "images": one.task.images,
+        "together": one.together,
         "changed": one.changed,
         "seconds": [run.seconds for run in runs],
         "cpu_seconds": [run.cpu_seconds for run in runs],

@@ -80,6 +80,7 @@ def main() -> None:
         ran=ready.name,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
+        together=len(ready.batches[0][0]),
         layers=ready.layers,
         all_layers=ready.all_layers,
         changed=(top1[1:] != top1[0]).sum(dim=1).tolist(),
@@ -96,7 +97,7 @@ def pytorchfi(task: Task) -> Ready:
     """What people do today."""
     device = devices.resolve(task.device)
     devices.pin_arithmetic("ieee")
-    batches = load_batches(task, lambda images: images.to(device))
+    batches = load_batches(task, task.batch_size, lambda images: images.to(device))
     model = networks.build(task.model, device)
     injector = PyTorchFI(model, task.batch_size, batches[0][0].shape[1:], cuda=device.type == "cuda")
     chosen = evenly(len(injector.layers), task.layers)
@@ -149,7 +150,7 @@ def engine(task: Task) -> Ready:
     return Ready(
         prepared.engine.name,
         prepared.placement.device,
-        load_batches(task, prepared.placement.images),
+        load_batches(task, prepared.together, prepared.placement.images),
         [layer.path + (f"#{layer.call}" if layer.call else "") for layer in layers],
         len(every),
         run,
@@ -157,15 +158,15 @@ def engine(task: Task) -> Ready:
     )
 
 
-def load_batches(task: Task, place: Callable[[Tensor], Tensor]) -> Batches:
-    """The task's images on the device; the labels are not used."""
+def load_batches(task: Task, together: int, place: Callable[[Tensor], Tensor]) -> Batches:
+    """The task's images on the device, so many in a batch; the labels are not used."""
     size = networks.IMG_SIZE.get(task.model)
     if size is None:
         digit = digits.load("test").tensors[0]
         images = digit[torch.arange(task.images) % len(digit)]
     else:
         images = torch.randn(task.images, 3, size, size, generator=torch.Generator().manual_seed(0))
-    parts = [place(part) for part in torch.split(images, task.batch_size)]
+    parts = [place(part) for part in torch.split(images, together)]
     return [(part, torch.zeros(len(part), dtype=torch.int64, device=part.device)) for part in parts]
 
 
@@ -199,8 +200,8 @@ def alive(prepared: Experiment, layers: list[Layer], images: int) -> list[dict[s
 # Operations by name, first match counts. Of a wave on a trained network these make up nearly all of the time.
 CATEGORIES = {
     "convolution": re.compile(r"conv|mm$|linear|matmul|cudnn(?!_batch)"),
-    "comparing": re.compile(r"::(ne|eq|any|nonzero|not_equal)"),
-    "copying": re.compile(r"::(index|cat|clone|copy_|_to_copy|contiguous|gather|scatter|take|index_put|fill_|zero)"),
+    "comparing": re.compile(r"::(ne|eq|any|nonzero|not_equal|bitwise)"),
+    "copying": re.compile(r"::(_?index|where|cat|clone|copy_|_to_copy|contiguous|gather|scatter|take|fill_|zero)"),
     "other layers": re.compile(r"batch_norm|relu|pool|clamp|add|mul|mean|pad|dropout|softmax|gelu|silu|sigmoid|norm"),
 }
 

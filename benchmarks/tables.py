@@ -45,6 +45,8 @@ def engines(report: dict[str, Any]) -> str:
     for name, engine in report["engines"].items():
         scaled = engine["scaled"]
         measured = f"{len(engine['layers'])} layers, {engine['images']} images"
+        if engine["together"] > report["batch_size"]:
+            measured += f" ({engine['together']} at once)"
         note = measured if scaled == engine["seconds"] else f"{measured}, scaled up"
         ratio = f"{min(scaled) / min(wave['scaled']):.1f}x" if wave else ""
         rows.append(

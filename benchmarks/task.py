@@ -55,6 +55,7 @@ class Measured:
         ran: name of the engine that ran; the wave hands what it can't trace to the reference.
         seconds: of the campaign, without loading and warming up.
         cpu_seconds: of the process meanwhile, all threads together; on a CPU that others use, it falls behind.
+        together: images that were run together; the wave runs more than a batch where that changes no fault.
         layers: the layers that faults were put into, as ``path`` or, from the second call on, ``path#call``.
         all_layers: number of layers that the engine could have put faults into.
         changed: faulty images with another top-1 than clean, per layer.
@@ -69,6 +70,7 @@ class Measured:
     ran: str
     seconds: float
     cpu_seconds: float
+    together: int
     layers: list[str]
     all_layers: int
     changed: list[int]

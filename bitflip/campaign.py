@@ -32,7 +32,8 @@ def run(
     Args:
         engine: what runs the faults.
         target: ``neuron`` (one flip per image and layer) or ``weight`` (one flip per batch and layer).
-        batches: images (B, C, H, W) and labels (B,), in the order of the test set.
+        batches: images (B, C, H, W) and labels (B,), in the order of the test set; for neurons, their size changes
+            no fault.
         layers: where to flip; with ``weight``, each has a weight.
         seed: of the faults.
         bit: the bit to flip, or None for a random one per fault.
@@ -49,7 +50,7 @@ def run(
             for layer in layers
             for repeat in range(repeats)
         ]
-        outcomes = BatchOutcomes(labels.to(placement.device), flips, first, number, progress)
+        outcomes = BatchOutcomes(labels.to(placement.device), flips, first, progress)
         with torch.no_grad():
             execute = engine.neurons if target == "neuron" else engine.weights
             execute(placement.images(images), flips, outcomes)

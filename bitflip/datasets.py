@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets as tv
 from torchvision import transforms
 
@@ -48,17 +48,16 @@ def load(settings: Hyperparameters) -> TestSet:
     return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
 
 
-def batches(test_set: TestSet, batch_size: int, *, drop_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images (B, C, H, W) and labels (B,), in order.
+def batches(test_set: TestSet, batch_size: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the first ``count`` images (B, C, H, W) and labels (B,), in order.
 
     Raises:
         BadInput: if an image file can't be read.
     """
     files = isinstance(test_set, tv.ImageFolder) and len(test_set) >= MANY_IMAGES
     loader: DataLoader[Any] = DataLoader(
-        cast("Dataset[Any]", test_set),
+        Subset(cast("Dataset[Any]", test_set), range(count)),
         batch_size,
-        drop_last=drop_last,
         num_workers=min(8, os.cpu_count() or 1) if files else 0,
         pin_memory=torch.cuda.is_available(),
     )

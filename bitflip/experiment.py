@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from bitflip import campaign, datasets, devices, engines, hyperparameters, layer
 from bitflip.datasets import TestSet
 from bitflip.devices import Placement
 from bitflip.engines import Engine
+from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
 from bitflip.faults import Target
 from bitflip.hyperparameters import Hyperparameters
@@ -46,13 +48,22 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
             report(experiment, counts, paths, started)
             track(experiment, counts, tracker)
     except BadInput as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        return _refused(error)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = str(error).split(". ")[0]
+        return _refused(BadInput(f"batch_size (--batch-size): expected a batch that fits the memory: {reason}"))
     except KeyboardInterrupt:
         print("interrupted before the first batch was finished; nothing was written", file=sys.stderr)
         return 130
+    if isinstance(counts.stopped, BadInput):
+        return _refused(counts.stopped)
     return 0 if counts.complete else 130
+
+
+def _refused(error: BadInput) -> int:
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2
 
 
 def checked(argv: Sequence[str]) -> Hyperparameters:
@@ -88,6 +99,7 @@ class Experiment:
         chosen: the layers that the user chose.
         layers: those of them that have what the target needs: for ``weight``, a weight.
         images: number of images that will be run.
+        together: images that are run together; more than a batch where that is faster and changes no fault.
     """
 
     settings: Hyperparameters
@@ -99,6 +111,7 @@ class Experiment:
     injector: Injector
     engine: Engine
     chosen: list[Numbered]
+    together: int
 
     @property
     def layers(self) -> list[Numbered]:
@@ -124,13 +137,15 @@ def prepare(settings: Hyperparameters, target: Target) -> Experiment:
     assert settings.img_size is not None
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
-    test_set = datasets.load(settings)
+    with contextlib.redirect_stdout(sys.stderr):  # what downloads say does not belong into the table
+        test_set = datasets.load(settings)
     images = datasets.size_of(test_set, settings.batch_size, drop_last=settings.drop_last)
     if images == 0:
         raise BadInput(
             f"batch_size (--batch-size): expected at most {len(test_set)} with drop_last, the number of images"
         )
-    classifier = models.load(settings)
+    with contextlib.redirect_stdout(sys.stderr):
+        classifier = models.load(settings)
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
     injector = Injector(
@@ -155,7 +170,10 @@ def prepare(settings: Hyperparameters, target: Target) -> Experiment:
     engine, note = engines.build(settings.engine, injector, placement.images(torch.zeros(size)), pool_bytes)
     if note is not None:
         print(note, file=sys.stderr)
-    return Experiment(settings, target, placement, test_set, images, classifier, injector, engine, chosen)
+    together = settings.batch_size
+    if target == "neuron" and isinstance(engine, Wave):
+        together *= max(1, engine.budget.images(injector.layers) // together)
+    return Experiment(settings, target, placement, test_set, images, classifier, injector, engine, chosen, together)
 
 
 def injectable(chosen: Sequence[Numbered], target: Target) -> list[Numbered]:
@@ -172,14 +190,19 @@ class Counts:
         images: images that were run.
         correct: those of them that the clean model classifies correctly.
         seconds: of the campaign, without loading.
-        complete: False if it was interrupted.
+        stopped: what ended the campaign early, if anything did.
     """
 
     tallies: list[Tally]
     images: int = 0
     correct: int = 0
     seconds: float = 0.0
-    complete: bool = False
+    stopped: BadInput | KeyboardInterrupt | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images were run."""
+        return self.stopped is None
 
     def add(self, batch: BatchOutcomes) -> None:
         """Count one batch."""
@@ -200,13 +223,13 @@ class Counts:
 
 
 def execute(experiment: Experiment, paths: Paths, tracker: Tracker) -> tuple[Counts, Paths]:
-    """Run the campaign; Ctrl-C ends it after the batches that were finished.
+    """Run the campaign; Ctrl-C or an image that can't be read ends it after the batches that were finished.
 
     Returns:
         The counts, and the paths for them: those given, or those of partial results.
 
     Raises:
-        KeyboardInterrupt: if not even one batch was finished.
+        KeyboardInterrupt, BadInput: if not even one batch was finished.
     """
     settings = experiment.settings
     counts = Counts([Tally(item) for item in experiment.layers])
@@ -229,7 +252,7 @@ def execute(experiment: Experiment, paths: Paths, tracker: Tracker) -> tuple[Cou
             for batch in campaign.run(
                 experiment.engine,
                 experiment.target,
-                datasets.batches(experiment.test_set, settings.batch_size, drop_last=settings.drop_last),
+                datasets.batches(experiment.test_set, experiment.together, experiment.images),
                 [item.layer for item in experiment.layers],
                 seed=settings.seed,
                 bit=settings.bit,
@@ -239,17 +262,16 @@ def execute(experiment: Experiment, paths: Paths, tracker: Tracker) -> tuple[Cou
             ):
                 counts.add(batch)
                 if detail is not None:
-                    results.write_detail(detail.file, experiment.target, experiment.layers, batch)
+                    results.write_detail(detail.file, experiment.target, experiment.layers, settings.batch_size, batch)
                 if counts.rate is not None:
                     bar.set_postfix_str(f"misclassified {counts.rate:.3f} %")
                     if time.monotonic() - reported > RUNNING_RATE_EVERY:
                         reported = time.monotonic()
                         tracker.log({"running/Misclassification_rate": counts.rate}, step=counts.images)
-            counts.complete = True
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BadInput) as stop:  # Ctrl-C, or a damaged image far down the test set
             if counts.images == 0:
                 raise
-            paths = paths.partial()
+            counts.stopped, paths = stop, paths.partial()
         counts.seconds = time.monotonic() - began
         if detail is not None:
             detail.put(paths.detail)

@@ -202,7 +202,7 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
         SystemExit: for ``--help`` (code 0).
         BadInput: if a flag has no value.
     """
-    flags = [re.sub(r"^--[a-z_-]+", lambda m: m[0].replace("_", "-"), arg) for arg in argv]
+    flags = [_flag(re.sub(r"^--[a-z_-]+", lambda m: m[0].replace("_", "-"), arg)) for arg in argv]
     source: CliSettingsSource[Any] = CliSettingsSource(
         Hyperparameters, cli_prog_name=prog, cli_exit_on_error=False, formatter_class=_Help
     )
@@ -223,6 +223,17 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
             problems[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
     defaults = {name: field.default for name, field in Hyperparameters.model_fields.items() if name in problems}
     return Hyperparameters(**{**given, **defaults}).resolved(), problems
+
+
+def _flag(argument: str) -> str:
+    """A switch given as ``--drop-last=true``, as a sweep may write it, as ``--drop-last``."""
+    name, _, value = argument.partition("=")
+    field = Hyperparameters.model_fields.get(name[2:].replace("-", "_"))
+    if field is None or field.annotation is not bool:
+        return argument
+    if value.lower() in ("true", "on", "yes", "1"):
+        return name
+    return f"--no-{name[2:]}" if value.lower() in ("false", "off", "no", "0") else argument
 
 
 def _unknown(arguments: Sequence[str]) -> dict[str, str]:

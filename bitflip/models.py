@@ -65,7 +65,8 @@ def is_custom(name: str) -> bool:
 def file_stem(name: str) -> str:
     """The model's name as part of a file name."""
     module, _, factory = name.rpartition(":")
-    plain = f"{Path(module).stem}-{factory}" if module else name
+    place = Path(module).stem if module.endswith(".py") else module
+    plain = f"{place}-{factory}" if module else name
     return re.sub(r"[^A-Za-z0-9_.-]", "_", plain)
 
 
@@ -130,6 +131,8 @@ def load(settings: Hyperparameters) -> Classifier:
     if settings.weights is not None:
         _load_weights(model, settings.weights)
         weights = str(settings.weights)
+    if next(model.parameters(), None) is None:
+        raise BadInput(f"model_name (--model-name): expected a model with parameters, {name} has none")
     model.eval().requires_grad_(False)
     return Classifier(model, source, weights, _digest(model))
 

@@ -29,7 +29,6 @@ class BatchOutcomes:
         labels: true classes, (B,).
         flips: the flips of each of L chosen layers.
         first: index in the test set of the batch's first image.
-        number: the batch's number.
         progress: called with the number of further faulty images whose outcome is known.
 
     Attributes:
@@ -38,13 +37,10 @@ class BatchOutcomes:
         original, error: per layer the values before and after the flip: (B,) for neurons, (1,) for weights.
     """
 
-    def __init__(
-        self, labels: Tensor, flips: list[Flips], first: int, number: int, progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]) -> None:
         self.labels = labels
         self.flips = flips
         self.first = first
-        self.number = number
         self._progress = progress
         self.clean_top1 = labels  # until clean() is called
         self.top1 = torch.full((len(flips), len(labels)), -1, dtype=torch.int64, device=labels.device)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from torch import Tensor
+
 from bitflip import bits, models
 from bitflip.faults import Target
 from bitflip.hyperparameters import Hyperparameters
@@ -165,32 +167,37 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-def write_detail(file: TextIO, target: Target, chosen: Sequence[Numbered], batch: BatchOutcomes) -> None:
-    """Append the misclassifications of one batch to the ``_detailed.txt``.
+def write_detail(
+    file: TextIO, target: Target, chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcomes
+) -> None:
+    """Append the misclassifications of one batch of outcomes to the ``_detailed.txt``.
+
+    Batches and positions in them are those of ``batch_size``, however many images were run together.
 
     Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
     """
-    misclassified = batch.misclassified
     items = {item.layer: item for item in chosen}
-    for slot, flips in enumerate(batch.flips):
-        item = items[flips.layer]
-        images = misclassified[slot].nonzero().flatten().tolist()
-        if not images:
-            continue
-        original, error = batch.original[slot].cpu(), batch.error[slot].cpu()
-        for image in images:
+    original, error = [v.cpu() for v in batch.original], [v.cpu() for v in batch.error]
+    for start in range(0, len(batch.labels), batch_size):
+        number = (batch.first + start) // batch_size
+        misclassified = batch.misclassified[:, start : start + batch_size]
+        for slot, position in misclassified.nonzero().tolist():
+            flips, image = batch.flips[slot], start + position
             row = image if target == "neuron" else 0
-            if target == "neuron" or image == images[0]:
-                coordinates = [*([image] if target == "neuron" else []), *flips.coordinates(row, target)]
-                flip = (
-                    f"Layer: {item.number}, Layer type: {item.layer.type}, Batch: {batch.number}, "
-                    f"Position: {coordinates}, Original value: {bits.decimal(original[row])}, "
-                    f"Original binary: {bits.text(original[row])}, Flip bit: {int(flips.bit[row])}, "
-                    f"Error value: {bits.decimal(error[row])}, Error binary: {bits.text(error[row])}"
-                )
+            where = (*([position] if target == "neuron" else []), *flips.coordinates(row, target))
+            values = original[slot][row], error[slot][row]
+            flip = _flip_text(items[flips.layer], number, where, *values, int(flips.bit[row]))
             broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
             if target == "neuron":
                 file.write(f"{flip}, {broken}\n")
             else:
-                file.write(f"{flip}\n" if image == images[0] else "")
-                file.write(f"    Image: {image}, {broken}\n")
+                first = not misclassified[slot, :position].any()
+                file.write((f"{flip}\n" if first else "") + f"    Image: {position}, {broken}\n")
+
+
+def _flip_text(item: Numbered, batch: int, where: tuple[int, ...], original: Tensor, error: Tensor, bit: int) -> str:
+    return (
+        f"Layer: {item.number}, Layer type: {item.layer.type}, Batch: {batch}, Position: {list(where)}, "
+        f"Original value: {bits.decimal(original)}, Original binary: {bits.text(original)}, Flip bit: {bit}, "
+        f"Error value: {bits.decimal(error)}, Error binary: {bits.text(error)}"
+    )

@@ -48,7 +48,7 @@ def test_scripts_find_the_published_clean_accuracy(
 def images() -> Tensor:
     """The first 1000 test images, preprocessed."""
     settings, _ = hyperparameters.read([str(argument) for argument in ARGUMENTS])
-    return torch.cat([batch for batch, _ in datasets.batches(datasets.load(settings), 250, drop_last=False)])
+    return torch.cat([batch for batch, _ in datasets.batches(datasets.load(settings), 250, 1000)])
 
 
 @pytest.fixture(scope="module")

@@ -558,9 +558,10 @@ def test_a_model_without_a_network(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(datasets, "load", lambda settings: digits.load("test", settings.img_size, 3))
     done = run_script("main.py", "--dataset", dataset, "--img-size", 32, "--output-path", tmp_path / "out")
-    assert done.out.startswith("Downloading: ")  # torch's own words
+    torchs_own_words, _, mistakes = done.err.partition("\n")
+    assert torchs_own_words.startswith("Downloading: ")
     assert_mistakes(
-        replace(done, out=""),
+        replace(done, err=mistakes),
         r"model_name \(--model-name\): .* can't be downloaded \(.*no network.*\); run where there is a network, or "
         r"give a local checkout with --hub-path \(CIFAR\) and a state dict with --weights, or try --dataset digits, "
         r"which needs no download",

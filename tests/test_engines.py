@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from conftest import FewDigits
 from torch import Tensor, nn
 
-from bitflip import digits, engines, faults
-from bitflip.engines import Engine
+from bitflip import digits, engines, experiment, faults
+from bitflip.devices import Placement
+from bitflip.engines import Engine, windows
 from bitflip.engines import wave as wave_module
 from bitflip.engines.graph import Program, Untraceable
 from bitflip.engines.reference import Reference
@@ -24,6 +28,7 @@ from bitflip.outcomes import BatchOutcomes
 
 # Where a kernel rounds differently for another batch size, logits may differ by so much of the largest clean logit.
 TOLERANCE = 1e-4
+PLACEMENT = Placement(torch.device("cpu"), torch.float32)
 
 
 class Recorder(BatchOutcomes):
@@ -45,13 +50,13 @@ class Recorder(BatchOutcomes):
         slots, images = self.top1.shape
         found = getattr(self, "found", {})
         rows = [found.get(s * images + i, self.clean_logits[i]) for s in range(slots) for i in range(images)]
-        return torch.stack(rows).unflatten(0, (slots, images))
+        return torch.stack(rows).reshape(slots, images, -1)
 
 
 def record(engine: Engine, target: Target, images: Tensor, flips: list[Flips]) -> tuple[Recorder, int]:
     done: list[int] = []
     labels = torch.zeros(len(images), dtype=torch.int64)
-    recorder = Recorder(labels, flips, 0, 0, done.append)
+    recorder = Recorder(labels, flips, 0, done.append)
     with torch.no_grad():
         (engine.neurons if target == "neuron" else engine.weights)(images, flips, recorder)
     return recorder, sum(done)
@@ -153,7 +158,7 @@ def tv(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
 
 def vit() -> nn.Module:
     model: nn.Module = torchvision.models.VisionTransformer(16, 4, 2, 2, 16, 32, num_classes=10)
-    nn.init.normal_(model.heads.head.weight)  # zero in a fresh model
+    nn.init.normal_(model.get_parameter("heads.head.weight"))  # zero in a fresh model
     return model
 
 
@@ -181,15 +186,15 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))
-def case(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, Tensor, int]]:
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, int]:
     chosen = CASES[request.param]
     torch.manual_seed(0)
-    model = lively(chosen.build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = PLACEMENT.model(lively(chosen.build()))
     if chosen.build is trained_digits:
         images = digits.load("test").tensors[0][:8]
     else:
         images = torch.randn(3, 3, chosen.size, chosen.size)
-    yield model, images.contiguous(memory_format=torch.channels_last), chosen.layers
+    return model, PLACEMENT.images(images), chosen.layers
 
 
 def built(model: nn.Module, target: Target, images: Tensor) -> tuple[Injector, Program]:
@@ -210,7 +215,7 @@ def test_wave_equals_reference(case: tuple[nn.Module, Tensor, int], target: Targ
 
 
 @pytest.mark.parametrize(
-    ("budget", "windows"),
+    ("budget", "windowed"),
     [
         pytest.param(Budget(rows=16, bytes=1), True, id="pool-swept-after-every-fork"),
         pytest.param(Budget(rows=1, bytes=1 << 28), True, id="one-row-at-a-time"),
@@ -220,25 +225,25 @@ def test_wave_equals_reference(case: tuple[nn.Module, Tensor, int], target: Targ
     ],
 )
 @pytest.mark.parametrize("build", [trained_digits, InPlace], ids=["vgg", "in_place"])
-def test_budget_changes_nothing(build: Callable[[], nn.Module], budget: Budget, windows: bool) -> None:
+def test_budget_changes_nothing(build: Callable[[], nn.Module], budget: Budget, windowed: bool) -> None:
     torch.manual_seed(0)
-    model = lively(build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = digits.load("test").tensors[0][:6].contiguous(memory_format=torch.channels_last)
+    model = PLACEMENT.model(lively(build()))
+    images = PLACEMENT.images(digits.load("test").tensors[0][:6])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
     expected, _ = record(Reference(injector), "neuron", images, flips)
-    got, _ = record(Wave(injector, program, budget, windows=windows), "neuron", images, flips)
+    got, _ = record(Wave(injector, program, budget, windows=windowed), "neuron", images, flips)
     assert_same(expected, got)
 
 
 def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that rounds a window unlike the whole map must not make clean pixels look faulty."""
-    model = trained_digits().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = digits.load("test").tensors[0][:8].contiguous(memory_format=torch.channels_last)
+    model = PLACEMENT.model(trained_digits())
+    images = PLACEMENT.images(digits.load("test").tensors[0][:8])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
     expected, _ = record(Reference(injector), "neuron", images, flips)
-    real = wave_module.unpadded
+    real = windows.unpadded
     calls = []
 
     def rounds_differently(module: nn.Module, patch: Tensor) -> Tensor:
@@ -257,8 +262,8 @@ def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPat
 
 
 def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trained_digits().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = digits.load("test").tensors[0][:8].contiguous(memory_format=torch.channels_last)
+    model = PLACEMENT.model(trained_digits())
+    images = PLACEMENT.images(digits.load("test").tensors[0][:8])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
     expected, _ = record(Reference(injector), "neuron", images, flips)
@@ -322,10 +327,30 @@ def test_traced_models_run_on_the_wave_engine() -> None:
 
 def test_no_flip_no_fault() -> None:
     """Without flips the wave is one clean pass."""
-    model = trained_digits()
+    model = PLACEMENT.model(trained_digits())
     images = digits.load("test").tensors[0][:4]
     injector, program = built(model, "neuron", images)
     got, done = record(Wave(injector, program, Budget(16, 1 << 20)), "neuron", images, [])
     assert done == 0
     with torch.no_grad():
         assert torch.equal(got.clean_logits, model(images))
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_engines_write_the_same_files(target: Target, tmp_path: Path, few_digits: FewDigits) -> None:
+    """Also where the wave runs several batches together: batches and positions in the log are the user's."""
+    few_digits(50)
+    flags = ["--dataset=digits", "--seed=3", "--batch-size=20", "--layer-type=Conv2d,Linear", "--repeats=2"]
+    written: dict[str, list[str]] = {}
+    for engine in ("wave", "reference"):
+        folder = tmp_path / engine
+        flags_of = [*flags, "--bit-flip-pos=1", "--detailed-log", f"--engine={engine}", f"--output-path={folder}"]
+        assert experiment.main(target, "", flags_of) == 0
+        assert json.loads((folder / "digits_vgg_digits_3.json").read_text())["engine"] == engine
+        for suffix in (".txt", ".csv", "_detailed.txt"):
+            written[engine + suffix] = (folder / f"digits_vgg_digits_3{suffix}").read_text().splitlines()
+    for suffix in (".txt", ".csv"):
+        assert written["wave" + suffix] == written["reference" + suffix]
+    assert len(written["wave_detailed.txt"]) > 10
+    assert any("Batch: 2" in line for line in written["wave_detailed.txt"])
+    assert sorted(written["wave_detailed.txt"]) == sorted(written["reference_detailed.txt"])

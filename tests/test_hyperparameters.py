@@ -171,8 +171,16 @@ def test_switches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert getattr(read(flag(name)), name) is True
     monkeypatch.setenv(name, "true")
     assert getattr(read(flag(name).replace("--", "--no-")), name) is False
-    with pytest.raises(BadInput, match=f"argument {flag(name)}.*'0'"):
-        read(f"{flag(name)}=0")
+    with pytest.raises(BadInput, match=f"argument {flag(name)}.*'maybe'"):
+        read(f"{flag(name)}=maybe")
+
+
+@pytest.mark.parametrize("name", ["detailed_log", "drop_last"])
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("1", True), ("off", False), ("False", False)])
+def test_switches_take_a_value_as_a_sweep_writes_it(name: str, value: str, expected: bool) -> None:
+    settings, problems = hyperparameters.read([f"--{name.replace('_', '-')}={value}"])
+    assert not problems
+    assert getattr(settings, name) is expected
 
 
 def test_settings_can_not_be_changed() -> None:

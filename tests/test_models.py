@@ -391,12 +391,18 @@ def test_a_factory_with_weights(tmp_path: Path) -> None:
     assert same_weights(classifier.model, expected)
 
 
+def test_a_factory_of_a_model_without_parameters(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from torch import nn\n\ndef build():\n    return nn.Flatten()\n")
+    with pytest.raises(BadInput, match="expected a model with parameters"):
+        load("digits", f"{tmp_path / 'own.py'}:build")
+
+
 @pytest.mark.parametrize(
     ("name", "stem"),
     [
         ("vgg19_bn", "vgg19_bn"),
         ("/home/me/my net.py:build", "my_net-build"),
-        ("package.module:build", "package-build"),
+        ("package.module:build", "package.module-build"),
         ("../odd/näme.py:f", "n_me-f"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ EXPERIMENT = {"VESSL_EXPERIMENT_ID": "42", "VESSL_ACCESS_TOKEN": "tok"}
 ME, EXPERIMENT_42 = "/api/v1/accounts/me", "/api/v1/experiments/42"
 METRICS, RUN_METRICS = "/api/v1/experiments/42/metrics", "/exec/v1/run/metrics"
 LONG = (20.0, 20.0)  # for servers that answer: a busy machine must not look like a mute server
+METRIC_OF_LAYER = {"Misclassification_rate"}
 UPDATES = [1.5, 2.5, 3.5]  # what RUN logs as steps 0, 1, 2
 
 RUN = """
@@ -193,6 +195,41 @@ def test_metrics_arrive_in_order_and_no_token_is_written(mode: str, vessl: Vessl
         for step, rate in enumerate(UPDATES)
     ]
     assert list(home.rglob("*")) == []
+
+
+WHOLE_RUN = """
+import runpy, sys
+from bitflip import tracking
+
+tracking.PATIENCE_S = 20.0
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@needs_sdk
+@pytest.mark.parametrize("script", ["main.py", "neuron.py", "weight.py"])
+def test_a_run_reports_the_rates_of_its_table(script: str, vessl: Vessl, tmp_path: Path) -> None:
+    """Hyperparameters come as environment variables, as in a sweep; metrics arrive layer by layer, then the means."""
+    settings = {"dataset": "digits", "seed": "7", "bit_flip_pos": "1", "layer_num": "1,4", "output_path": str(tmp_path)}
+    begin = f"import sys; sys.argv += [{str(ROOT / script)!r}]\n"
+    result = run_script(begin + WHOLE_RUN, tmp_path, {**vessl.environ, **EXPERIMENT, **settings})
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in result.stderr
+    (table,) = tmp_path.glob("*digits_vgg_digits_7.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == 2
+    sent = [(int(entry["tags"]["step"]), entry["fields"]) for entry in metric_entries(vessl.requests)]
+    for row, (step, fields) in zip(rows, sent[:2], strict=True):
+        assert step == int(row["layer"])
+        assert fields == {
+            name: pytest.approx(float(row["seed_7"]), abs=1e-6) for name in METRIC_OF_LAYER | {row["name"]}
+        }
+    step, fields = sent[2]
+    assert step == int(rows[-1]["layer"])
+    assert fields["seed"] == 7
+    assert fields.keys() == {"seed", *(f"mean/{row['name']}" for row in rows)}
+    assert len(sent) == 3
 
 
 Respond = Callable[[str, int], "int | dict[str, Any] | str"]

@@ -9,6 +9,7 @@ bit-identical to clean can't differ any more, and leaves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from bitflip.engines.windows import WIDEST, Kind, Spread, Window, overlay, padde
 from bitflip.engines.windows import join as join_windows
 from bitflip.faults import Flips
 from bitflip.injection import Injector, flip_rows, strike
+from bitflip.layers import Layer
 from bitflip.outcomes import BatchOutcomes
 
 Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean values) -> the layer's faulty output
@@ -80,6 +82,11 @@ class Budget:
         if pool_bytes is None:
             pool_bytes = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CPU_POOL_BYTES
         return cls(CHUNK_ROWS.get(device.type, CHUNK_ROWS["cpu"]), pool_bytes)
+
+    def images(self, layers: Sequence[Layer]) -> int:
+        """Images that are best run together: as many as rows, if their largest layer leaves most of the pool free."""
+        largest = max(math.prod(layer.shape) * layer.bits // 8 for layer in layers)
+        return min(self.rows, self.bytes // (8 * largest))
 
     def size(self, rows: int) -> int:
         """The size that so many rows are filled up to: CPU kernels are compiled anew for every batch size."""
