@@ -134,11 +134,16 @@ def prepare(settings: Hyperparameters, target: Target) -> Experiment:
     Raises:
         BadInput: if the data or the weights can't be had, or don't fit the other settings.
     """
+    with contextlib.redirect_stdout(sys.stderr):  # what downloads say does not belong into the table
+        test_set = datasets.load(settings)
+    return assemble(settings, target, test_set)
+
+
+def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Experiment:
+    """The experiment of settings on a test set; see :func:`prepare`."""
     assert settings.img_size is not None
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
-    with contextlib.redirect_stdout(sys.stderr):  # what downloads say does not belong into the table
-        test_set = datasets.load(settings)
     images = datasets.size_of(test_set, settings.batch_size, drop_last=settings.drop_last)
     if images == 0:
         raise BadInput(

@@ -10,6 +10,7 @@ bit-identical to clean can't differ any more, and leaves.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,6 +103,9 @@ class Wave:
         program: its steps.
         budget: how much travels at once.
         windows: whether faults travel as windows as long as they are small.
+
+    Attributes:
+        alive: rows that left each step so far, by the step's place in the program.
     """
 
     name = "wave"
@@ -111,6 +115,7 @@ class Wave:
         self.program = program
         self.budget = budget
         self.windows = windows
+        self.alive: Counter[int] = Counter()
         self._exact: dict[tuple[fx.Node, int, int], bool] = {}
         self._step_of = {step.layer: i for i, step in enumerate(program.steps) if step.layer is not None}
         self._reference = Reference(injector)
@@ -149,7 +154,7 @@ class Wave:
         forks: dict[int, list[int]] = {}
         for slot in slots:
             forks.setdefault(self._step_of[flips[slot].layer.path, flips[slot].layer.call], []).append(slot)
-        _Sweep(self.program, self.budget, outcomes, forks, fork, self._exact).walk(
+        _Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive).walk(
             0, {self.program.placeholder: images}, []
         )
 
@@ -165,6 +170,7 @@ class _Sweep:
         forks: dict[int, list[int]],
         fork: Fork,
         exact: dict[tuple[fx.Node, int, int], bool],
+        alive: Counter[int],
     ) -> None:
         self.program = program
         self.budget = budget
@@ -172,6 +178,7 @@ class _Sweep:
         self.forks = forks
         self.fork = fork
         self.exact = exact
+        self.alive = alive
         self.padded: tuple[Step, Tensor] | None = None
         self.last_fork = max(forks, default=-1)
 
@@ -186,6 +193,7 @@ class _Sweep:
             if step.kind is not Kind.SPREAD:
                 clean[step.node] = self.program.run(step.node, clean.__getitem__)
             pool = self._merged([left for chunk in pool for left in self._leave(step, chunk, clean[step.node])])
+            self.alive[i] += sum(map(len, pool))
             if forking:
                 for slot in self.forks.get(i, ()):
                     chunk = self._forked(slot, step, clean)
