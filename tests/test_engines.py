@@ -19,8 +19,9 @@ from bitflip.devices import Placement
 from bitflip.engines import Engine, windows
 from bitflip.engines import wave as wave_module
 from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
-from bitflip.engines.wave import Budget, Wave
+from bitflip.engines.wave import Wave
 from bitflip.faults import Flips, Target
 from bitflip.injection import Injector, WithInput
 from bitflip.layers import Layer
@@ -64,7 +65,9 @@ def record(engine: Engine, target: Target, images: Tensor, flips: list[Flips]) -
 
 def sampled(injector: Injector, target: Target, images: int, layers: int, repeats: int = 2) -> list[Flips]:
     fit = [layer for layer in injector.layers if (layer.per_image if target == "neuron" else layer.weight_shape)]
-    chosen: list[Layer] = [fit[i * len(fit) // layers] for i in range(min(layers, len(fit)))]
+    count = min(layers, len(fit))
+    chosen: list[Layer] = [fit[i * len(fit) // count] for i in range(count)]
+    assert len(set(chosen)) == count
     if target == "neuron":
         return [faults.neurons(5, layer, 0, images, repeat=r) for layer in chosen for r in range(repeats)]
     return [faults.weight(5, layer, 0, repeat=r) for layer in chosen for r in range(repeats)]
@@ -354,3 +357,67 @@ def test_engines_write_the_same_files(target: Target, tmp_path: Path, few_digits
     assert len(written["wave_detailed.txt"]) > 10
     assert any("Batch: 2" in line for line in written["wave_detailed.txt"])
     assert sorted(written["wave_detailed.txt"]) == sorted(written["reference_detailed.txt"])
+
+
+@pytest.mark.parametrize("mib", [1, 4])
+def test_the_pool_stays_within_its_budget(mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many layers there are; one layer's fork and one chunk may come on top."""
+    model = PLACEMENT.model(trained_digits())
+    images = PLACEMENT.images(digits.load("test").tensors[0][:32])
+    injector, program = built(model, "neuron", images)
+    flips = sampled(injector, "neuron", len(images), 100, repeats=6)
+    most = 0
+    real = wave_module._Sweep._advance
+
+    def watched(self: Any, step: Any, chunk: Any, clean: Any) -> Any:
+        nonlocal most
+        done = real(self, step, chunk, clean)
+        self.held = getattr(self, "held", {})
+        self.held[step.node] = self.held.get(step.node, 0) + sum(c.bytes(node) for c in done for node in c.values)
+        most = max(most, self.held[step.node])
+        return done
+
+    monkeypatch.setattr(wave_module._Sweep, "walk", _forgetting(wave_module._Sweep.walk))
+    monkeypatch.setattr(wave_module._Sweep, "_advance", watched)
+    whole = Budget(rows=32, bytes=mib << 20)
+    _, done = record(Wave(injector, program, whole), "neuron", images, flips)
+    assert done == len(flips) * len(images)
+    chunk = 32 * 16 * 32 * 32 * 4  # rows of the largest layer
+    assert most <= (mib << 20) + chunk
+    assert most > 1 << 18
+
+
+def _forgetting(walk: Callable[..., None]) -> Callable[..., None]:
+    """Each walk holds a pool of its own."""
+
+    def start(self: Any, *args: Any, **kwargs: Any) -> None:
+        before, self.held = getattr(self, "held", {}), {}
+        walk(self, *args, **kwargs)
+        self.held = before
+
+    return start
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["kernel rounds a channel alike", "kernel does not"])
+def test_weight_flips_travel_as_one_channel(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as only one channel differs; where a kernel makes it to other bits, the whole layer is run."""
+    model = PLACEMENT.model(trained_digits())
+    images = PLACEMENT.images(digits.load("test").tensors[0][:8])
+    injector, program = built(model, "weight", images)
+    flips = sampled(injector, "weight", len(images), 100, repeats=4)
+    expected, _ = record(Reference(injector), "weight", images, flips)
+    real = windows.one_channel
+    made = []
+
+    def one_channel(module: nn.Module, value: Tensor, channel: int) -> Tensor | None:
+        made.append(channel)
+        alone = real(module, value, channel)
+        return alone if exact or alone is None else alone * (1 + 2**-20)
+
+    monkeypatch.setattr(wave_module, "one_channel", one_channel)
+    got, _ = record(Wave(injector, program, Budget(rows=16, bytes=1 << 28)), "weight", images, flips)
+    assert_same(expected, got)
+    convolutional = sum(layer.weight_shape is not None and len(layer.shape) == 3 for layer in injector.layers)
+    assert convolutional == 10
+    probes = convolutional
+    assert len(made) == probes + (4 * convolutional if exact else 0)

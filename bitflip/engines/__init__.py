@@ -8,8 +8,9 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
-from bitflip.engines.wave import Budget, Wave
+from bitflip.engines.wave import Wave
 from bitflip.faults import Flips
 from bitflip.injection import Injector
 from bitflip.outcomes import BatchOutcomes

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from bitflip.engines.windows import Kind, kind_of
 from bitflip.layers import Layer
@@ -61,6 +62,7 @@ class Step:
         dead: results that no later step reads.
         layout: of its result.
         layer: the layer's (path, call) if the step is the call of a leaf module, otherwise None.
+        bytes: memory of its result, per image of a batch.
         kind: what it does to a window of pixels.
         masks: whether it often makes different inputs equal (activation, pooling), and one tensor of rows comes out.
     """
@@ -70,6 +72,7 @@ class Step:
     dead: tuple[fx.Node, ...]
     layout: Layout
     layer: tuple[str, int] | None
+    bytes: int
     kind: Kind
     masks: bool
 
@@ -116,6 +119,7 @@ class Program:
         for used, i in last_use.items():
             if used.op != "placeholder":
                 dead.setdefault(i, []).append(used)
+        self._bytes: dict[fx.Node, int] = {}
         layouts = self._rehearse(nodes, dead, images)
         calls: Counter[str] = Counter()
         self.steps: list[Step] = []
@@ -130,9 +134,8 @@ class Program:
             masks = isinstance(layout, Rows) and layout.dim == 0 and self._masks(node)
             module = self.module(node) if node.op == "call_module" else None
             kind = kind_of(node, module) if layout == Rows(0, 1) else Kind.OTHER
-            self.steps.append(
-                Step(node, tuple(node.all_input_nodes), tuple(dead.get(i, ())), layout, layer, kind, masks)
-            )
+            inputs = tuple(node.all_input_nodes)
+            self.steps.append(Step(node, inputs, tuple(dead.get(i, ())), layout, layer, self._bytes[node], kind, masks))
         self.layouts = layouts
         missing = {(item.path, item.call) for item in layers} - {step.layer for step in self.steps}
         if missing:
@@ -189,6 +192,7 @@ class Program:
                     if other in b and _version(b[other]) != before:
                         raise Untraceable(f"{node} changes {other} in place, which is still needed")
                 layouts[node] = _layout(a[node], b[node], str(node))
+                self._bytes[node] = bytes_of(a[node]) // 2
         if layouts[self.logits] != Rows(0, 1):
             raise Untraceable("its output is not one row per image")
         return layouts
@@ -241,6 +245,11 @@ def by_image(value: Tensor, layout: Rows) -> Tensor:
 
 def _channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
+
+
+def bytes_of(value: Any) -> int:
+    """Memory of all tensors in a value."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def is_data(layout: Layout) -> bool:

@@ -4,11 +4,14 @@ A flip starts as one number. Element-wise layers keep it at one pixel, a convolu
 over a window that grows by k - 1 pixels and shrinks with the stride; everything outside is clean. So as long as the
 window is small, only the window is computed: gather it with its surroundings from the clean values, put the faulty
 contents in, run the layer without padding.
+
+A flipped weight of a convolution or normalisation changes one channel, all over the map: a window in another direction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
@@ -35,16 +38,24 @@ class Window:
     Attributes:
         top, left: of each row's window, (S,).
         contents: (S, C, h, w).
+        channel: the one channel that the windows cover, with C = 1; None if they cover all.
     """
 
     top: Tensor
     left: Tensor
     contents: Tensor
+    channel: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.contents.shape[2], self.contents.shape[3]
+
+    @classmethod
+    def of_channel(cls, contents: Tensor, channel: int) -> Window:
+        """One channel of the whole map, (B, 1, H, W)."""
+        corner = torch.zeros(len(contents), dtype=torch.int64, device=contents.device)
+        return cls(corner, corner, contents, channel)
 
     @classmethod
     def around(cls, output: Tensor, struck: Struck) -> Window:
@@ -56,23 +67,27 @@ class Window:
 
     def having(self, contents: Tensor) -> Window:
         """The same windows with other contents."""
-        return Window(self.top, self.left, contents)
+        return replace(self, contents=contents)
+
+    def covered(self, value: Tensor) -> Tensor:
+        """The channels of a value (., C, ., .) that the windows cover."""
+        return value if self.channel is None else value[:, self.channel : self.channel + 1]
 
     def seen_from(self, other: Window) -> Window:
         """The same contents, with corners relative to those of another window."""
-        return Window(self.top - other.top, self.left - other.left, self.contents)
+        return replace(self, top=self.top - other.top, left=self.left - other.left)
 
     def head(self, count: int) -> Window:
         """The windows of the first rows, without a copy."""
-        return Window(self.top[:count], self.left[:count], self.contents[:count])
+        return replace(self, top=self.top[:count], left=self.left[:count], contents=self.contents[:count])
 
     def pick(self, rows: Tensor) -> Window:
         """The windows of some rows, which may repeat."""
-        return Window(self.top[rows], self.left[rows], _rows(self.contents, rows))
+        return replace(self, top=self.top[rows], left=self.left[rows], contents=_rows(self.contents, rows))
 
     def crop(self, clean: Tensor, image: Tensor) -> Tensor:
         """What is in the windows of the clean value, (S, C, h, w)."""
-        return crop(clean, image, self.top, self.left, self.size)
+        return crop(self.covered(clean), image, self.top, self.left, self.size)
 
     def paste(self, rows: Tensor) -> Tensor:
         """Put the contents into the rows' clean values, (S, C, H, W), in place."""
@@ -80,17 +95,18 @@ class Window:
         row = torch.arange(len(rows), device=rows.device)
         y = self.top[:, None] + torch.arange(height, device=rows.device)
         x = self.left[:, None] + torch.arange(width, device=rows.device)
-        target = rows.permute(0, 2, 3, 1)
+        target = self.covered(rows).permute(0, 2, 3, 1)
         target[row[:, None, None], y[:, :, None], x[:, None, :]] = self.contents.permute(0, 2, 3, 1)
         return rows
 
 
 def join(windows: list[Window]) -> Window:
-    """Windows of one size as one group."""
-    return Window(
-        torch.cat([w.top for w in windows]),
-        torch.cat([w.left for w in windows]),
-        torch.cat([w.contents for w in windows]),
+    """Windows of one size, and of one channel or all, as one group."""
+    return replace(
+        windows[0],
+        top=torch.cat([w.top for w in windows]),
+        left=torch.cat([w.left for w in windows]),
+        contents=torch.cat([w.contents for w in windows]),
     )
 
 
@@ -103,7 +119,11 @@ def crop(clean: Tensor, image: Tensor, top: Tensor, left: Tensor, size: tuple[in
 
 @dataclass(frozen=True)
 class Spread:
-    """The geometry of a convolution or pooling, (vertical, horizontal) each, and what it pads with."""
+    """The geometry of a convolution or pooling, (vertical, horizontal) each.
+
+    Attributes:
+        fill: what it pads with.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -126,21 +146,30 @@ class Spread:
             return cls(_pair(module.kernel_size), _pair(module.stride), (0, 0), 0.0) if plain else None
         return None
 
-    def size(self, size: tuple[int, int], whole: torch.Size) -> tuple[int, int]:
-        """Size of the output's window, from the size of the input's window and of the output's whole map."""
-        return tuple(  # type: ignore[return-value]
-            min((n + k - 2) // s + 1, limit)
-            for n, k, s, limit in zip(size, self.kernel, self.stride, whole[2:], strict=True)
+    def whole(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Size of the output's whole map, from the shape of the input, (B, C, H, W)."""
+        height, width = (
+            (n + 2 * p - k) // s + 1
+            for n, p, k, s in zip(shape[2:], self.padding, self.kernel, self.stride, strict=True)
         )
+        return height, width
 
-    def patches(self, window: Window, padded: Tensor, image: Tensor, whole: torch.Size) -> tuple[Tensor, Window]:
+    def size(self, size: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
+        """Size of the output's window, from the size of the input's window and of the output's whole map."""
+        height, width = (
+            min((n + k - 2) // s + 1, limit)
+            for n, k, s, limit in zip(size, self.kernel, self.stride, whole, strict=True)
+        )
+        return height, width
+
+    def patches(self, window: Window, padded: Tensor, image: Tensor, whole: tuple[int, int]) -> tuple[Tensor, Window]:
         """What the output's window is computed from.
 
         Args:
             window: of the input.
             padded: the clean input with its padding, (B, C, H + 2 p, W + 2 p).
             image: of each row, (S,).
-            whole: shape of the clean output.
+            whole: size of the output's whole map.
 
         Returns:
             The faulty input around the windows, (S, C, ., .), to be run without padding, and the output's windows,
@@ -151,23 +180,49 @@ class Spread:
         for d, corner in enumerate((window.top, window.left)):
             k, s, p = self.kernel[d], self.stride[d], self.padding[d]
             # The first output that reads the window's first pixel; moved so that the window lies within the map.
-            first = torch.div(corner + p - k + s, s, rounding_mode="floor").clamp(0, whole[2 + d] - size[d])
+            first = torch.div(corner + p - k + s, s, rounding_mode="floor").clamp(0, whole[d] - size[d])
             corners.append(first)
             starts.append(first * s)
             extent.append((size[d] - 1) * s + k)
-        patch = crop(padded, image, starts[0], starts[1], (extent[0], extent[1]))
-        inside = Window(
-            window.top + self.padding[0] - starts[0], window.left + self.padding[1] - starts[1], window.contents
+        patch = crop(window.covered(padded), image, starts[0], starts[1], (extent[0], extent[1]))
+        inside = replace(
+            window,
+            top=window.top + self.padding[0] - starts[0],
+            left=window.left + self.padding[1] - starts[1],
+            channel=None,  # of the patch, which has no other
         )
         # With a stride, the last pixels of a window can lie beyond all that the outputs read.
         patch = inside.paste(patch) if self.stride == (1, 1) else overlay(patch, inside)
-        return patch, Window(corners[0], corners[1], patch)
+        return patch, replace(window, top=corners[0], left=corners[1], contents=patch)
 
     def clean_patches(self, window: Window, padded: Tensor, image: Tensor) -> Tensor:
         """What the output's windows are computed from when nothing is faulty."""
         top, left = window.top * self.stride[0], window.left * self.stride[1]
         height, width = ((n - 1) * s + k for n, s, k in zip(window.size, self.stride, self.kernel, strict=True))
-        return crop(padded, image, top, left, (height, width))
+        return crop(window.covered(padded), image, top, left, (height, width))
+
+
+def one_channel(module: nn.Module, value: Tensor, channel: int) -> Tensor | None:
+    """One channel of a module's output, (B, C, H, W) -> (B, 1, H', W'); None if the module can't be cut so."""
+    only = slice(channel, channel + 1)
+    if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
+        bias = None if module.bias is None else module.bias[only]
+        weight = module.weight[only].contiguous(memory_format=torch.channels_last)
+        return nn.functional.conv2d(value, weight, bias, module.stride, module.padding, module.dilation)
+    if type(module) is nn.BatchNorm2d and module.running_mean is not None and module.running_var is not None:
+        return one_channel_normalised(module, value[:, only], channel)
+    return None
+
+
+def one_channel_normalised(module: nn.BatchNorm2d, value: Tensor, channel: int) -> Tensor:
+    """Batch normalisation, in eval mode, of one channel: (B, 1, H, W)."""
+    only = slice(channel, channel + 1)
+    mean, var, weight, bias = (
+        None if parameter is None else parameter[only]
+        for parameter in (module.running_mean, module.running_var, module.weight, module.bias)
+    )
+    value = value.contiguous()  # PyTorch takes another, differently rounding, kernel for a slice of channels
+    return nn.functional.batch_norm(value, mean, var, weight, bias, False, 0.0, module.eps)
 
 
 def unpadded(module: nn.Module, patch: Tensor) -> Tensor:
