@@ -17,7 +17,7 @@ from torchvision import datasets as tv
 from torchvision import transforms
 
 from bitflip import digits
-from bitflip.errors import BadInput
+from bitflip.errors import BadInput, first_line
 from bitflip.hyperparameters import Hyperparameters
 from bitflip.models import NUM_CLASSES
 
@@ -91,7 +91,7 @@ def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet
         except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged meta.bin
             raise BadInput(
                 f"input_path (--input-path): {root} holds an ImageNet that can't be read: "
-                f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
     folders = _class_folders(root, "imagenet", transform)
     if folders is not None:
@@ -115,7 +115,7 @@ def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor])
             return cast(TestSet, cifar(str(root), train=False, transform=transform, download=not extracted.is_dir()))
         except (RuntimeError, OSError, EOFError) as error:
             raise BadInput(
-                f"input_path (--input-path): {extracted} is damaged or incomplete ({str(error).splitlines()[0]}); "
+                f"input_path (--input-path): {extracted} is damaged or incomplete ({first_line(error)}); "
                 f"delete it and provide {cifar.filename} again"
             ) from error
     folders = _class_folders(root, dataset, transform)
@@ -184,7 +184,7 @@ def _class_folders(root: Path, dataset: str, transform: Callable[[Image.Image], 
         try:
             return cast(TestSet, _ClassFolders(str(folder), transform=transform, loader=_open))
         except FileNotFoundError as error:  # a class without images
-            raise BadInput(f"input_path (--input-path): {str(error).splitlines()[0]}") from error
+            raise BadInput(f"input_path (--input-path): {first_line(error)}") from error
     return None
 
 

@@ -17,6 +17,11 @@ class BadInput(Exception):
         self.problems = problems
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 MANY = 30  # names that a reader still looks through
 
 

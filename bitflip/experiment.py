@@ -38,6 +38,7 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
         prefix: of the result files' names.
         argv: command line arguments; None for those of the process.
     """
+    counts: Counts | None = None
     try:
         started = provenance.now()
         settings = checked(sys.argv[1:] if argv is None else argv)
@@ -53,7 +54,8 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
         reason = str(error).split(". ")[0]
         return _refused(BadInput(f"batch_size (--batch-size): expected a batch that fits the memory: {reason}"))
     except KeyboardInterrupt:
-        print("interrupted before the first batch was finished; nothing was written", file=sys.stderr)
+        when = "before the first batch was finished; nothing was written" if counts is None else "while reporting"
+        print(f"interrupted {when}", file=sys.stderr)
         return 130
     if isinstance(counts.stopped, BadInput):
         return _refused(counts.stopped)
@@ -294,6 +296,8 @@ def report(experiment: Experiment, counts: Counts, paths: Paths, started: str) -
     if not counts.complete:
         heading.append(f"Interrupted after {counts.images} of {experiment.images} images")
         print(f"interrupted after {counts.images} of {experiment.images} images", file=sys.stderr)
+    if not settings.detailed_log:
+        paths.detail.unlink(missing_ok=True)  # of an earlier run, whose other files are replaced here
     results.write_summary(paths.summary, "\n".join(heading), settings.seed, settings.bit, lines)
     results.write_table(paths.table, settings.seed, counts.tallies)
     results.write_run(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bitflip import bits
-from bitflip.errors import BadInput
+from bitflip.errors import BadInput, first_line
 from bitflip.faults import Flips
 from bitflip.layers import Layer
 
@@ -76,7 +76,7 @@ class Injector(fault_injection):
         self.modules: dict[str, nn.Module] = {}
         self.logits_shape: tuple[int, ...] = ()
         self._calls: Counter[str] = Counter()
-        self._lengths: dict[tuple[str, int], int] | None = None
+        self._seen: dict[tuple[str, int], Tensor] | None = None
         self._profiling: list[RemovableHandle] = []
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
@@ -88,10 +88,11 @@ class Injector(fault_injection):
                 super().__init__(
                     model, batch_size, list(input_shape), layer_types=["all"], use_cuda=device.type == "cuda"
                 )
-                self._find_shared_outputs(torch.zeros(2, *input_shape, dtype=_dtype(model), device=device))
+                images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+                self._find_shared_outputs(images.to(device=device, dtype=_dtype(model)))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             channels, size, _ = input_shape
-            reason = str(error).strip().split("\n")[0]
+            reason = first_line(error)
             raise BadInput(
                 f"img_size, channels (--img-size, --channels): the model can't take {channels} channels of "
                 f"{size} x {size} pixels: {reason}"
@@ -117,16 +118,26 @@ class Injector(fault_injection):
         return [], [], []  # PyTorchFI would remove the hooks too early
 
     def _find_shared_outputs(self, images: Tensor) -> None:
-        """Mark the layers whose output does not grow with the batch: there is nothing of one image to flip."""
-        self._calls.clear()
-        self._lengths = {}
-        self.original_model(images)
+        """Mark the layers in whose output there is nothing of one image to flip.
+
+        It does not grow with the batch, or is folded in an order in which the first image does not come first.
+        """
+        both: dict[tuple[str, int], Tensor] = {}
+        alone: dict[tuple[str, int], Tensor] = {}
+        for seen, batch in ((both, images), (alone, images[:1])):
+            self._seen = seen
+            self._calls.clear()
+            self.original_model(batch.clone())
         for i, layer in enumerate(self.layers):
-            grown = self._lengths[layer.path, layer.call] == len(images) * self.output_size[i][0]
-            self.layers[i] = replace(layer, per_image=grown)
+            one, two = alone[layer.path, layer.call], both[layer.path, layer.call]
+            per_image = len(two) == 2 * len(one)
+            if per_image and len(one) > 1:  # folded
+                scale = float(one.abs().nan_to_num().max())
+                per_image = torch.allclose(two[: len(one)], one, rtol=0, atol=1e-2 * scale, equal_nan=True)
+            self.layers[i] = replace(layer, per_image=per_image)
 
     def _record_logits(self, module: nn.Module, args: object, output: object) -> None:
-        if self._lengths is not None:
+        if self._seen is not None:
             return
         self.logits_shape = tuple(output.shape) if isinstance(output, Tensor) else ()
 
@@ -135,8 +146,8 @@ class Injector(fault_injection):
         self._calls[path] += 1
         if not isinstance(output, Tensor) or not bits.is_flippable(output.dtype) or output.dim() == 0:
             return
-        if self._lengths is not None:  # the second pass
-            self._lengths[path, call] = len(output)
+        if self._seen is not None:  # a later pass
+            self._seen[path, call] = output.clone()  # a later step may change it in place
             return
         self._save_output_size(module, None, output)
         weight = _weight(module)
@@ -261,8 +272,8 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, Tensor) and bits.is_flippable(weight.dtype) else None
+    weight = module._parameters.get("weight")  # not one that is computed anew for each pass, as by weight_norm
+    return weight if weight is not None and bits.is_flippable(weight.dtype) else None
 
 
 @contextlib.contextmanager

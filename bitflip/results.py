@@ -176,6 +176,7 @@ def write_detail(
 
     Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
     """
+    lines: list[str] = []  # written at once, so that Ctrl-C leaves no part of a batch
     items = {item.layer: item for item in chosen}
     original, error = [v.cpu() for v in batch.original], [v.cpu() for v in batch.error]
     for start in range(0, len(batch.labels), batch_size):
@@ -189,10 +190,11 @@ def write_detail(
             flip = _flip_text(items[flips.layer], number, where, *values, int(flips.bit[row]))
             broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
             if target == "neuron":
-                file.write(f"{flip}, {broken}\n")
+                lines.append(f"{flip}, {broken}\n")
             else:
                 first = not misclassified[slot, :position].any()
-                file.write((f"{flip}\n" if first else "") + f"    Image: {position}, {broken}\n")
+                lines.append((f"{flip}\n" if first else "") + f"    Image: {position}, {broken}\n")
+    file.write("".join(lines))
 
 
 def _flip_text(item: Numbered, batch: int, where: tuple[int, ...], original: Tensor, error: Tensor, bit: int) -> str:

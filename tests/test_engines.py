@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,240 @@ def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     got, _ = record(Wave(injector, program, Budget(rows=64, bytes=1 << 28)), "neuron", images, flips)
     assert refused
     assert_same(expected, got)
+
+
+class Body(nn.Module):
+    """A stem, something awkward, and a head."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.parts = nn.ModuleList(modules)
+        self.head = nn.Linear(6, 5)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class AddsInPlaceByOperator(Body):
+    def body(self, x: Tensor) -> Tensor:
+        skip = x
+        x += self.parts[0](x)
+        return x * skip
+
+
+class BranchesOnItsType(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x.relu() if type(x) is Tensor else x
+
+
+class ChangesTheInputOfAConvolution(Body):
+    def body(self, x: Tensor) -> Tensor:
+        x = self.stem.weight.sum() * 0 + torch.relu(x)
+        y: Tensor = self.parts[0](x)
+        x = x.mul_(0.5)
+        return nn.functional.pad(y, (0, x.shape[3] - y.shape[3], 0, x.shape[2] - y.shape[2])) + x
+
+
+class SumsBranches(Body):
+    def body(self, x: Tensor) -> Tensor:
+        out: Tensor = self.parts[0](x) + self.parts[1](x)
+        return out
+
+
+class ConstantPath(Body):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 6), nn.Linear(6, 6))
+        self.register_buffer("coordinates", torch.randn(1, 2))
+
+    def body(self, x: Tensor) -> Tensor:
+        scale = self.parts[1](torch.relu(self.parts[0](self.coordinates)))
+        out: Tensor = x * scale.view(1, 6, 1, 1)
+        return out
+
+
+class ReturnsADict(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"a": 2 * x, "b": x}
+
+
+class UsesADict(Body):
+    def body(self, x: Tensor) -> Tensor:
+        both = self.parts[0](x)
+        out: Tensor = torch.relu(both["a"]) + both["b"]
+        return out
+
+
+class ScalesInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(self.weight)
+
+
+class Applies(Body):
+    def body(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+class LeavesUnused(Body):
+    def body(self, x: Tensor) -> Tensor:
+        self.parts[0](x)
+        return torch.relu(x)
+
+
+class UsesNamedTuples(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x - x.max(dim=2, keepdim=True).values.relu()
+
+
+class ChecksItsInput(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(x, Tensor)
+        return super().forward(x)
+
+
+class ChangesItsInput(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.5).add_(0.3))
+
+
+def tied_data() -> nn.Module:
+    model = Applies(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1))
+    first, _, second = model.parts
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    second.weight.data = first.weight.data
+    return model
+
+
+def clamped() -> nn.Module:
+    model = Applies(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1))
+    model.parts[0].register_forward_hook(lambda module, args, output: output.clamp(-1, 1))
+    return model
+
+
+AWKWARD: dict[str, Callable[[], nn.Module]] = {
+    "adds_in_place_by_operator": lambda: AddsInPlaceByOperator(nn.Conv2d(6, 6, 3, padding=1)),
+    "branches_on_its_type": BranchesOnItsType,
+    "changes_the_input_of_a_convolution": lambda: ChangesTheInputOfAConvolution(nn.Conv2d(6, 6, 3)),
+    "changes_the_input_of_a_pooling": lambda: ChangesTheInputOfAConvolution(nn.AvgPool2d(2)),
+    "branches_that_do_not_nest": lambda: SumsBranches(nn.Conv2d(6, 6, 1, stride=2), nn.AvgPool2d(2)),
+    "branches_with_other_padding": lambda: SumsBranches(
+        nn.Conv2d(6, 6, 3, stride=3, padding=1), nn.Conv2d(6, 6, 3, stride=3)
+    ),
+    "asymmetric_branches": lambda: SumsBranches(
+        nn.Conv2d(6, 6, (1, 5), padding=(0, 2)), nn.Conv2d(6, 6, (5, 1), padding=(2, 0))
+    ),
+    "depthwise_and_dilated": lambda: Applies(
+        nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 6, 3, dilation=2), nn.MaxPool2d(3, 2, 1), nn.GELU()
+    ),
+    "overlapping_pools": lambda: Applies(nn.MaxPool2d(3, 1, 1), nn.AvgPool2d((1, 3), (1, 2)), nn.ReLU(inplace=True)),
+    "constant_path": ConstantPath,
+    "dict": lambda: UsesADict(ReturnsADict()),
+    "scales_in_place": lambda: Applies(nn.ReLU(), ScalesInPlace(), nn.Conv2d(6, 6, 3)),
+    "tied_data": tied_data,
+    "hook_of_the_user": clamped,
+    "unused_result": lambda: LeavesUnused(nn.Conv2d(6, 6, 3)),
+    "named_tuples": UsesNamedTuples,
+    "checks_its_input": ChecksItsInput,
+    "changes_its_input": ChangesItsInput,
+}
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_models(name: str, dtype: torch.dtype, target: Target) -> None:
+    """Each once ended otherwise, or in a traceback: now it is run right, or refused and run on the reference engine."""
+    torch.manual_seed(3)
+    placement = Placement(torch.device("cpu"), dtype)
+    model = placement.model(AWKWARD[name]().to(dtype).eval().requires_grad_(False))
+    images = placement.images(torch.randn(3, 3, 18, 18))
+    injector = Injector(WithInput(model) if target == "neuron" else model, 3, (3, 18, 18))
+    flips = sampled(injector, target, len(images), 100, repeats=4)
+    before = images.clone()
+    expected, _ = record(Reference(injector), target, images, flips)
+    assert torch.equal(images, before), "the reference engine must start every pass from the same images"
+    for budget in (Budget(16, 1 << 28), Budget(3, 1 << 14), Budget(3, 1)):
+        engine, _ = engines.build("wave", injector, images)
+        if isinstance(engine, Wave):
+            engine.budget = budget
+        got, done = record(engine, target, images, flips)
+        assert done == len(flips) * len(images)
+        assert_same(expected, got)
+
+
+def random_model(rng: random.Random) -> nn.Module:
+    """A random chain of layers with branches that are summed or concatenated."""
+
+    def layer(channels: int) -> nn.Module:
+        size = rng.choice([1, 2, 3, 3, 5])
+        stride, padding = rng.choice([1, 1, 1, 2]), rng.choice([0, size // 2, size // 2])
+        return rng.choice(
+            [
+                nn.Conv2d(channels, channels, size, stride, padding, groups=rng.choice([1, 1, channels])),
+                nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)),
+                nn.MaxPool2d(max(2, size), stride, min(padding, max(2, size) // 2)),
+                nn.AvgPool2d(2, stride),
+                nn.ReLU(inplace=rng.random() < 0.5),
+                nn.Hardswish(),
+            ]
+        )
+
+    class Random(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.main = nn.ModuleList(layer(4) for _ in range(rng.randint(3, 7)))
+            self.side = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in self.main)
+            self.how = [rng.choice(["plain", "plain", "residual", "cat", "gate"]) for _ in self.main]
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for main, side, how in zip(self.main, self.side, self.how, strict=True):
+                if how == "residual":
+                    x = torch.relu(x + side(x))
+                elif how == "cat":
+                    x = torch.cat([x, side(x)], 1)[:, 2:6]
+                elif how == "gate":
+                    x = x * x.mean((2, 3), keepdim=True).sigmoid()
+                x = main(x)
+            out: Tensor = self.head(x.mean((2, 3)))
+            return out
+
+    return Random()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_models(seed: int) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    height, width = rng.randint(12, 24), rng.randint(12, 24)
+    images = PLACEMENT.images(torch.randn(rng.choice([1, 2, 5]), 3, height, width))
+    model = random_model(rng)
+    try:
+        model.eval()(images)
+    except RuntimeError:
+        pytest.skip("the maps of this one become smaller than a kernel")
+    model = PLACEMENT.model(lively(model))
+    for target in ("neuron", "weight"):
+        injector, program = built(model, target, images)
+        flips = sampled(injector, target, len(images), 100)
+        expected, _ = record(Reference(injector), target, images, flips)
+        for budget in (Budget(1024, 1 << 30), rng.choice([Budget(3, 1), Budget(7, 1 << 16), Budget(1, 1 << 20)])):
+            got, _ = record(Wave(injector, program, budget), target, images, flips)
+            assert_same(expected, got)
 
 
 class DataDependent(nn.Module):

@@ -19,8 +19,10 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from bitflip.engines.windows import Kind, kind_of
+from bitflip.errors import first_line
 from bitflip.layers import Layer
 
+_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
 _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
 _MASKING_FUNCTION = re.compile(r"relu|pool|clamp|hard|silu|gelu|sigmoid|tanh")
 
@@ -63,6 +65,7 @@ class Step:
         layout: of its result.
         layer: the layer's (path, call) if the step is the call of a leaf module, otherwise None.
         bytes: memory of its result, per image of a batch.
+        in_place: whether it changes one of its inputs.
         kind: what it does to a window of pixels.
         masks: whether it often makes different inputs equal (activation, pooling), and one tensor of rows comes out.
     """
@@ -73,6 +76,7 @@ class Step:
     layout: Layout
     layer: tuple[str, int] | None
     bytes: int
+    in_place: bool
     kind: Kind
     masks: bool
 
@@ -105,9 +109,7 @@ class Program:
         try:
             graph = _LeafTracer().trace(model)
         except Exception as error:  # tracing runs the model's own code on stand-ins, and that can raise anything
-            raise Untraceable(
-                f"torch.fx can't trace it ({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from error
+            raise Untraceable(f"torch.fx can't trace it ({type(error).__name__}: {first_line(error)})") from error
         paths = {id(module): path for path, module in modules.items()}
         nodes = list(graph.nodes)
         self.placeholder, self.output = nodes[0], nodes[-1]
@@ -116,10 +118,10 @@ class Program:
         self.logits: fx.Node = self.output.args[0]
         last_use = {used: i for i, node in enumerate(nodes) for used in node.all_input_nodes}
         dead: dict[int, list[fx.Node]] = {}
-        for used, i in last_use.items():
-            if used.op != "placeholder":
-                dead.setdefault(i, []).append(used)
+        for i, node in enumerate(nodes[1:-1], start=1):
+            dead.setdefault(last_use.get(node, i), []).append(node)  # at once, if nothing reads it
         self._bytes: dict[fx.Node, int] = {}
+        self._in_place: set[fx.Node] = set()
         layouts = self._rehearse(nodes, dead, images)
         calls: Counter[str] = Counter()
         self.steps: list[Step] = []
@@ -135,7 +137,8 @@ class Program:
             module = self.module(node) if node.op == "call_module" else None
             kind = kind_of(node, module) if layout == Rows(0, 1) else Kind.OTHER
             inputs = tuple(node.all_input_nodes)
-            self.steps.append(Step(node, inputs, tuple(dead.get(i, ())), layout, layer, self._bytes[node], kind, masks))
+            ends, size, in_place = tuple(dead.get(i, ())), self._bytes[node], node in self._in_place
+            self.steps.append(Step(node, inputs, ends, layout, layer, size, in_place, kind, masks))
         self.layouts = layouts
         missing = {(item.path, item.call) for item in layers} - {step.layer for step in self.steps}
         if missing:
@@ -162,9 +165,10 @@ class Program:
         count = 0
         for step in self.steps:
             if step.node.op == "call_module":
-                count += any(p is parameter for p in self.module(step.node).parameters())
+                count += any(_storage(p) == _storage(parameter) for p in self.module(step.node).parameters())
             elif step.node.op == "get_attr":
-                count += operator.attrgetter(str(step.node.target))(self.model) is parameter
+                value = operator.attrgetter(str(step.node.target))(self.model)
+                count += isinstance(value, Tensor) and _storage(value) == _storage(parameter)
         return count
 
     def _masks(self, node: fx.Node) -> bool:
@@ -184,18 +188,32 @@ class Program:
                 versions = {n: _version(v) for n, v in b.items()}
                 try:
                     a[node], b[node] = self.run(node, a.__getitem__), self.run(node, b.__getitem__)
-                except (RuntimeError, TypeError, ValueError) as error:
-                    raise Untraceable(f"{node} fails on a batch of another size ({error})") from error
+                except Exception as error:  # the model's own code can raise anything
+                    raise Untraceable(f"{node} fails on a batch of another size ({first_line(error)})") from error
+                layouts[node] = _layout(a[node], b[node], str(node))
+                self._bytes[node] = bytes_of(a[node]) // 2
+                if any(_version(b[other]) != before for other, before in versions.items()):
+                    self._in_place.add(node)
                 for used in dead.get(i, ()):
                     del a[used], b[used]
                 for other, before in versions.items():
                     if other in b and _version(b[other]) != before:
                         raise Untraceable(f"{node} changes {other} in place, which is still needed")
-                layouts[node] = _layout(a[node], b[node], str(node))
-                self._bytes[node] = bytes_of(a[node]) // 2
+            # Tracing takes x += y for x = x + y, and one branch of every isinstance: see that it did no harm.
+            if not _close(self.model(three.clone()), b[self.logits]):
+                raise Untraceable("its traced form computes something else")
         if layouts[self.logits] != Rows(0, 1):
             raise Untraceable("its output is not one row per image")
         return layouts
+
+
+def _storage(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+def _like(value: Any, parts: list[Any]) -> Any:
+    """The parts as a list, tuple, named tuple or size, as ``value`` is."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 def take(value: Any, layout: Layout, images: Tensor) -> Any:
@@ -211,8 +229,7 @@ def take(value: Any, layout: Layout, images: Tensor) -> Any:
         return layout.factor * len(images)
     if isinstance(layout, Constant):
         return value
-    parts = [take(v, part, images) for v, part in zip(value, layout, strict=True)]
-    return parts if isinstance(layout, list) else tuple(parts)
+    return _like(value, [take(v, part, images) for v, part in zip(value, layout, strict=True)])
 
 
 def first(value: Any, layout: Layout, count: int) -> Any:
@@ -221,8 +238,7 @@ def first(value: Any, layout: Layout, count: int) -> Any:
         return value.narrow(layout.dim, 0, count * layout.fold)
     if isinstance(layout, Constant | Multiple):
         return value
-    parts = [first(v, part, count) for v, part in zip(value, layout, strict=True)]
-    return parts if isinstance(layout, list) else tuple(parts)
+    return _like(value, [first(v, part, count) for v, part in zip(value, layout, strict=True)])
 
 
 def join(values: Sequence[Any], layout: Layout) -> Any:
@@ -231,8 +247,7 @@ def join(values: Sequence[Any], layout: Layout) -> Any:
         return torch.cat(list(values), dim=layout.dim)
     if isinstance(layout, Constant | Multiple):
         return values[0]
-    parts = [join([value[i] for value in values], part) for i, part in enumerate(layout)]
-    return parts if isinstance(layout, list) else tuple(parts)
+    return _like(values[0], [join([value[i] for value in values], part) for i, part in enumerate(layout)])
 
 
 def by_image(value: Tensor, layout: Rows) -> Tensor:
@@ -278,7 +293,9 @@ def _layout(two: Any, three: Any, name: str) -> Layout:
         if two * 3 != three * 2 or two % 2:
             raise Untraceable(f"{name} is a number that is no multiple of the batch size")
         return Multiple(two // 2)
-    if isinstance(two, float | bool | str) and two != three:
+    if not isinstance(two, _PLAIN):
+        raise Untraceable(f"{name} is a {type(two).__name__}")
+    if two != three:
         raise Untraceable(f"{name} depends on the batch")
     return Constant()
 

@@ -23,13 +23,13 @@ class Reference:
 
     def neurons(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
-        outcomes.clean(self.injector.original_model(images))
+        outcomes.clean(self.injector.original_model(images.clone()))  # some models change their input
         for slot, one in enumerate(flips):
             self._run(images, slot, self.injector.neurons(one), outcomes)
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
-        outcomes.clean(self.injector.original_model(images))
+        outcomes.clean(self.injector.original_model(images.clone()))  # some models change their input
         for slot, one in enumerate(flips):
             self.weight(images, slot, one, outcomes)
 
@@ -41,7 +41,7 @@ class Reference:
         self, images: Tensor, slot: int, injection: AbstractContextManager[Injected], outcomes: BatchOutcomes
     ) -> None:
         with injection as injected:
-            logits = self.injector.original_model(images)
+            logits = self.injector.original_model(images.clone())
         outcomes.struck(slot, injected.original, injected.error)
         count = len(images)
         outcomes.finished(torch.arange(slot * count, (slot + 1) * count, device=images.device), logits)

@@ -35,6 +35,7 @@ from bitflip.engines.windows import (
 )
 from bitflip.faults import Flips
 from bitflip.injection import Injector, flip_rows, strike
+from bitflip.layers import Layer
 from bitflip.outcomes import BatchOutcomes
 
 Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean values) -> the layer's faulty output
@@ -95,11 +96,16 @@ class Wave:
             outcomes.struck(slot, injected.original, injected.error)
             return output
 
-        # A weight that several steps read changes all of them; those few faults take the obvious way.
-        alone = [slot for slot, f in enumerate(flips) if self.program.readers(self.injector.weight_of(f.layer)) == 1]
+        # A weight that several steps read changes all of them, and a layer that has no rows, or works in place, can't
+        # be forked; those few faults take the obvious way.
+        alone = [slot for slot, one in enumerate(flips) if self._forks_alone(one.layer)]
         self._sweep(images, flips, alone, outcomes, fork)
         for slot in sorted(set(range(len(flips))) - set(alone)):
             self._reference.weight(images, slot, flips[slot], outcomes)
+
+    def _forks_alone(self, layer: Layer) -> bool:
+        step = self.program.steps[self._step_of[layer.path, layer.call]]
+        return is_data(step.layout) and not step.in_place and self.program.readers(self.injector.weight_of(layer)) == 1
 
     def _channel(self, step: Step, clean: Mapping[fx.Node, Any], channel: int) -> Tensor:
         output = one_channel(self.program.module(step.node), clean[step.inputs[0]], channel)
@@ -157,6 +163,7 @@ class _Sweep:
             pool, *others = self._affordable(step, pool, clean)
             for part in others:  # sweep them to the end on a clean pass of their own
                 self.walk(i, {node: _copy(value) for node, value in clean.items()}, part, forking=False)
+            self.padded = None  # a walk before may have changed in place what it was made from
             # The pool goes first: a step that works in place changes the clean values that rows still have to read.
             # But windows that spread are held against the clean output.
             if step.kind is Kind.SPREAD:
@@ -168,7 +175,8 @@ class _Sweep:
             self.alive[i] += sum(map(len, pool))
             if forking:
                 for slot in self.forks.get(i, ()):
-                    pool += self.packer.split(self._forked(slot, step, clean))
+                    chunk = self._forked(slot, step, clean)
+                    pool += self._gone(chunk) if step.node in step.dead else self.packer.split(chunk)
             for node in step.dead:
                 del clean[node]
         self.outcomes.clean(clean[self.program.logits])
@@ -267,8 +275,10 @@ class _Sweep:
             return False
         channel = inputs[0].channel
         if step.kind is Kind.SUM:
-            outer = max(value.size for value in inputs)
-            fits = all(value.size[1] <= outer[1] and value.channel == channel for value in inputs)
+            fits = all(value.channel == channel for value in inputs)
+            if len(inputs) == 2:
+                inner, outer = sorted(inputs, key=lambda window: window.size)
+                fits = fits and inner.lies_within(outer)
             return fits and all(clean[node].shape == clean[step.inputs[0]].shape for node in step.inputs)
         if step.kind is Kind.SPREAD:
             if channel is not None:

@@ -77,6 +77,12 @@ class Window:
         """The same contents, with corners relative to those of another window."""
         return replace(self, top=self.top - other.top, left=self.left - other.left)
 
+    def lies_within(self, other: Window) -> bool:
+        """Whether every row's window lies within the other's."""
+        top, left = self.top - other.top, self.left - other.left
+        room = [theirs - ours for theirs, ours in zip(other.size, self.size, strict=True)]
+        return bool(((top >= 0) & (left >= 0) & (top <= room[0]) & (left <= room[1])).all())
+
     def head(self, count: int) -> Window:
         """The windows of the first rows, without a copy."""
         return replace(self, top=self.top[:count], left=self.left[:count], contents=self.contents[:count])
@@ -205,6 +211,8 @@ class Spread:
 def one_channel(module: nn.Module, value: Tensor, channel: int) -> Tensor | None:
     """One channel of a module's output, (B, C, H, W) -> (B, 1, H', W'); None if the module can't be cut so."""
     only = slice(channel, channel + 1)
+    if not _is_plain(module):
+        return None
     if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
         bias = None if module.bias is None else module.bias[only]
         weight = module.weight[only].contiguous(memory_format=torch.channels_last)
@@ -279,6 +287,8 @@ _SUM_FUNCTIONS = {"add", "iadd", "add_"}
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     """What an operation does to a window; ``module`` is the one that it calls, if it does."""
     if module is not None:
+        if not _is_plain(module):
+            return Kind.OTHER
         if type(module) in _POINTWISE_MODULES:
             return Kind.POINTWISE
         return Kind.SPREAD if Spread.of(module) is not None else Kind.OTHER
@@ -290,6 +300,11 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     if name in _SUM_FUNCTIONS and len(node.all_input_nodes) == 2:
         return Kind.SUM
     return Kind.OTHER
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the module does what its class does; a hook can do more."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
