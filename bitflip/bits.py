@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bitstring
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _INTEGER = {
     torch.float64: torch.int64,
@@ -25,6 +25,11 @@ def is_flippable(dtype: torch.dtype) -> bool:
 def width(dtype: torch.dtype) -> int:
     """Bits in one value: 32 for float32."""
     return torch.finfo(dtype).bits
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The floating-point type of a model's parameters, and so of the images that it takes."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def as_integers(values: Tensor) -> Tensor:

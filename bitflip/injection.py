@@ -89,7 +89,7 @@ class Injector(fault_injection):
                     model, batch_size, list(input_shape), layer_types=["all"], use_cuda=device.type == "cuda"
                 )
                 images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
-                self._find_shared_outputs(images.to(device=device, dtype=_dtype(model)))
+                self._find_shared_outputs(images.to(device=device, dtype=bits.dtype_of(model)))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             channels, size, _ = input_shape
             reason = first_line(error)
@@ -265,10 +265,6 @@ def flip_rows(output: Tensor, struck: Struck) -> Tensor:
     faulty = output.clone()
     faulty[struck.index] = struck.error
     return faulty
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _weight(module: nn.Module) -> Tensor | None:

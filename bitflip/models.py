@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from bitflip import digits
+from bitflip import bits, digits
 from bitflip.errors import BadInput, nearest
 from bitflip.hyperparameters import Hyperparameters
 
@@ -54,7 +54,7 @@ class Classifier:
     @property
     def dtype(self) -> torch.dtype:
         """Of the model's parameters, and so of the images that it takes."""
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        return bits.dtype_of(self.model)
 
 
 def is_custom(name: str) -> bool:

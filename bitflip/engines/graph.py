@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from bitflip.engines.windows import Kind, kind_of
+from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
 from bitflip.layers import Layer
 
@@ -112,10 +112,10 @@ class Program:
             raise Untraceable(f"torch.fx can't trace it ({type(error).__name__}: {first_line(error)})") from error
         paths = {id(module): path for path, module in modules.items()}
         nodes = list(graph.nodes)
-        self.placeholder, self.output = nodes[0], nodes[-1]
-        if sum(node.op == "placeholder" for node in nodes) != 1 or not isinstance(self.output.args[0], fx.Node):
+        self.placeholder, logits = nodes[0], nodes[-1].args[0]
+        if sum(node.op == "placeholder" for node in nodes) != 1 or not isinstance(logits, fx.Node):
             raise Untraceable("it does not take one tensor and return one tensor")
-        self.logits: fx.Node = self.output.args[0]
+        self.logits: fx.Node = logits
         last_use = {used: i for i, node in enumerate(nodes) for used in node.all_input_nodes}
         dead: dict[int, list[fx.Node]] = {}
         for i, node in enumerate(nodes[1:-1], start=1):
@@ -127,14 +127,13 @@ class Program:
         self.steps: list[Step] = []
         for i, node in enumerate(nodes[1:-1], start=1):
             layer = None
-            if node.op == "call_module":
-                path = paths.get(id(self.module(node)))
-                if path is not None:
-                    layer = (path, calls[path])
-                    calls[path] += 1
-            layout = layouts[node]
-            masks = isinstance(layout, Rows) and layout.dim == 0 and self._masks(node)
             module = self.module(node) if node.op == "call_module" else None
+            path = paths.get(id(module))
+            if path is not None:
+                layer = (path, calls[path])
+                calls[path] += 1
+            layout = layouts[node]
+            masks = isinstance(layout, Rows) and layout.dim == 0 and _masks(node, module)
             kind = kind_of(node, module) if layout == Rows(0, 1) else Kind.OTHER
             inputs = tuple(node.all_input_nodes)
             ends, size, in_place = tuple(dead.get(i, ())), self._bytes[node], node in self._in_place
@@ -143,6 +142,7 @@ class Program:
         missing = {(item.path, item.call) for item in layers} - {step.layer for step in self.steps}
         if missing:
             raise Untraceable(f"its traced form does not call {sorted(missing)[0][0]}")
+        self._readers = Counter(storage for step in self.steps for storage in self._parameters_read(step.node))
 
     def run(self, node: fx.Node, load: Callable[[fx.Node], Any]) -> Any:
         """Carry out one operation; ``load`` gives the results that it reads."""
@@ -161,21 +161,17 @@ class Program:
         return self._modules[str(node.target)]
 
     def readers(self, parameter: Tensor) -> int:
-        """How many steps read a parameter."""
-        count = 0
-        for step in self.steps:
-            if step.node.op == "call_module":
-                count += any(_storage(p) == _storage(parameter) for p in self.module(step.node).parameters())
-            elif step.node.op == "get_attr":
-                value = operator.attrgetter(str(step.node.target))(self.model)
-                count += isinstance(value, Tensor) and _storage(value) == _storage(parameter)
-        return count
+        """How many steps read a parameter, or another one that shares its memory."""
+        return self._readers[_storage(parameter)]
 
-    def _masks(self, node: fx.Node) -> bool:
+    def _parameters_read(self, node: fx.Node) -> set[int]:
+        """Where the memory is of the parameters that an operation reads."""
         if node.op == "call_module":
-            return type(self.module(node)).__module__ in _MASKING_MODULES
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return node.op in ("call_function", "call_method") and bool(_MASKING_FUNCTION.search(name))
+            return {_storage(parameter) for parameter in self.module(node).parameters()}
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(self.model)
+            return {_storage(value)} if isinstance(value, Tensor) else set()
+        return set()
 
     def _rehearse(self, nodes: list[fx.Node], dead: dict[int, list[fx.Node]], images: Tensor) -> dict[fx.Node, Layout]:
         generator = torch.Generator().manual_seed(0)
@@ -192,12 +188,13 @@ class Program:
                     raise Untraceable(f"{node} fails on a batch of another size ({first_line(error)})") from error
                 layouts[node] = _layout(a[node], b[node], str(node))
                 self._bytes[node] = bytes_of(a[node]) // 2
-                if any(_version(b[other]) != before for other, before in versions.items()):
+                changed = [other for other, before in versions.items() if _version(b[other]) != before]
+                if changed:
                     self._in_place.add(node)
                 for used in dead.get(i, ()):
                     del a[used], b[used]
-                for other, before in versions.items():
-                    if other in b and _version(b[other]) != before:
+                for other in changed:
+                    if other in b:
                         raise Untraceable(f"{node} changes {other} in place, which is still needed")
             # Tracing takes x += y for x = x + y, and one branch of every isinstance: see that it did no harm.
             if not _close(self.model(three.clone()), b[self.logits]):
@@ -205,6 +202,12 @@ class Program:
         if layouts[self.logits] != Rows(0, 1):
             raise Untraceable("its output is not one row per image")
         return layouts
+
+
+def _masks(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return type(module).__module__ in _MASKING_MODULES
+    return bool(_MASKING_FUNCTION.search(function_name(node)))
 
 
 def _storage(value: Tensor) -> int:

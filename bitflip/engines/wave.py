@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -187,30 +187,27 @@ class _Sweep:
         """The pool in parts that stay within the budget in this step, also where windows become whole maps."""
         parts: list[list[Chunk]] = [[]]
         total = 0
-        for chunk in self._small_enough(step, pool, clean):
-            size = self._bytes_after(step, chunk, clean)
-            total += size
-            if parts[-1] and total > self.budget.bytes:
-                parts.append([])
-                total = size
-            parts[-1].append(chunk)
+        for chunk in pool:
+            windowed = self._keeps_windows(step, chunk, clean)
+            # More windows travel together than whole maps.
+            for part in [chunk] if windowed else self.packer.split(chunk, self.budget.rows):
+                size = self._bytes_after(step, part, clean, windowed=windowed)
+                total += size
+                if parts[-1] and total > self.budget.bytes:
+                    parts.append([])
+                    total = size
+                parts[-1].append(part)
         return parts[::-1]  # the last part has room for more
 
-    def _small_enough(self, step: Step, pool: list[Chunk], clean: dict[fx.Node, Any]) -> Iterator[Chunk]:
-        for chunk in pool:  # more windows travel together than whole maps
-            yield from (
-                [chunk] if self._keeps_windows(step, chunk, clean) else self.packer.split(chunk, self.budget.rows)
-            )
-
-    def _bytes_after(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> int:
-        """Memory of a chunk after a step."""
+    def _bytes_after(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any], *, windowed: bool) -> int:
+        """Memory of a chunk after a step that keeps its windows, or does not."""
         read = [node for node in step.inputs if node in chunk.values]
-        windowed = self._keeps_windows(step, chunk, clean)
         size = 0
         for node in chunk.values.keys() - set(step.dead):
-            made_whole = node in read and not windowed and isinstance(chunk.values[node], Window)
-            per_image = bytes_of(clean[node]) // len(self.outcomes.labels)
-            size += per_image * len(chunk.image) if made_whole else chunk.bytes(node)
+            if node in read and not windowed and isinstance(chunk.values[node], Window):  # becomes a whole map
+                size += bytes_of(clean[node]) // len(self.outcomes.labels) * len(chunk.image)
+            else:
+                size += chunk.bytes(node)
         if not read:
             return size
         if not windowed:

@@ -284,6 +284,13 @@ _POINTWISE_FUNCTIONS = {
 _SUM_FUNCTIONS = {"add", "iadd", "add_"}
 
 
+def function_name(node: fx.Node) -> str:
+    """Name of the function or method that an operation calls; empty if it calls none."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     """What an operation does to a window; ``module`` is the one that it calls, if it does."""
     if module is not None:
@@ -292,9 +299,7 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
         if type(module) in _POINTWISE_MODULES:
             return Kind.POINTWISE
         return Kind.SPREAD if Spread.of(module) is not None else Kind.OTHER
-    if node.op not in ("call_function", "call_method"):
-        return Kind.OTHER
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = function_name(node)
     if name in _POINTWISE_FUNCTIONS and len(node.all_input_nodes) == 1:
         return Kind.POINTWISE
     if name in _SUM_FUNCTIONS and len(node.all_input_nodes) == 2:
