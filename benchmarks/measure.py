@@ -129,8 +129,8 @@ def engine(task: Task) -> Ready:
         seed=task.seed,
     ).resolved()
     prepared = experiment.prepare(settings, task.target)
-    every = [item.layer for item in prepared.layers]
-    layers = [every[i] for i in evenly(len(every), task.layers)]
+    items = [prepared.layers[i] for i in evenly(len(prepared.layers), task.layers)]
+    layers = [item.layer for item in items]
 
     def run(batches: Batches) -> Tensor:
         getattr(prepared.engine, "alive", {}).clear()
@@ -138,10 +138,7 @@ def engine(task: Task) -> Ready:
             prepared.engine,
             task.target,
             batches,
-            layers,
-            seed=task.seed,
-            bit=None,
-            repeats=1,
+            lambda first, count: prepared.sampling.flips(items, first, count),
             placement=prepared.placement,
             progress=lambda count: None,
         )
@@ -152,7 +149,7 @@ def engine(task: Task) -> Ready:
         prepared.placement.device,
         load_batches(task, prepared.together, prepared.placement.images),
         [layer.path + (f"#{layer.call}" if layer.call else "") for layer in layers],
-        len(every),
+        len(prepared.layers),
         run,
         lambda: alive(prepared, layers, task.images),
     )

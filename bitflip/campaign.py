@@ -1,8 +1,9 @@
-"""A campaign: batches of images, each run clean and with one fault per chosen layer."""
+"""A campaign: batches of images, each run clean and with its flips."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,50 +11,85 @@ from torch import Tensor
 from bitflip import faults
 from bitflip.devices import Placement
 from bitflip.engines import Engine
-from bitflip.faults import Flips, Target
-from bitflip.layers import Layer
+from bitflip.faults import BitShares, Flips, Target
+from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which faults a campaign samples.
+
+    Attributes:
+        target: ``neuron`` (one flip per image and layer) or ``weight`` (one flip per batch and layer).
+        seeds: each draws faults of its own.
+        batch_size: images that one weight flip hits.
+        repeats: flips per image (or batch), layer and seed in one round through the test set.
+        bit: the bit to flip; None for a random one per fault.
+        importance: whether random bits are drawn as :func:`top_exponent_half` says.
+    """
+
+    target: Target
+    seeds: tuple[int, ...]
+    batch_size: int
+    repeats: int
+    bit: int | None
+    importance: bool = False
+
+    def flips(self, items: Sequence[Numbered], first: int, count: int, turn: int = 0) -> list[Flips]:
+        """The flips of a batch, one slot each: by seed, then layer, then repeat.
+
+        Args:
+            items: layers; with ``weight``, each has one.
+            first: index in the test set of the batch's first image.
+            count: images in the batch; for neurons it changes no fault.
+            turn: number of the round through the test set, which draws further flips.
+        """
+        number = first // self.batch_size
+        return [
+            faults.neurons(seed, item.layer, first, count, self.bit, repeat, self._shares(item.layer.bits))
+            if self.target == "neuron"
+            else faults.weight(seed, item.layer, number, self.bit, repeat, self._shares(item.layer.weight_bits))
+            for seed in self.seeds
+            for item in items
+            for repeat in range(turn * self.repeats, (turn + 1) * self.repeats)
+        ]
+
+    def _shares(self, width: int) -> BitShares | None:
+        return top_exponent_half(width) if self.importance else None
+
+
+def top_exponent_half(width: int) -> BitShares:
+    """Half of the flips to the top exponent bit, the other half spread evenly over the others."""
+    return tuple(0.5 if bit == 1 else 0.5 / (width - 1) for bit in range(width))
 
 
 def run(
     engine: Engine,
     target: Target,
     batches: Iterable[tuple[Tensor, Tensor]],
-    layers: Sequence[Layer],
+    flips: Callable[[int, int], list[Flips]],
     *,
-    seed: int,
-    bit: int | None,
-    repeats: int,
     placement: Placement,
     progress: Callable[[int], None],
+    first: int = 0,
 ) -> Iterator[BatchOutcomes]:
     """Run every batch and yield its outcomes, on the host, as soon as they are known.
 
     Args:
         engine: what runs the faults.
-        target: ``neuron`` (one flip per image and layer) or ``weight`` (one flip per batch and layer).
-        batches: images (B, C, H, W) and labels (B,), in the order of the test set; for neurons, their size changes
-            no fault.
-        layers: where to flip; with ``weight``, each has a weight.
-        seed: of the faults.
-        bit: the bit to flip, or None for a random one per fault.
-        repeats: flips per image (or batch) and layer; each takes a slot of the outcomes.
+        target: what the flips hit.
+        batches: images (B, C, H, W) and labels (B,), in the order of the test set.
+        flips: gives the flips of a batch from the index of its first image and its size, when its turn comes.
         placement: where to run.
         progress: called with the number of further faulty images whose outcome is known.
+        first: index in the test set of the first batch's first image.
     """
-    first = 0
-    for number, (images, labels) in enumerate(batches):
-        flips: list[Flips] = [
-            faults.neurons(seed, layer, first, len(images), bit, repeat)
-            if target == "neuron"
-            else faults.weight(seed, layer, number, bit, repeat)
-            for layer in layers
-            for repeat in range(repeats)
-        ]
-        outcomes = BatchOutcomes(labels.to(placement.device), flips, first, progress)
+    for images, labels in batches:
+        outcomes = BatchOutcomes(labels.to(placement.device), flips(first, len(images)), first, progress)
         with torch.no_grad():
             execute = engine.neurons if target == "neuron" else engine.weights
-            execute(placement.images(images), flips, outcomes)
+            execute(placement.images(images), outcomes.flips, outcomes)
         outcomes.to_host()
         yield outcomes
         first += len(images)

@@ -48,15 +48,15 @@ def load(settings: Hyperparameters) -> TestSet:
     return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
 
 
-def batches(test_set: TestSet, batch_size: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the first ``count`` images (B, C, H, W) and labels (B,), in order.
+def batches(test_set: TestSet, batch_size: int, count: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images (B, C, H, W) and labels (B,), in order, from image ``first`` up to image ``count``.
 
     Raises:
         BadInput: if an image file can't be read.
     """
     files = isinstance(test_set, tv.ImageFolder) and len(test_set) >= MANY_IMAGES
     loader: DataLoader[Any] = DataLoader(
-        Subset(cast("Dataset[Any]", test_set), range(count)),
+        Subset(cast("Dataset[Any]", test_set), range(first, count)),
         batch_size,
         num_workers=min(8, os.cpu_count() or 1) if files else 0,
         pin_memory=torch.cuda.is_available(),

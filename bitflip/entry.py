@@ -20,11 +20,11 @@ def main(target: Literal["neuron", "weight"], prefix: str) -> int:
     """
     try:
         hyperparameters.read(sys.argv[1:])
-        from bitflip import experiment
+        from bitflip import runner
     except BadInput as error:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted before anything was done", file=sys.stderr)
         return 130
-    return experiment.main(target, prefix)
+    return runner.main(target, prefix)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bitflip.layers import Layer
 
 Target = Literal["neuron", "weight"]
+BitShares = tuple[float, ...]  # of each bit among the flips, by bit from the most significant; sums to 1
 _TARGET_WORD: dict[str, int] = {"neuron": 0, "weight": 1}
 
 
@@ -31,11 +32,13 @@ class Flips:
         layer: where.
         element: flat index into one image's output, or into the weight; int64, shape (N,).
         bit: counted from the most significant bit; int64, shape (N,).
+        seed: that drew the flips; 0 for flips that were not drawn.
     """
 
     layer: Layer
     element: NDArray[np.int64]
     bit: NDArray[np.int64]
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.element)
@@ -47,7 +50,15 @@ class Flips:
         return tuple(int(c) for c in np.unravel_index(int(self.element[i]), shape)) if shape else ()
 
 
-def neurons(seed: int, layer: Layer, first: int, count: int, bit: int | None = None, repeat: int = 0) -> Flips:
+def neurons(
+    seed: int,
+    layer: Layer,
+    first: int,
+    count: int,
+    bit: int | None = None,
+    repeat: int = 0,
+    shares: BitShares | None = None,
+) -> Flips:
     """One flip for each of ``count`` images, the first of which is image ``first`` of the test set.
 
     Args:
@@ -57,38 +68,49 @@ def neurons(seed: int, layer: Layer, first: int, count: int, bit: int | None = N
         count: number of images.
         bit: the bit to flip, or None for a random one per fault.
         repeat: number of the flip, when an image gets several in this layer.
+        shares: how often each bit is drawn when it is random; None for equally often.
     """
-    return _sample(seed, layer, "neuron", repeat, first, count, math.prod(layer.shape), layer.bits, bit)
+    words = _words(seed, layer, "neuron", repeat, first, count)
+    element = _below(words[:, 0], math.prod(layer.shape))
+    return Flips(layer, element, _bits(words[:, 1], layer.bits, bit, shares), seed)
 
 
-def weight(seed: int, layer: Layer, batch: int, bit: int | None = None, repeat: int = 0) -> Flips:
-    """The flip of batch number ``batch`` in the weight of ``layer``, which must have one."""
-    assert layer.weight_shape is not None
-    return _sample(seed, layer, "weight", repeat, batch, 1, math.prod(layer.weight_shape), layer.weight_bits, bit)
-
-
-def _sample(
-    seed: int,
-    layer: Layer,
-    target: Target,
-    repeat: int,
-    first: int,
-    count: int,
-    elements: int,
-    bits: int,
-    bit: int | None,
+def weight(
+    seed: int, layer: Layer, batch: int, bit: int | None = None, repeat: int = 0, shares: BitShares | None = None
 ) -> Flips:
+    """The flip of batch number ``batch`` in the weight of ``layer``, which must have one; see :func:`neurons`."""
+    assert layer.weight_shape is not None
+    words = _words(seed, layer, "weight", repeat, batch, 1)
+    element = _below(words[:, 0], math.prod(layer.weight_shape))
+    return Flips(layer, element, _bits(words[:, 1], layer.weight_bits, bit, shares), seed)
+
+
+def _words(seed: int, layer: Layer, target: Target, repeat: int, first: int, count: int) -> NDArray[np.uint64]:
+    """Four random words for each of ``count`` images, the first of which is ``first``, (count, 4)."""
     # One counter value yields one block of four 64-bit words; block i belongs to image first + i and nothing else.
     philox = np.random.Philox(
         key=np.array([seed, layer.position], dtype=np.uint64),
         counter=np.array([first, _TARGET_WORD[target], repeat, 0], dtype=np.uint64),
     )
-    words = philox.random_raw(4 * count).reshape(count, 4)
-    chosen = _below(words[:, 1], bits) if bit is None else np.full(count, bit, dtype=np.int64)
-    return Flips(layer, _below(words[:, 0], elements), chosen)
+    return philox.random_raw(4 * count).reshape(count, 4)
+
+
+def _bits(words: NDArray[np.uint64], width: int, bit: int | None, shares: BitShares | None) -> NDArray[np.int64]:
+    """Bits of values of a width: a given one, or random ones from random words."""
+    if bit is not None:
+        return np.full(len(words), bit, dtype=np.int64)
+    if shares is None:
+        return _below(words, width)
+    assert len(shares) == width
+    upper = np.cumsum(shares)[:-1]
+    return np.searchsorted(upper, _uniform(words), side="right").astype(np.int64)
+
+
+def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Numbers in [0, 1) from 64-bit words."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _below(words: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
     """Whole numbers in [0, n), uniform to within n / 2**53, from 64-bit words."""
-    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return np.minimum((uniform * n).astype(np.int64), n - 1)  # the product of the largest two can round up to n
+    return np.minimum((_uniform(words) * n).astype(np.int64), n - 1)  # the product of the largest two can round up to n

@@ -6,6 +6,8 @@ This module imports nothing slow, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -20,10 +22,13 @@ from bitflip.errors import BadInput, nearest
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits"]
 Precision = Literal["ieee", "tf32"]
 Engine = Literal["wave", "reference"]
+BitSampling = Literal["uniform", "importance"]
 
 DEFAULT_MODEL: dict[str, str] = {"digits": "digits_vgg"}
 DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224}
 MAX_SEED = 2**63 - 1
+MAX_SEEDS = 10_000  # in one run
+NOT_RERUN = ("output_path", "fresh", "rerun")  # settings that are not taken from an earlier run
 
 
 def _field(default: Any, meaning: str, valid: str, **kwargs: Any) -> Any:
@@ -69,6 +74,11 @@ class Hyperparameters(BaseSettings):
     seed: int = _field(
         -1, "seed of all faults; negative: from the clock", f"a whole number up to {MAX_SEED}", le=MAX_SEED
     )
+    seeds: str | None = _field(
+        None,
+        "several seeds in one run, on one clean pass, such as 1-30 or 1,5,9-12; instead of seed",
+        "different whole numbers from 0, and ranges of them, comma-separated",
+    )
     batch_size: int = _field(256, "images per batch", "a whole number of at least 1", ge=1)
     img_size: int | None = _field(
         None,
@@ -93,10 +103,32 @@ class Hyperparameters(BaseSettings):
         "'all' or whole numbers from 0, comma-separated",
         validation_alias=AliasChoices("layer_num", "layer_nums"),
     )
+    bit_sampling: BitSampling = _field(
+        "uniform",
+        "how random bits are drawn: uniform, or importance, which draws half of them from the top exponent bit, where "
+        "nearly all misclassifications come from, and weights the rates accordingly",
+        "uniform or importance",
+    )
+    margin: float | None = _field(
+        None,
+        "go on, with further flips per image (batch), until every layer's confidence interval reaches at most so many "
+        "percentage points to either side",
+        "a number above 0 and below 50",
+        gt=0,
+        lt=50,
+    )
+    confidence: float = _field(0.95, "of all intervals", "a number above 0.5 and below 1, such as 0.95", gt=0.5, lt=1.0)
     input_path: Path = _field(Path("/input"), "folder with the data set", "the path of a folder")
     output_path: Path = _field(Path("/output"), "folder for the results", "the path of a folder that can be written to")
     detailed_log: bool = _field(
         False, "also log every misclassification with its value and bits, before and after", "true or false"
+    )
+    fault_table: bool = _field(False, "also write a Parquet file with a row for every injection", "true or false")
+    fresh: bool = _field(False, "start over where an unfinished run could be gone on with", "true or false")
+    rerun: Path | None = _field(
+        None,
+        "the .json of an earlier run, whose settings (but output_path) hold unless the command line says otherwise",
+        "the path of a run's .json",
     )
     device: str = _field("auto", "auto (a GPU when there is one), cpu, cuda or cuda:N", "auto, cpu, cuda or cuda:N")
     precision: Precision = _field(
@@ -134,6 +166,24 @@ class Hyperparameters(BaseSettings):
             raise ValueError("unknown device")
         return value
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seed_list(cls, value: object) -> str | None:
+        if value is None:
+            return None
+        text = re.sub(r"\s", "", str(value))
+        if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+            raise ValueError("not seeds")
+        ranges = _ranges(text)
+        if any(first > last or last > MAX_SEED for first, last in ranges):
+            raise ValueError("not ranges")
+        if sum(last - first + 1 for first, last in ranges) > MAX_SEEDS:
+            raise ValueError("too many")
+        seeds = [seed for first, last in ranges for seed in range(first, last + 1)]
+        if len(seeds) != len(set(seeds)):
+            raise ValueError("a seed twice")
+        return text
+
     @field_validator("layer_type")
     @classmethod
     def _layer_type_list(cls, value: str) -> str:
@@ -165,6 +215,13 @@ class Hyperparameters(BaseSettings):
         return None if self.layer_num == "all" else tuple(int(n) for n in self.layer_num.split(","))
 
     @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of the run."""
+        if self.seeds is None:
+            return (self.seed,)
+        return tuple(seed for first, last in _ranges(self.seeds) for seed in range(first, last + 1))
+
+    @property
     def bit(self) -> int | None:
         """The bit to flip, counted from the most significant one, or None for a random bit per fault."""
         return None if self.bit_flip_pos < 0 else self.bit_flip_pos
@@ -178,6 +235,12 @@ class Hyperparameters(BaseSettings):
                 "seed": self.seed if self.seed >= 0 else time.time_ns() // 1000 % 2**31,
             }
         )
+
+
+def _ranges(seeds: str) -> list[tuple[int, int]]:
+    """The ranges of ``1,5,9-12``, ends included."""
+    parts = [part.partition("-") for part in seeds.split(",")]
+    return [(int(first), int(last or first)) for first, _, last in parts]
 
 
 class _Help(argparse.HelpFormatter):
@@ -212,6 +275,10 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
         raise BadInput(f"{str(error).rpartition('error parsing CLI: ')[2]}; --help lists all flags") from error
     given = source(parsed_args=known)()
     problems = _unknown(unknown)
+    if rerun := given.get("rerun") or os.environ.get("rerun"):  # noqa: SIM112
+        earlier, problem = _earlier(Path(str(rerun)))
+        given = {**earlier, **given}
+        problems |= {"rerun": problem} if problem else {}
     try:
         return Hyperparameters(**given).resolved(), problems
     except ValidationError as error:
@@ -223,6 +290,16 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
             problems[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
     defaults = {name: field.default for name, field in Hyperparameters.model_fields.items() if name in problems}
     return Hyperparameters(**{**given, **defaults}).resolved(), problems
+
+
+def _earlier(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The settings of an earlier run, and one sentence if its file is none."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return {k: v for k, v in settings.items() if k in Hyperparameters.model_fields and k not in NOT_RERUN}, None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no such file, or damaged"
+        return {}, f"rerun (--rerun): expected the .json of an earlier run, got {path} ({reason})"
 
 
 def _flag(argument: str) -> str:

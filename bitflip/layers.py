@@ -40,10 +40,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Numbered:
-    """A chosen layer and the number that the user knows it by: its place among those that layer_type leaves."""
+    """A chosen layer and the number that the user knows it by: its place among those that layer_type leaves.
+
+    Attributes:
+        parameter: the tensor of its module that flips hit; empty if they hit its output.
+    """
 
     number: int
     layer: Layer
+    parameter: str = ""
 
 
 def check_types(types: Sequence[str] | None) -> list[str]:

@@ -7,19 +7,22 @@ import csv
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from torch import Tensor
 
 from bitflip import bits, models
+from bitflip.counts import Tally
 from bitflip.faults import Target
 from bitflip.hyperparameters import Hyperparameters
 from bitflip.layers import Numbered
-from bitflip.outcomes import BatchOutcomes, Tally
+from bitflip.outcomes import BatchOutcomes
+from bitflip.rates import LayerEstimate, Rate
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Paths:
     stem: str
 
     @classmethod
-    def of(cls, settings: Hyperparameters, prefix: str) -> Paths:
+    def of(cls, settings: Hyperparameters, prefix: str, seed: int | str) -> Paths:
         """The paths of a run with these settings; ``prefix`` tells the scripts apart."""
         model = models.file_stem(str(settings.model_name))
-        return cls(settings.output_path, f"{prefix}{model}_{settings.dataset}_{settings.seed}")
+        return cls(settings.output_path, f"{prefix}{model}_{settings.dataset}_{seed}")
 
     @property
     def summary(self) -> Path:
@@ -51,6 +54,16 @@ class Paths:
         return self.folder / f"{self.stem}.csv"
 
     @property
+    def bits(self) -> Path:
+        """One row per layer and bit."""
+        return self.folder / f"{self.stem}_bits.csv"
+
+    @property
+    def faults(self) -> Path:
+        """One row per injection, in columns."""
+        return self.folder / f"{self.stem}_faults.parquet"
+
+    @property
     def detail(self) -> Path:
         """Every misclassification."""
         return self.folder / f"{self.stem}_detailed.txt"
@@ -59,6 +72,16 @@ class Paths:
     def run(self) -> Path:
         """Everything that is needed to repeat the run."""
         return self.folder / f"{self.stem}.json"
+
+    def remove(self) -> None:
+        """Delete the files that are there."""
+        for path in (self.summary, self.table, self.bits, self.run, self.detail, self.faults):
+            path.unlink(missing_ok=True)
+
+    @property
+    def unfinished(self) -> Path:
+        """The folder of a run that is not finished."""
+        return self.folder / f"{self.stem}.unfinished"
 
     def partial(self) -> Paths:
         """The paths for the results of an interrupted run, which must not pass for those of a whole one."""
@@ -77,56 +100,60 @@ def check_folder(folder: Path) -> list[str]:
         ]
 
 
-class Beside:
-    """A file that is written beside its place; it vanishes unless it is :meth:`put` there."""
-
-    def __init__(self, folder: Path) -> None:
-        self._temporary = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed in __exit__
-            "w", encoding="utf-8", newline="\n", dir=folder, prefix=".bitflip-", suffix=".tmp", delete=False
-        )
-        self.file: TextIO = cast(TextIO, self._temporary)
-        self._done = False
-
-    def __enter__(self) -> Beside:
-        return self
-
-    def put(self, path: Path) -> None:
-        """Let the file, complete and on the disk, take the place of ``path``."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+@contextlib.contextmanager
+def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise."""
+    beside = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it has to be closed before it is renamed
+        "wb", dir=path.parent, prefix=".bitflip-", suffix=".tmp", delete=False
+    )
+    try:
+        with beside:
+            yield cast(BinaryIO, beside)
+            beside.flush()
+            os.fsync(beside.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(self._temporary.name, 0o666 & ~umask)  # temporary files are private, results are not
-        os.replace(self._temporary.name, path)
-        self._done = True
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.close()
-        if not self._done:
-            os.unlink(self._temporary.name)
+        os.chmod(beside.name, 0o666 & ~umask)  # temporary files are private, results are not
+        os.replace(beside.name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside.name)
+        raise
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """Open a file for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise."""
-    with Beside(path.parent) as beside:
-        yield beside.file
-        beside.put(path)
+    """As :func:`replacing_bytes`, for text."""
+    with replacing_bytes(path) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()
 
 
-def result_lines(chosen: Sequence[Numbered], tallies: Mapping[int, Tally]) -> list[str]:
+def copy(source: Path, path: Path) -> None:
+    """Let a copy of a file take the place of ``path``."""
+    with source.open("rb") as file, replacing_bytes(path) as target:
+        shutil.copyfileobj(file, target, 1 << 20)
+
+
+def result_lines(chosen: Sequence[Numbered], estimates: Sequence[LayerEstimate]) -> list[str]:
     """One line per chosen layer: ``Layer #7: 931 / 7375 = 12.6237%, MaxPool2d``."""
     lines = []
+    by_number = {found.item.number: found for found in estimates}
     for item in chosen:
-        tally = tallies.get(item.number)
-        if tally is None:
+        found = by_number.get(item.number)
+        if found is None:
             reason = "no weight" if item.layer.per_image else "no output of its own for each image"
             lines.append(f"Layer #{item.number} has {reason}")
-        elif tally.rate is None:
+        elif found.rate is None:
             lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {item.layer.type}")
         else:
-            rate = f"{tally.misclassified} / {tally.correct} = {tally.rate:.4f}%"
-            lines.append(f"Layer #{item.number}: {rate}, {item.layer.type}")
+            tally = found.tally
+            count = f"{tally.misclassified} / {tally.correct}"
+            if found.weighted:
+                count += ", weighted by bit"
+            lines.append(f"Layer #{item.number}: {count} = {found.rate.value:.4f}%, {item.layer.type}")
     return lines
 
 
@@ -137,27 +164,48 @@ def write_summary(path: Path, heading: str, seed: int, bit: int | None, lines: S
         file.writelines(f"{line}\n" for line in lines)
 
 
-def write_table(path: Path, seed: int, tallies: Sequence[Tally]) -> None:
-    """Write the ``.csv``: one row per layer that was run; the rate is in percent, empty with nothing to divide by."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["index", "name", f"seed_{seed}", "layer", "path", "call", "misclassified", "correct"])
-    for index, tally in enumerate(tallies):
-        layer, rate = tally.chosen.layer, tally.rate
-        writer.writerow(
-            [
-                index,
-                layer.type,
-                "" if rate is None else f"{rate:.6f}",
-                tally.chosen.number,
-                layer.path,
-                layer.call,
-                tally.misclassified,
-                tally.correct,
-            ]
-        )
+LAYER_COLUMNS = ("layer", "path", "call", "parameter")
+RATE_COLUMNS = ("low", "high")
+COUNT_COLUMNS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "largest_change")
+
+
+def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate]) -> None:
+    """Write the ``.csv``: one row per layer that was run; rates are in percent, empty with nothing to divide by."""
     with replacing(path) as file:
-        file.write(buffer.getvalue())
+        writer = csv.writer(file, lineterminator="\n")
+        head = ["index", "name", f"seed_{seed}", *LAYER_COLUMNS, "misclassified", "correct", *RATE_COLUMNS]
+        writer.writerow([*head, "flips", "injections", *COUNT_COLUMNS])
+        for index, found in enumerate(estimates):
+            tally, (rate, low, high) = found.tally, _rate_texts(found.rate)
+            row = [index, found.item.layer.type, rate, *_layer_texts(found.item), tally.misclassified, tally.correct]
+            writer.writerow([*row, low, high, tally.flips, tally.injections, *_count_texts(tally)])
+
+
+def write_bits(path: Path, estimates: Sequence[LayerEstimate]) -> None:
+    """Write the ``_bits.csv``: one row per layer and bit that was flipped in it; rates are in percent."""
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        head = ["layer", "name", "path", "call", "parameter", "bit", "flips", "injections", "misclassified", "correct"]
+        writer.writerow([*head, "rate", *RATE_COLUMNS, *COUNT_COLUMNS])
+        for found in estimates:
+            number, *where = _layer_texts(found.item)
+            for bit, (tally, rate) in found.by_bit.items():
+                row = [number, found.item.layer.type, *where, bit, tally.flips, tally.injections]
+                counts = [tally.misclassified, tally.correct]
+                writer.writerow([*row, *counts, *_rate_texts(rate), *_count_texts(tally)])
+
+
+def _layer_texts(item: Numbered) -> list[object]:
+    return [item.number, item.layer.path, item.layer.call, item.parameter]
+
+
+def _rate_texts(rate: Rate | None) -> list[str]:
+    return ["", "", ""] if rate is None else [f"{value:.6f}" for value in (rate.value, rate.low, rate.high)]
+
+
+def _count_texts(tally: Tally) -> list[object]:
+    *counts, change = (getattr(tally, name) for name in COUNT_COLUMNS)
+    return [*counts, f"{change:.6f}"]
 
 
 def write_run(path: Path, run: Mapping[str, Any]) -> None:
@@ -167,26 +215,25 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-def write_detail(
-    file: TextIO, target: Target, chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcomes
-) -> None:
-    """Append the misclassifications of one batch of outcomes to the ``_detailed.txt``.
+def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcomes, seed: int) -> str:
+    """The misclassifications of one batch of outcomes, by the flips of one seed, for the ``_detailed.txt``.
 
     Batches and positions in them are those of ``batch_size``, however many images were run together.
 
     Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
     """
-    lines: list[str] = []  # written at once, so that Ctrl-C leaves no part of a batch
+    lines: list[str] = []
     items = {item.layer: item for item in chosen}
-    original, error = [v.cpu() for v in batch.original], [v.cpu() for v in batch.error]
     for start in range(0, len(batch.labels), batch_size):
         number = (batch.first + start) // batch_size
         misclassified = batch.misclassified[:, start : start + batch_size]
         for slot, position in misclassified.nonzero().tolist():
             flips, image = batch.flips[slot], start + position
+            if flips.seed != seed:
+                continue
             row = image if target == "neuron" else 0
             where = (*([position] if target == "neuron" else []), *flips.coordinates(row, target))
-            values = original[slot][row], error[slot][row]
+            values = batch.original[slot][row], batch.error[slot][row]
             flip = _flip_text(items[flips.layer], number, where, *values, int(flips.bit[row]))
             broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
             if target == "neuron":
@@ -194,7 +241,7 @@ def write_detail(
             else:
                 first = not misclassified[slot, :position].any()
                 lines.append((f"{flip}\n" if first else "") + f"    Image: {position}, {broken}\n")
-    file.write("".join(lines))
+    return "".join(lines)
 
 
 def _flip_text(item: Numbered, batch: int, where: tuple[int, ...], original: Tensor, error: Tensor, bit: int) -> str:

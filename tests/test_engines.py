@@ -15,7 +15,7 @@ import torchvision
 from conftest import FewDigits
 from torch import Tensor, nn
 
-from bitflip import digits, engines, experiment, faults
+from bitflip import digits, engines, faults, runner
 from bitflip.devices import Placement
 from bitflip.engines import Engine, windows
 from bitflip.engines import wave as wave_module
@@ -583,7 +583,7 @@ def test_engines_write_the_same_files(target: Target, tmp_path: Path, few_digits
     for engine in ("wave", "reference"):
         folder = tmp_path / engine
         flags_of = [*flags, "--bit-flip-pos=1", "--detailed-log", f"--engine={engine}", f"--output-path={folder}"]
-        assert experiment.main(target, "", flags_of) == 0
+        assert runner.main(target, "", flags_of) == 0
         assert json.loads((folder / "digits_vgg_digits_3.json").read_text())["engine"] == engine
         for suffix in (".txt", ".csv", "_detailed.txt"):
             written[engine + suffix] = (folder / f"digits_vgg_digits_3{suffix}").read_text().splitlines()

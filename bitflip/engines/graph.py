@@ -24,6 +24,7 @@ from bitflip.layers import Layer
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
 _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
+EVEN_ROWS = 16  # below 12 rows, matrix products on a CPU take other kernels, whose last bits differ
 _MASKING_FUNCTION = re.compile(r"relu|pool|clamp|hard|silu|gelu|sigmoid|tanh")
 
 
@@ -150,7 +151,7 @@ class Program:
             return operator.attrgetter(str(node.target))(self.model)
         args, kwargs = map_arg(node.args, load), map_arg(node.kwargs, load)
         if node.op == "call_module":
-            return self.module(node)(*args, **kwargs)
+            return _called(self.module(node), *args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -202,6 +203,15 @@ class Program:
         if layouts[self.logits] != Rows(0, 1):
             raise Untraceable("its output is not one row per image")
         return layouts
+
+
+def _called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A module's output; that of a Linear has the same bits for a row, whatever the number of rows."""
+    if type(module) is nn.Linear and args and args[0].dim() == 2 and 0 < len(args[0]) < EVEN_ROWS:
+        rows: Tensor = args[0]
+        filler = rows[:1].expand(EVEN_ROWS - len(rows), -1)
+        return module(torch.cat([rows, filler]))[: len(rows)]
+    return module(*args, **kwargs)
 
 
 def _masks(node: fx.Node, module: nn.Module | None) -> bool:

@@ -1,0 +1,238 @@
+"""A campaign as it runs: counted, logged, shown, checkpointed, and stopped when it is done or told to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from bitflip import campaign, datasets, fault_table, results
+from bitflip.checkpoint import Checkpoint, Progress, damaged, writable
+from bitflip.counts import Counts
+from bitflip.errors import BadInput
+from bitflip.experiment import Experiment
+from bitflip.faults import Flips
+from bitflip.outcomes import BatchOutcomes
+from bitflip.tracking import Tracker
+
+RUNNING_RATE_EVERY = 10.0  # seconds between two running rates sent to vessl
+SAVE_EVERY = 0.5  # seconds between two checkpoints, at least
+SAVE_SHARE = 0.02  # of the time that checkpoints may take
+
+
+class Logs:
+    """The detailed log and the fault table of each seed, as they grow in a checkpoint's folder."""
+
+    def __init__(self, experiment: Experiment, checkpoint: Checkpoint) -> None:
+        settings = experiment.settings
+        self._experiment = experiment
+        self._folder = checkpoint.folder
+        self._seeds = settings.all_seeds
+        self._files: dict[int, BinaryIO] = {}
+        self._sizes: dict[int, int] = {}
+        for seed in self._seeds if settings.detailed_log else ():
+            self._files[seed] = checkpoint.log(self._detail(seed).name).open("ab")
+            self._sizes[seed] = self._files[seed].tell()
+        progress = checkpoint.progress
+        for part in self._folder.glob("faults-*.parquet"):
+            if tuple(int(n) for n in re.findall(r"\d+", part.name)[1:]) >= (progress.turn, progress.image):
+                part.unlink()  # the run died before its counts were saved
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            with contextlib.suppress(
+                OSError
+            ):  # of a full disk, which was reported; what counts is flushed by lengths()
+                file.close()
+
+    def add(self, batch: BatchOutcomes, turn: int) -> None:
+        """Log one batch.
+
+        Raises:
+            BadInput: if there is no room; then the batch was not logged.
+        """
+        settings, items = self._experiment.settings, self._experiment.layers
+        with writable(self._folder):
+            texts = {
+                seed: results.detail_text(self._experiment.target, items, settings.batch_size, batch, seed).encode()
+                for seed in self._files
+            }
+            for seed, text in texts.items():
+                self._files[seed].write(text)
+                self._files[seed].flush()
+            if settings.fault_table:
+                for seed in self._seeds:
+                    part = self._folder / f"faults-{seed}-{turn:06d}-{batch.first:012d}.parquet"
+                    fault_table.write_part(part, fault_table.rows(batch, items, seed))
+        self._sizes = {seed: self._sizes[seed] + len(text) for seed, text in texts.items()}
+
+    def lengths(self) -> dict[str, int]:
+        """Bring what was logged to the disk; the lengths of the logs in bytes."""
+        with writable(self._folder):
+            for file in self._files.values():
+                os.fsync(file.fileno())
+        return {self._detail(seed).name: size for seed, size in self._sizes.items()}
+
+    def copy_detail(self, seed: int, path: Path) -> None:
+        """Write the ``_detailed.txt`` of one seed."""
+        results.copy(self._detail(seed), path)
+
+    def join_faults(self, seed: int, path: Path) -> None:
+        """Write the ``_faults.parquet`` of one seed."""
+        with damaged(self._folder):
+            fault_table.join(sorted(self._folder.glob(f"faults-{seed}-*.parquet")), path)
+
+    def _detail(self, seed: int) -> Path:
+        return self._folder / f"detail-{seed}.txt"
+
+
+@dataclass
+class Done:
+    """What a campaign has done.
+
+    Attributes:
+        counts: of its outcomes.
+        logs: of its outcomes.
+        images: that it was to run.
+        seconds: that it took, without loading, over all its starts.
+        stopped: what ended it early, if anything did.
+    """
+
+    counts: Counts
+    logs: Logs
+    images: int
+    seconds: float = 0.0
+    stopped: BadInput | KeyboardInterrupt | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was done."""
+        return self.stopped is None
+
+    @property
+    def where(self) -> str:
+        """How far it came."""
+        return f"{self.counts.images} of {self.images} images"
+
+
+def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker) -> Done:
+    """Run the campaign, or what is left of it.
+
+    Ctrl-C, a full disk or an image that can't be read ends it after the batches that were finished.
+
+    Raises:
+        KeyboardInterrupt, BadInput: if not even one batch was finished.
+    """
+    settings, progress = experiment.settings, checkpoint.progress
+    counts = Counts(settings.all_seeds, experiment.layers)
+    if checkpoint.resumed:
+        with damaged(checkpoint.folder):
+            counts.restore(progress.arrays)
+    began = time.monotonic() - progress.seconds
+    with ExitStack() as stack:
+        logs = stack.enter_context(Logs(experiment, checkpoint))
+        done = Done(counts, logs, experiment.images)
+        saver = _Saver(checkpoint, logs, counts, began)
+        each = len(experiment.layers) * settings.repeats * len(settings.all_seeds)
+        total = None if settings.margin else experiment.images * each
+        start = progress.image * each if total else 0
+        bar = stack.enter_context(tqdm(total=total, initial=start, unit="img", unit_scale=True, disable=None))
+        if checkpoint.resumed:
+            print(f"going on after {done.where}", file=sys.stderr)
+        reported = time.monotonic()
+        try:
+            for turn, batch in _batches(experiment, progress, bar):
+                with _uninterrupted():
+                    logs.add(batch, turn)
+                    counts.add(batch, again=turn > 0)
+                    saver.at(turn, batch.first + len(batch.labels))
+                if counts.rate is not None:
+                    bar.set_postfix_str(f"misclassified {counts.rate:.3f} %")
+                    if time.monotonic() - reported > RUNNING_RATE_EVERY:
+                        reported = time.monotonic()
+                        tracker.log({"running/Misclassification_rate": counts.rate}, step=counts.images)
+        except (KeyboardInterrupt, BadInput) as stop:
+            if counts.images == 0:
+                raise
+            done.stopped = stop
+        saver.save()
+        done.seconds = time.monotonic() - began
+    return done
+
+
+def _batches(experiment: Experiment, progress: Progress, bar: tqdm[Any]) -> Iterator[tuple[int, BatchOutcomes]]:
+    """The outcomes of what is left of a campaign, with the number of the round through the test set."""
+    sampling = experiment.sampling
+    turn = progress.turn
+
+    def flips(first: int, count: int) -> list[Flips]:
+        return sampling.flips(experiment.layers, first, count, turn)
+
+    def advance(faulty: int) -> None:
+        bar.update(faulty)
+
+    images = datasets.batches(experiment.test_set, experiment.together, experiment.images, progress.image)
+    for batch in campaign.run(
+        experiment.engine,
+        experiment.target,
+        images,
+        flips,
+        placement=experiment.placement,
+        progress=advance,
+        first=progress.image,
+    ):
+        yield turn, batch
+
+
+class _Saver:
+    """Saves how far a run is, neither all the time nor too late."""
+
+    def __init__(self, checkpoint: Checkpoint, logs: Logs, counts: Counts, began: float) -> None:
+        self._checkpoint, self._logs, self._counts, self._began = checkpoint, logs, counts, began
+        self._progress = checkpoint.progress
+        self._due = 0.0
+
+    def at(self, turn: int, image: int) -> None:
+        """Take note of where the run is, and save it when the time has come."""
+        self._progress.turn, self._progress.image = turn, image
+        if time.monotonic() >= self._due:
+            self.save()
+
+    def save(self) -> None:
+        """Save now."""
+        before = time.monotonic()
+        self._progress.seconds = before - self._began
+        self._progress.arrays, self._progress.lengths = self._counts.arrays(), self._logs.lengths()
+        self._checkpoint.save(self._progress)
+        now = time.monotonic()
+        self._due = now + max(SAVE_EVERY, (now - before) / SAVE_SHARE)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done, so that counts and logs fit each other."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt

@@ -1,0 +1,120 @@
+"""Every injection of a run as one row of a Parquet file.
+
+Each batch is a part of its own, written as soon as it is known; at the end the parts are strung together, so that
+neither the run nor its end needs memory for more than one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitflip.layers import Numbered
+from bitflip.outcomes import BatchOutcomes, Effect
+from bitflip.results import replacing_bytes
+
+_EFFECTS = {
+    "sdc1": Effect.SDC1,
+    "sdc5": Effect.SDC5,
+    "sdc10": Effect.SDC10,
+    "sdc20": Effect.SDC20,
+    "nonfinite": Effect.NONFINITE,
+}
+ROW_GROUP = 1 << 17  # rows that are compressed together
+SCHEMA = pa.schema(
+    [
+        ("seed", pa.int64()),
+        ("layer", pa.int32()),
+        ("path", pa.dictionary(pa.int32(), pa.string())),
+        ("call", pa.int32()),
+        ("parameter", pa.dictionary(pa.int32(), pa.string())),
+        ("image", pa.int64()),
+        ("element", pa.int64()),
+        ("bit", pa.int8()),
+        ("original", pa.float64()),
+        ("error", pa.float64()),
+        ("label", pa.int32()),
+        ("clean_top1", pa.int32()),
+        ("top1", pa.int32()),
+        ("masked", pa.bool_()),
+        *((name, pa.bool_()) for name in _EFFECTS),
+        ("change", pa.float32()),
+    ]
+)
+"""One row per image that was run with a flip.
+
+seed, layer (number), path, call, parameter (empty: the layer's output): where; image: index in the test set; element:
+flat index into the image's output, or into the parameter; bit: from the most significant; original, error: the value
+before and after; label, clean_top1, top1: classes; masked to nonfinite: see :class:`bitflip.outcomes.Effect`; change:
+of the clean top-1 class's probability.
+"""
+
+
+def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table:
+    """The injections of one batch, by the flips of one seed: image by image, in the order of the layers."""
+    item_of = {item.layer: item for item in items}
+    count = len(batch.labels)
+    slots = [slot for slot, flips in enumerate(batch.flips) if flips.seed == seed]
+    flips = [batch.flips[slot] for slot in slots]
+    each = [item_of[one.layer] for one in flips]
+
+    def by_slot(values: Sequence[object]) -> NDArray[Any]:
+        return np.tile(np.array(values, dtype=object), count)
+
+    def by_image(values: Tensor) -> NDArray[Any]:
+        return np.repeat(values.numpy(), len(slots))
+
+    def by_flip(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """One value per image, or one for all images of a slot."""
+        return np.stack([np.broadcast_to(value, count) for value in values], axis=1).ravel()
+
+    def by_fault(values: Tensor) -> NDArray[Any]:
+        return values[slots].T.reshape(-1).numpy()
+
+    columns: dict[str, NDArray[Any]] = {
+        "seed": np.full(len(slots) * count, seed),
+        "layer": by_slot([item.number for item in each]),
+        "path": by_slot([item.layer.path for item in each]),
+        "call": by_slot([item.layer.call for item in each]),
+        "parameter": by_slot([item.parameter for item in each]),
+        "image": by_image(torch.arange(batch.first, batch.first + count)),
+        "element": by_flip([one.element for one in flips]),
+        "bit": by_flip([one.bit for one in flips]),
+        "original": by_flip([batch.original[slot].double().numpy() for slot in slots]),
+        "error": by_flip([batch.error[slot].double().numpy() for slot in slots]),
+        "label": by_image(batch.labels),
+        "clean_top1": by_image(batch.clean_top1),
+        "top1": by_fault(batch.top1),
+        "masked": ~by_fault(batch.having(Effect.CHANGED)),
+        **{name: by_fault(batch.having(effect)) for name, effect in _EFFECTS.items()},
+        "change": by_fault(batch.change),
+    }
+    return pa.table([pa.array(columns[field.name]).cast(field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def write_part(path: Path, table: pa.Table) -> None:
+    """Write the rows of one batch."""
+    with replacing_bytes(path) as file:
+        pq.write_table(table, file, row_group_size=max(1, len(table)))
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """String parts together, to the same bytes however the rows are spread over the parts."""
+    with replacing_bytes(path) as file, pq.ParquetWriter(file, SCHEMA) as writer:
+        waiting = SCHEMA.empty_table()
+        for part in parts:
+            waiting = pa.concat_tables([waiting, pq.read_table(part, schema=SCHEMA)])
+            whole = len(waiting) // ROW_GROUP * ROW_GROUP
+            for start in range(0, whole, ROW_GROUP):
+                writer.write_table(waiting.slice(start, ROW_GROUP).combine_chunks().unify_dictionaries())
+            waiting = waiting.slice(whole)
+        if len(waiting):
+            writer.write_table(waiting.combine_chunks().unify_dictionaries())
