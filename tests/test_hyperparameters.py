@@ -18,6 +18,8 @@ from bitflip.hyperparameters import Hyperparameters
 
 GOLDEN_HELP = Path(__file__).with_name("golden") / "help.txt"
 
+RERUN = str(Path(__file__).parents[1] / "sample-output" / "digits_vgg_digits_1234.json")
+
 # name, default, text and value from the environment, text and value from the command line
 FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("dataset", "cifar10", "cifar100", "cifar100", "imagenet", "imagenet"),
@@ -25,15 +27,22 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("weights", None, "a.pt", Path("a.pt"), "b/c.pt", Path("b/c.pt")),
     ("hub_path", None, "hub", Path("hub"), "/hub", Path("/hub")),
     ("seed", None, "3", 3, "0", 0),
+    ("seeds", None, "1-30", "1-30", "1, 5,9-12", "1,5,9-12"),
     ("batch_size", 256, "64", 64, "1", 1),
     ("img_size", 32, "33", 33, "47", 47),
     ("channels", 3, "1", 1, "3", 3),
     ("bit_flip_pos", -1, "0", 0, "31", 31),
     ("layer_type", "all", "Conv2d", "Conv2d", "Linear, Identity", "Linear,Identity"),
     ("layer_num", "all", "3", "3", "2,1", "1,2"),
+    ("bit_sampling", "uniform", "importance", "importance", "uniform", "uniform"),
+    ("margin", None, "0.5", 0.5, "1", 1.0),
+    ("confidence", 0.95, "0.99", 0.99, "0.9", 0.9),
     ("input_path", Path("/input"), "in", Path("in"), "in2", Path("in2")),
     ("output_path", Path("/output"), "out", Path("out"), "out2", Path("out2")),
     ("detailed_log", False, "true", True, "false", False),
+    ("fault_table", False, "true", True, "false", False),
+    ("fresh", False, "1", True, "0", False),
+    ("rerun", None, RERUN, Path(RERUN), RERUN, Path(RERUN)),
     ("device", "auto", "cpu", "cpu", "cuda:1", "cuda:1"),
     ("precision", "ieee", "tf32", "tf32", "ieee", "ieee"),
     ("drop_last", False, "1", True, "0", False),

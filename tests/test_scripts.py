@@ -24,6 +24,7 @@ from bitflip.outcomes import BatchOutcomes
 
 PREFIX = {"main.py": "", "neuron.py": "neuron_", "weight.py": "weight_"}
 SCRIPTS = pytest.mark.parametrize("script", PREFIX)
+SUFFIXES = (".csv", ".json", ".txt", "_bits.csv")
 RESULT_LINE = r"Layer #(\d+): (\d+) / (\d+) = (\d+\.\d{4})%, (\w+)"
 LAYERS = 24  # of the shipped network, with the Identity in front
 
@@ -99,9 +100,11 @@ def test_files_and_their_names(script: str, run_digits: RunDigits, few_digits: F
     few_digits(40)
     plain = run_digits(script, "--layer-num", "1")
     assert (plain.done.code, plain.done.err) == (0, "")
-    assert names(plain.folder) == [f"{plain.stem}{suffix}" for suffix in (".csv", ".json", ".txt")]
+    assert names(plain.folder) == [f"{plain.stem}{suffix}" for suffix in SUFFIXES]
     detailed = run_digits(script, "--layer-num", "1", "--detailed-log")
-    assert names(detailed.folder) == [f"{plain.stem}{suffix}" for suffix in (".csv", ".json", ".txt", "_detailed.txt")]
+    assert names(detailed.folder) == sorted(f"{plain.stem}{suffix}" for suffix in (*SUFFIXES, "_detailed.txt"))
+    tabled = run_digits(script, "--layer-num", "1", "--fault-table")
+    assert names(tabled.folder) == sorted(f"{plain.stem}{suffix}" for suffix in (*SUFFIXES, "_faults.parquet"))
     for name in names(detailed.folder):
         assert f"  {detailed.folder / name}" in detailed.done.out.splitlines()
     (detailed.folder / "ordinary").touch()
@@ -114,7 +117,7 @@ def test_a_seed_from_the_clock_is_printed_and_written_everywhere(
 ) -> None:
     few_digits(8)
     done = run_script(script, "--dataset", "digits", "--output-path", tmp_path, "--layer-num", "1")
-    (table,) = tmp_path.glob("*.csv")
+    (table,) = (path for path in tmp_path.glob("*.csv") if not path.stem.endswith("_bits"))
     seed = re.fullmatch(rf"{PREFIX[script]}digits_vgg_digits_(\d+)", table.stem)
     assert seed is not None
     assert f"seed {seed[1]}" in done.out
@@ -159,8 +162,9 @@ def test_table(run_digits: RunDigits, few_digits: FewDigits) -> None:
     few_digits(60)
     result = run_digits("weight.py", "--layer-type", "Conv2d,Linear,ReLU")
     assert result.text(".csv").splitlines()[0].split(",") == [
-        "index", "name", "seed_5", "layer", "path", "call", "misclassified", "correct"
-    ]  # fmt: skip
+        *("index", "name", "seed_5", "layer", "path", "call", "parameter", "misclassified", "correct", "low", "high"),
+        *("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "largest_change"),
+    ]
     assert [row["index"] for row in result.rows] == [str(i) for i in range(len(result.rows))]
     assert [(row["layer"], row["name"], row["path"]) for row in result.rows] == [
         ("0", "Conv2d", "features.0"),
@@ -476,13 +480,13 @@ def test_ctrl_c_leaves_what_was_finished(
     stem = f"{PREFIX[script]}digits_vgg_digits_5"
     run_script(script, *arguments, "--output-path", tmp_path)
     complete = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(complete) == 4
+    assert len(complete) == 5
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
         done = run_script(script, *arguments, "--output-path", tmp_path)
     assert done.code == 130
     assert "interrupted after 32 of 80 images" in done.err
-    for suffix in (".txt", ".csv", ".json", "_detailed.txt"):
+    for suffix in (*SUFFIXES, "_detailed.txt"):
         assert f"  {tmp_path / stem}_partial{suffix}" in done.out.splitlines()
     partial = Result(done, tmp_path, f"{stem}_partial")
     assert (partial.run["complete"], partial.run["images"]) == (False, 32)
@@ -492,7 +496,8 @@ def test_ctrl_c_leaves_what_was_finished(
     assert partial.text(".csv") == whole.text(".csv")
     assert partial.text("_detailed.txt") == whole.text("_detailed.txt")
     assert {name: (tmp_path / name).read_bytes() for name in complete} == complete
-    assert names(tmp_path) == sorted([*complete, "few", *(name.replace("_5", "_5_partial") for name in complete)])
+    left = [name.replace("_5", "_5_partial", 1) for name in complete]
+    assert names(tmp_path) == sorted([*complete, "few", *left, f"{stem}.unfinished"])
 
 
 def test_a_damaged_image_costs_no_finished_batch(
@@ -552,7 +557,7 @@ def test_as_a_process(script: str, run_process: RunScript, tmp_path: Path) -> No
     done = run_process(script, dataset="digits", output_path="out", seed="5", layer_nums="19", batch_size="600")
     assert (done.code, done.err) == (0, "")
     stem = f"{PREFIX[script]}digits_vgg_digits_5"
-    assert names(tmp_path / "out") == [f"{stem}{suffix}" for suffix in (".csv", ".json", ".txt")]
+    assert names(tmp_path / "out") == [f"{stem}{suffix}" for suffix in SUFFIXES]
     (line,) = (line for line in done.out.splitlines() if line.startswith("Layer #"))
     assert re.fullmatch(RESULT_LINE, line) or line == "Layer #19 has no weight"
     assert re.search(r"^Clean accuracy: 59\d / 600 = 99\.\d\d%$", done.out, flags=re.M)
