@@ -215,15 +215,14 @@ def test_mean_of_layers_holds_for_neurons(layers: int, name: str) -> None:
         assert holds(Coverage.of(rates.mean(), stratified(list(m.T), list(np.full(m.T.shape, float(n))))))
 
 
-@pytest.mark.parametrize("flips", [1, 3, 30])
+@pytest.mark.parametrize("flips", [1, 2, 3, 30])
 @pytest.mark.parametrize("layers", [2, 20])
-def test_mean_of_layers_holds_for_weights(layers: int, flips: int) -> None:
+@pytest.mark.parametrize("name", ["random bits", "top bit only"])
+def test_mean_of_layers_holds_for_weights(name: str, layers: int, flips: int) -> None:
     rng = generator(layers, flips)
     ease = np.linspace(0.1, 1, layers)
-    parts = [
-        simulation.weight_flips(rng, scale * SHARES["random bits"](rng, (RUNS, flips)), images=16) for scale in ease
-    ]
-    assert holds(Coverage.of(MEAN_SHARE["random bits"] * ease.mean(), mean(parts)))
+    parts = [simulation.weight_flips(rng, scale * SHARES[name](rng, (RUNS, flips)), images=16) for scale in ease]
+    assert holds(Coverage.of(MEAN_SHARE[name] * ease.mean(), mean(parts)))
 
 
 @pytest.mark.parametrize("rate", [*RATES, "unequal"])
