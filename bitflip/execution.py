@@ -9,20 +9,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from tqdm import tqdm
 
-from bitflip import campaign, datasets, fault_table, results
+from bitflip import campaign, datasets, fault_table, results, sampling
 from bitflip.checkpoint import Checkpoint, Progress, damaged, writable
 from bitflip.counts import Counts
 from bitflip.errors import BadInput
 from bitflip.experiment import Experiment
-from bitflip.faults import Flips
+from bitflip.intervals import Interval
+from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes
 from bitflip.tracking import Tracker
 
@@ -154,8 +156,12 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker) ->
         if checkpoint.resumed:
             print(f"going on after {done.where}", file=sys.stderr)
         reported = time.monotonic()
+
+        def advance(faulty: int) -> None:
+            bar.update(faulty)
+
         try:
-            for turn, batch in _batches(experiment, progress, bar):
+            for turn, batch in _batches(experiment, counts, progress, advance):
                 with _uninterrupted():
                     logs.add(batch, turn)
                     counts.add(batch, again=turn > 0)
@@ -174,28 +180,48 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker) ->
     return done
 
 
-def _batches(experiment: Experiment, progress: Progress, bar: tqdm[Any]) -> Iterator[tuple[int, BatchOutcomes]]:
+def _batches(
+    experiment: Experiment, counts: Counts, progress: Progress, advance: Callable[[int], None]
+) -> Iterator[tuple[int, BatchOutcomes]]:
     """The outcomes of what is left of a campaign, with the number of the round through the test set."""
-    sampling = experiment.sampling
-    turn = progress.turn
+    turn, first = progress.turn, progress.image
+    if first >= experiment.images and experiment.settings.margin is not None:
+        turn, first = turn + 1, 0
+    while items := _open(experiment, counts, turn, first):
+        for batch in campaign.run(
+            experiment.engine,
+            experiment.target,
+            datasets.batches(experiment.test_set, experiment.together, experiment.images, first),
+            partial(experiment.sampling.flips, items, turn=turn),
+            placement=experiment.placement,
+            progress=advance,
+            first=first,
+        ):
+            yield turn, batch
+        if experiment.settings.margin is None:
+            return
+        turn, first = turn + 1, 0
 
-    def flips(first: int, count: int) -> list[Flips]:
-        return sampling.flips(experiment.layers, first, count, turn)
 
-    def advance(faulty: int) -> None:
-        bar.update(faulty)
+def _open(experiment: Experiment, counts: Counts, turn: int, first: int) -> list[Numbered]:
+    """The layers that get flips in a round through the test set, of which ``first`` images are over.
 
-    images = datasets.batches(experiment.test_set, experiment.together, experiment.images, progress.image)
-    for batch in campaign.run(
-        experiment.engine,
-        experiment.target,
-        images,
-        flips,
-        placement=experiment.placement,
-        progress=advance,
-        first=progress.image,
-    ):
-        yield turn, batch
+    With a margin, a layer is left out from the first round on that finds its interval narrow enough.
+    """
+    if turn == 0:
+        return experiment.layers
+    before = turn * experiment.flips_per_round
+    if first > 0:  # it was decided when the round began
+        return [found.item for found in experiment.estimates(counts) if found.tally.flips > before]
+    margin = experiment.settings.margin
+    assert margin is not None
+    return [
+        found.item
+        for found in experiment.estimates(counts)
+        if found.tally.flips == before
+        and found.rate is not None
+        and not sampling.enough(Interval(found.rate.low, found.rate.high), margin)
+    ]
 
 
 class _Saver:

@@ -24,7 +24,7 @@ from bitflip.hyperparameters import Hyperparameters
 from bitflip.injection import Injector, WithInput
 from bitflip.layers import Numbered
 from bitflip.models import Classifier
-from bitflip.rates import LayerEstimate
+from bitflip.rates import LayerEstimate, Rate
 
 
 def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
@@ -85,12 +85,22 @@ class Experiment:
         weighted = self.settings.bit is None and self.settings.bit_sampling == "importance"
         return rates.of_layers(counts, self.target, self.settings.confidence, seed, weighted=weighted)
 
+    def means(self, estimates: Sequence[LayerEstimate]) -> dict[tuple[str, str], Rate]:
+        """The mean rates of the network and of each layer type."""
+        return rates.means(estimates, self.target, self.settings.confidence)
+
     @property
     def sampling(self) -> Sampling:
         """Which faults are sampled."""
         s = self.settings
         importance = s.bit is None and s.bit_sampling == "importance"
         return Sampling(self.target, s.all_seeds, s.batch_size, s.repeats, s.bit, importance)
+
+    @property
+    def flips_per_round(self) -> int:
+        """Flips that a layer gets, by each seed, in one round through the test set."""
+        per_flip = 1 if self.target == "neuron" else self.settings.batch_size
+        return -(-self.images // per_flip) * self.settings.repeats
 
     @property
     def title(self) -> str:
@@ -151,7 +161,7 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
     if note is not None:
         print(note, file=sys.stderr)
     together = settings.batch_size
-    if target == "neuron" and isinstance(engine, Wave) and settings.margin is None:  # which looks after every batch
+    if target == "neuron" and isinstance(engine, Wave):
         together *= max(1, engine.budget.images(injector.layers) // together)
     return Experiment(settings, target, placement, test_set, images, classifier, injector, engine, chosen, together)
 

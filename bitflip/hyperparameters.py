@@ -105,8 +105,8 @@ class Hyperparameters(BaseSettings):
     )
     bit_sampling: BitSampling = _field(
         "uniform",
-        "how random bits are drawn: uniform, or importance, which draws half of them from the top exponent bit, where "
-        "nearly all misclassifications come from, and weights the rates accordingly",
+        "how random bits are drawn: uniform, or importance, which draws a third of them from the top exponent bit, "
+        "where nearly all misclassifications come from, and weights the rates accordingly",
         "uniform or importance",
     )
     margin: float | None = _field(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitflip import intervals
 from bitflip.counts import Counts, Tally
 from bitflip.faults import Target
-from bitflip.intervals import Estimate, Interval
+from bitflip.intervals import Interval, Sums
 from bitflip.layers import Numbered
 
 
@@ -56,11 +56,10 @@ def of_layers(
     for place, item in enumerate(counts.items):
         tally = counts.layer(seed, place)
         by_bit = {bit: (one, of_tally(one, target, confidence)) for bit, one in counts.bits(seed, place).items()}
-        rate = of_tally(tally, target, confidence)
-        if weighted and rate is not None:
-            width = item.layer.bits if target == "neuron" else item.layer.weight_bits
-            rate = _weighted([by_bit[bit][1] if bit in by_bit else None for bit in range(width)])
-        found.append(LayerEstimate(item, tally, rate, by_bit, weighted))
+        estimate = LayerEstimate(item, tally, of_tally(tally, target, confidence), by_bit, weighted)
+        if weighted and tally.correct:
+            estimate = replace(estimate, rate=_mean(_strata(estimate, target), confidence))
+        found.append(estimate)
     return found
 
 
@@ -68,39 +67,40 @@ def of_tally(tally: Tally, target: Target, confidence: float) -> Rate | None:
     """The rate of some faults that were drawn alike; None with no image that could be misclassified."""
     if tally.correct == 0:
         return None
+    t = tally
     interval: Interval[float]
     if target == "neuron":
-        interval = intervals.wilson(tally.misclassified, tally.correct, confidence)
+        interval = intervals.wilson(t.misclassified, t.correct, confidence)
     else:
-        t = tally
         interval = intervals.clustered(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn, confidence)
-    value = tally.misclassified / tally.correct
-    return _percent(Estimate(value, interval.low, interval.high))
+    return Rate(*(100.0 * value for value in (t.misclassified / t.correct, interval.low, interval.high)))
 
 
-def mean(rates: Sequence[Rate]) -> Rate:
-    """The mean of the rates of several layers, each of which counts the same."""
-    return _percent(intervals.mean([_fraction(rate) for rate in rates]))
+def means(estimates: Sequence[LayerEstimate], target: Target, confidence: float) -> dict[tuple[str, str], Rate]:
+    """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME).
 
-
-def means(estimates: Sequence[LayerEstimate]) -> dict[tuple[str, str], Rate]:
-    """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME)."""
-    rates: dict[tuple[str, str], list[Rate]] = {}
+    Each layer that has a rate counts the same.
+    """
+    parts: dict[tuple[str, str], list[Sums[float]]] = {}
     for found in estimates:
         if found.rate is not None:
-            rates.setdefault(("network", "all"), []).append(found.rate)
-            rates.setdefault(("type", found.item.layer.type), []).append(found.rate)
-    return {name: mean(values) for name, values in rates.items()}
+            sums = _strata(found, target) if found.weighted else [_sums(found.tally)]
+            for name in (("network", "all"), ("type", found.item.layer.type)):
+                parts.setdefault(name, []).extend(sums)
+    return {name: _mean(sums, confidence) for name, sums in parts.items()}
 
 
-def _weighted(by_bit: Sequence[Rate | None]) -> Rate:
-    """The rate of a random bit; nothing is known about a bit that was not flipped, so its rate is 50 % +- 50 %."""
-    return mean([rate or Rate(50.0, 0.0, 100.0) for rate in by_bit])
+def _strata(estimate: LayerEstimate, target: Target) -> list[Sums[float]]:
+    """The sums of each bit of a layer, also of those that were not flipped."""
+    layer = estimate.item.layer
+    width = layer.bits if target == "neuron" else layer.weight_bits
+    return [_sums(estimate.by_bit[bit][0] if bit in estimate.by_bit else Tally()) for bit in range(width)]
 
 
-def _fraction(rate: Rate) -> Estimate[float]:
-    return Estimate(rate.value / 100.0, rate.low / 100.0, rate.high / 100.0)
+def _sums(tally: Tally) -> Sums[float]:
+    return Sums(tally.flips, tally.misclassified, tally.correct, tally.mm, tally.mn, tally.nn)
 
 
-def _percent(estimate: Estimate[float]) -> Rate:
+def _mean(parts: Sequence[Sums[float]], confidence: float) -> Rate:
+    estimate = intervals.mean(parts, None, confidence)
     return Rate(100.0 * estimate.rate, 100.0 * estimate.low, 100.0 * estimate.high)
