@@ -14,6 +14,7 @@ from bitflip.engines import Engine
 from bitflip.faults import BitShares, Flips, Target
 from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes
+from bitflip.sampling import allocation
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Sampling:
         batch_size: images that one weight flip hits.
         repeats: flips per image (or batch), layer and seed in one round through the test set.
         bit: the bit to flip; None for a random one per fault.
-        importance: whether random bits are drawn as :func:`top_exponent_half` says.
+        importance: whether random bits are drawn as :func:`bitflip.sampling.allocation` says.
     """
 
     target: Target
@@ -56,12 +57,7 @@ class Sampling:
         ]
 
     def _shares(self, width: int) -> BitShares | None:
-        return top_exponent_half(width) if self.importance else None
-
-
-def top_exponent_half(width: int) -> BitShares:
-    """Half of the flips to the top exponent bit, the other half spread evenly over the others."""
-    return tuple(0.5 if bit == 1 else 0.5 / (width - 1) for bit in range(width))
+        return tuple(allocation(width).tolist()) if self.importance else None
 
 
 def run(

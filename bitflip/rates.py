@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bitflip import intervals
 from bitflip.counts import Counts, Tally
 from bitflip.faults import Target
-from bitflip.intervals import Estimate, Interval
+from bitflip.intervals import Estimate, Interval, Sums
 from bitflip.layers import Numbered
 
 
@@ -30,14 +30,20 @@ class LayerEstimate:
         tally: counts over all its faults.
         rate: misclassification rate of a random fault; None with no image that could be misclassified.
         by_bit: the same for each bit that was flipped.
-        weighted: whether bits were drawn unequally, so that the rate is no longer misclassified / correct.
+        parts: the tallies that make up the rate, each with its weight: one, or one per bit when bits were drawn
+            unequally, so that the rate is no longer misclassified / correct.
     """
 
     item: Numbered
     tally: Tally
     rate: Rate | None
     by_bit: dict[int, tuple[Tally, Rate | None]]
-    weighted: bool
+    parts: list[tuple[Tally, float]]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether bits were drawn unequally."""
+        return len(self.parts) > 1
 
 
 def of_layers(
@@ -57,10 +63,12 @@ def of_layers(
         tally = counts.layer(seed, place)
         by_bit = {bit: (one, of_tally(one, target, confidence)) for bit, one in counts.bits(seed, place).items()}
         rate = of_tally(tally, target, confidence)
+        parts = [(tally, 1.0)]
         if weighted and rate is not None:
             width = item.layer.bits if target == "neuron" else item.layer.weight_bits
-            rate = _weighted([by_bit[bit][1] if bit in by_bit else None for bit in range(width)])
-        found.append(LayerEstimate(item, tally, rate, by_bit, weighted))
+            parts = [(by_bit[bit][0] if bit in by_bit else Tally(), 1 / width) for bit in range(width)]
+            rate = mean(parts, confidence)
+        found.append(LayerEstimate(item, tally, rate, by_bit, parts))
     return found
 
 
@@ -78,28 +86,23 @@ def of_tally(tally: Tally, target: Target, confidence: float) -> Rate | None:
     return _percent(Estimate(value, interval.low, interval.high))
 
 
-def mean(rates: Sequence[Rate]) -> Rate:
-    """The mean of the rates of several layers, each of which counts the same."""
-    return _percent(intervals.mean([_fraction(rate) for rate in rates]))
+def mean(parts: Sequence[tuple[Tally, float]], confidence: float) -> Rate:
+    """The weighted mean of the rates of tallies; one that is empty can have any rate."""
+    sums = [Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn) for t, _ in parts]
+    return _percent(intervals.mean(sums, [weight for _, weight in parts], confidence))
 
 
-def means(estimates: Sequence[LayerEstimate]) -> dict[tuple[str, str], Rate]:
-    """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME)."""
-    rates: dict[tuple[str, str], list[Rate]] = {}
+def means(estimates: Sequence[LayerEstimate], confidence: float) -> dict[tuple[str, str], Rate]:
+    """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME).
+
+    Each layer counts the same, whatever its size.
+    """
+    parts: dict[tuple[str, str], list[tuple[Tally, float]]] = {}
     for found in estimates:
         if found.rate is not None:
-            rates.setdefault(("network", "all"), []).append(found.rate)
-            rates.setdefault(("type", found.item.layer.type), []).append(found.rate)
-    return {name: mean(values) for name, values in rates.items()}
-
-
-def _weighted(by_bit: Sequence[Rate | None]) -> Rate:
-    """The rate of a random bit; nothing is known about a bit that was not flipped, so its rate is 50 % +- 50 %."""
-    return mean([rate or Rate(50.0, 0.0, 100.0) for rate in by_bit])
-
-
-def _fraction(rate: Rate) -> Estimate[float]:
-    return Estimate(rate.value / 100.0, rate.low / 100.0, rate.high / 100.0)
+            parts.setdefault(("network", "all"), []).extend(found.parts)
+            parts.setdefault(("type", found.item.layer.type), []).extend(found.parts)
+    return {name: mean(tallies, confidence) for name, tallies in parts.items()}
 
 
 def _percent(estimate: Estimate[float]) -> Rate:
