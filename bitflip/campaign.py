@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitflip import faults, sampling
+from bitflip import faults
 from bitflip.devices import Placement
 from bitflip.engines import Engine
 from bitflip.faults import BitShares, Flips, Target
 from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes
+from bitflip.sampling import allocation
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Sampling:
         ]
 
     def _shares(self, width: int) -> BitShares | None:
-        return tuple(sampling.allocation(width).tolist()) if self.importance else None
+        return tuple(allocation(width).tolist()) if self.importance else None
 
 
 def run(

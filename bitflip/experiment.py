@@ -24,7 +24,7 @@ from bitflip.hyperparameters import Hyperparameters
 from bitflip.injection import Injector, WithInput
 from bitflip.layers import Numbered
 from bitflip.models import Classifier
-from bitflip.rates import LayerEstimate, Rate
+from bitflip.rates import LayerEstimate
 
 
 def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
@@ -84,10 +84,6 @@ class Experiment:
         """What was found out about each layer, by the place of a seed; None for all seeds together."""
         weighted = self.settings.bit is None and self.settings.bit_sampling == "importance"
         return rates.of_layers(counts, self.target, self.settings.confidence, seed, weighted=weighted)
-
-    def means(self, estimates: Sequence[LayerEstimate]) -> dict[tuple[str, str], Rate]:
-        """The mean rates of the network and of each layer type."""
-        return rates.means(estimates, self.target, self.settings.confidence)
 
     @property
     def sampling(self) -> Sampling:

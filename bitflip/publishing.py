@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bitflip import devices, provenance, results
+from bitflip import devices, provenance, rates, results
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.rates import LayerEstimate
@@ -74,7 +74,7 @@ def _facts(
         "confidence": settings.confidence,
         "means": [
             {"of": of, "name": name, "rate": rate.value, "low": rate.low, "high": rate.high}
-            for (of, name), rate in experiment.means(estimates).items()
+            for (of, name), rate in rates.means(estimates, settings.confidence).items()
         ],
         "layers": [{"number": item.number, **asdict(item.layer)} for item in experiment.chosen],
         "versions": provenance.versions(),
@@ -93,6 +93,7 @@ def track(experiment: Experiment, done: Done, tracker: Tracker) -> None:
             payload = {"Misclassification_rate": found.rate.value, found.item.layer.type: found.rate.value}
             tracker.log(payload, step=found.item.number)
     last = max((item.number for item in experiment.chosen), default=0)
-    means = {f"mean/{name}": rate.value for (of, name), rate in experiment.means(estimates).items() if of == "type"}
+    found_means = rates.means(estimates, experiment.settings.confidence)
+    means = {f"mean/{name}": rate.value for (of, name), rate in found_means.items() if of == "type"}
     seed = {} if experiment.settings.seeds else {"seed": float(experiment.settings.seed)}
     tracker.log({**means, **seed}, step=last)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bitflip import intervals
 from bitflip.counts import Counts, Tally
 from bitflip.faults import Target
-from bitflip.intervals import Interval, Sums
+from bitflip.intervals import Estimate, Interval, Sums
 from bitflip.layers import Numbered
 
 
@@ -30,14 +30,20 @@ class LayerEstimate:
         tally: counts over all its faults.
         rate: misclassification rate of a random fault; None with no image that could be misclassified.
         by_bit: the same for each bit that was flipped.
-        weighted: whether bits were drawn unequally, so that the rate is no longer misclassified / correct.
+        parts: the tallies that make up the rate, each with its weight: one, or one per bit when bits were drawn
+            unequally, so that the rate is no longer misclassified / correct.
     """
 
     item: Numbered
     tally: Tally
     rate: Rate | None
     by_bit: dict[int, tuple[Tally, Rate | None]]
-    weighted: bool
+    parts: list[tuple[Tally, float]]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether bits were drawn unequally."""
+        return len(self.parts) > 1
 
 
 def of_layers(
@@ -56,10 +62,13 @@ def of_layers(
     for place, item in enumerate(counts.items):
         tally = counts.layer(seed, place)
         by_bit = {bit: (one, of_tally(one, target, confidence)) for bit, one in counts.bits(seed, place).items()}
-        estimate = LayerEstimate(item, tally, of_tally(tally, target, confidence), by_bit, weighted)
-        if weighted and tally.correct:
-            estimate = replace(estimate, rate=_mean(_strata(estimate, target), confidence))
-        found.append(estimate)
+        rate = of_tally(tally, target, confidence)
+        parts = [(tally, 1.0)]
+        if weighted and rate is not None:
+            width = item.layer.bits if target == "neuron" else item.layer.weight_bits
+            parts = [(by_bit[bit][0] if bit in by_bit else Tally(), 1 / width) for bit in range(width)]
+            rate = mean(parts, confidence)
+        found.append(LayerEstimate(item, tally, rate, by_bit, parts))
     return found
 
 
@@ -67,40 +76,34 @@ def of_tally(tally: Tally, target: Target, confidence: float) -> Rate | None:
     """The rate of some faults that were drawn alike; None with no image that could be misclassified."""
     if tally.correct == 0:
         return None
-    t = tally
     interval: Interval[float]
     if target == "neuron":
-        interval = intervals.wilson(t.misclassified, t.correct, confidence)
+        interval = intervals.wilson(tally.misclassified, tally.correct, confidence)
     else:
+        t = tally
         interval = intervals.clustered(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn, confidence)
-    return Rate(*(100.0 * value for value in (t.misclassified / t.correct, interval.low, interval.high)))
+    value = tally.misclassified / tally.correct
+    return _percent(Estimate(value, interval.low, interval.high))
 
 
-def means(estimates: Sequence[LayerEstimate], target: Target, confidence: float) -> dict[tuple[str, str], Rate]:
+def mean(parts: Sequence[tuple[Tally, float]], confidence: float) -> Rate:
+    """The weighted mean of the rates of tallies; one that is empty can have any rate."""
+    sums = [Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn) for t, _ in parts]
+    return _percent(intervals.mean(sums, [weight for _, weight in parts], confidence))
+
+
+def means(estimates: Sequence[LayerEstimate], confidence: float) -> dict[tuple[str, str], Rate]:
     """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME).
 
-    Each layer that has a rate counts the same.
+    Each layer counts the same, whatever its size.
     """
-    parts: dict[tuple[str, str], list[Sums[float]]] = {}
+    parts: dict[tuple[str, str], list[tuple[Tally, float]]] = {}
     for found in estimates:
         if found.rate is not None:
-            sums = _strata(found, target) if found.weighted else [_sums(found.tally)]
-            for name in (("network", "all"), ("type", found.item.layer.type)):
-                parts.setdefault(name, []).extend(sums)
-    return {name: _mean(sums, confidence) for name, sums in parts.items()}
+            parts.setdefault(("network", "all"), []).extend(found.parts)
+            parts.setdefault(("type", found.item.layer.type), []).extend(found.parts)
+    return {name: mean(tallies, confidence) for name, tallies in parts.items()}
 
 
-def _strata(estimate: LayerEstimate, target: Target) -> list[Sums[float]]:
-    """The sums of each bit of a layer, also of those that were not flipped."""
-    layer = estimate.item.layer
-    width = layer.bits if target == "neuron" else layer.weight_bits
-    return [_sums(estimate.by_bit[bit][0] if bit in estimate.by_bit else Tally()) for bit in range(width)]
-
-
-def _sums(tally: Tally) -> Sums[float]:
-    return Sums(tally.flips, tally.misclassified, tally.correct, tally.mm, tally.mn, tally.nn)
-
-
-def _mean(parts: Sequence[Sums[float]], confidence: float) -> Rate:
-    estimate = intervals.mean(parts, None, confidence)
+def _percent(estimate: Estimate[float]) -> Rate:
     return Rate(100.0 * estimate.rate, 100.0 * estimate.low, 100.0 * estimate.high)
