@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NAMES = ("layers", "bits", "heatmap")
+KINDS = ("png", "svg")
 WIDTH = 3.5  # inches, a column of a paper
 FEW = 30  # layers that are drawn with their names
 LONGEST = 26  # characters of a name on an axis
@@ -116,7 +118,7 @@ def _note(run: Run) -> str:
     """What the bars are."""
     if not run.has_intervals:
         return ""
-    note = f"bars: {run.confidence * 100:g} % confidence"
+    note = f"whiskers: {run.confidence * 100:g} % confidence interval"
     return f"{note}; grey: range of seeds" if len(run.seeds) > 1 else note
 
 
@@ -223,7 +225,7 @@ def _many_layers(run: Run, width: float) -> Figure:
             label=plain(kind, 20),
         )
     axes.set_xlim(min(at) - 0.01 * len(rows), max(at) + 0.01 * len(rows))
-    note = f"; band: {run.confidence * 100:g} % confidence" if run.has_intervals else ""
+    note = f"; band: {run.confidence * 100:g} % confidence interval" if run.has_intervals else ""
     axes.set_xlabel(f"layer, by number{note}")
     _name_the_worst(axes, run, at, scale)
     _legend(figure, axes, run, width)

@@ -50,6 +50,11 @@ class Files:
         return self._named(".json")
 
     @property
+    def summary(self) -> Path:
+        """Layers and results, for people."""
+        return self._named(".txt")
+
+    @property
     def detail(self) -> Path:
         """Every misclassification, as text."""
         return self._named("_detailed.txt")
