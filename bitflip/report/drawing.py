@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from bitflip.report.runs import Rate, Row, Run
@@ -92,12 +93,16 @@ def layers(run: Run) -> str:
         f"Misclassification rate of {count} layers, from 0 to {percent(worst.rate.value)} % at {worst.place.label}; "
         "the table below holds the numbers. Left and right arrow keys read out layer by layer."
     )
-    return _axis_name(scale) + _svg(parts, HEIGHT, plain(label), "by-layer") + '<p class="axis-name">layer number</p>'
+    return _axis_name(scale, run) + _svg(parts, HEIGHT, plain(label), "by-layer") + '<p class="axis-name">layer number</p>'
 
 
-def _axis_name(scale: Scale) -> str:
-    kind = "" if scale.linear_to is None else ", logarithmic scale"
-    return f'<p class="axis-name">misclassification rate, %{kind}</p>'
+def _axis_name(scale: Scale, run: Run) -> str:
+    words = "misclassification rate, %" + ("" if scale.linear_to is None else ", logarithmic scale")
+    if run.has_intervals:
+        words += f"; lines: {run.confidence * 100:g} % confidence intervals"
+    if len(run.seeds) > 1:
+        words += "; grey: range of the seeds"
+    return f'<p class="axis-name">{words}</p>'
 
 
 def legend(run: Run) -> str:
@@ -134,7 +139,7 @@ def bits(run: Run, found: Sequence[Bit]) -> str:
         f"Misclassification rate by bit, from 0 to {percent(worst.rate.value)} % at bit {worst.bit}; "
         "Left and right arrow keys read out bit by bit."
     )
-    return _axis_name(scale) + _svg(parts, HEIGHT, label, "by-bit", "bits") + _BIT_NAME
+    return _axis_name(scale, replace(run, seeds=run.seeds[:1])) + _svg(parts, HEIGHT, label, "by-bit", "bits") + _BIT_NAME
 
 
 _BIT_NAME = '<p class="axis-name">bit, counted from the most significant</p>'

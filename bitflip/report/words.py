@@ -38,10 +38,10 @@ def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
         images = max(row.correct for row in rows)
         high = max((row.rate.high for row in rows if row.rate.high is not None), default=None)
         bound = f"; with {run.confidence * 100:g} % confidence no layer's rate is over {percent(high)} %" if high else ""
-        return [f"No flip in any of the {len(rows)} layers changed the class of any of {images} images{bound}."]
+        return [f"No flip in any of the {len(rows)} layers changed the class of any of {images:,} images{bound}."]
     sentence = (
         f"The most fragile layer is {first.place.label} ({first.place.type}): {with_interval(first.rate)} of the images "
-        f"that are right without a fault change class, {first.misclassified} of {first.correct}."
+        f"that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
     )
     if follow := [row for row in rest[:2] if row.rate.value]:
         names = " and ".join(f"{row.place.label} with {percent(row.rate.value)} %" for row in follow)
@@ -148,4 +148,6 @@ def command(run: Run) -> str | None:
             arguments.append(flag if value else f"--no-{flag[2:]}")
         else:
             arguments.append(shlex.quote(f"{flag}={value}"))
+    if len(run.seeds) > 1:
+        arguments.append("--seed=N")
     return " ".join(["python", script(run), *arguments])
