@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, TextIO, cast
 
-from bitflip.errors import BadInput
 
-
-def write(path: Path, content: bytes | str) -> None:
-    """Write a file beside its place and let it take that place.
-
-    Raises:
-        BadInput: if the folder or the disk does not let it; then the file that was there is still there.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary: str | None = None
+@contextlib.contextmanager
+def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise."""
+    beside = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it has to be closed before it is renamed
+        "wb", dir=path.parent, prefix=".bitflip-", suffix=".tmp", delete=False
+    )
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".bitflip-", suffix=".tmp")
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with beside:
+            yield cast(BinaryIO, beside)
+            beside.flush()
+            os.fsync(beside.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # temporary files are private, results are not
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise BadInput(f"{path}: expected a file that can be written ({error.strerror})") from error
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
+        os.chmod(beside.name, 0o666 & ~umask)  # temporary files are private, results are not
+        os.replace(beside.name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside.name)
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """As :func:`replacing_bytes`, for text."""
+    with replacing_bytes(path) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()
+
+
+def copy(source: Path, path: Path) -> None:
+    """Let a copy of a file take the place of ``path``."""
+    with source.open("rb") as file, replacing_bytes(path) as target:
+        shutil.copyfileobj(file, target, 1 << 20)

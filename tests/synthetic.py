@@ -51,7 +51,8 @@ def write_run(
     random = np.random.default_rng(seed)
     stem = f"{prefix}{model}_digits_{seed}" + ("" if complete else "_partial")
     parameter = "weight" if target == "weight" else ""
-    rows, by_bit = [], []
+    rows: list[list[object]] = []
+    by_bit: list[list[object]] = []
     for number, (kind, path) in enumerate(layers):
         flips = 5 if target == "weight" else images
         hits = random.choice(list(bits), flips)
@@ -113,7 +114,16 @@ def write_run(
         "images": images,
         "clean_correct": correct,
         "layers": [
-            {"number": i, "path": path, "call": 0, "type": kind, "per_image": True, "bits": 32}
+            {
+                "number": i,
+                "path": path,
+                "call": 0,
+                "type": kind,
+                "per_image": True,
+                "bits": 32,
+                "weight_shape": [4],
+                "weight_bits": 32,
+            }
             for i, (kind, path) in enumerate(layers)
         ],
         "versions": {"bitflip": "0.1.0", "torch": "2.5.0"},

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder for the joined report; default: the folder that all runs are in, directly or not",
     )
-    parser.add_argument("--width", type=float, default=3.5, help="of the plots in inches; default 3.5, a column of a paper")
+    parser.add_argument(
+        "--width", type=float, default=3.5, help="of the plots in inches; default 3.5, a column of a paper"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output_path is not None and not arguments.output_path.is_dir():
         raise BadInput(f"--output-path: expected a folder that is there, got {arguments.output_path}")
     tables: dict[Path, None] = {}
-    problems = []
+    problems: list[str] = []
     for path in arguments.paths:
         try:
             tables |= dict.fromkeys(runs.find(path) if path.is_dir() else [runs.table_of(path)])
@@ -101,7 +103,11 @@ def _joined(found: list[Run], folder: Path) -> Run:
     from bitflip import report
 
     whole = [one for one in found if one.complete]
-    left_out = [f"{one.files.table.name}, interrupted after {one.facts.get('images')} images" for one in found if not one.complete]
+    left_out = [
+        f"{one.files.table.name}, interrupted after {one.facts.get('images')} images"
+        for one in found
+        if not one.complete
+    ]
     for sentence in left_out:
         print(f"left out: {sentence}", file=sys.stderr)
     if len(whole) < 2:

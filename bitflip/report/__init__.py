@@ -6,26 +6,30 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitflip import files
 from bitflip.errors import BadInput, first_line
+from bitflip.files import replacing_bytes
 from bitflip.report import joined, page, plots
 from bitflip.report.runs import Run, read
 
 __all__ = ["draw", "join", "read", "write"]
 
 
-def draw(table: Path, width: float = plots.WIDTH) -> list[Path]:
+def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
     """Draw the plots of a run that has just been written; a failure is a warning, for the results are on the disk.
 
     Args:
-        table: the ``.csv`` of the run.
+        tables: the ``.csv`` of the run; of several seeds all of them, which are then joined, and drawn as one.
         width: of the plots, in inches.
 
     Returns:
         The files that were written.
     """
     try:
-        return _pictures(read(table), width)
+        runs = [read(table) for table in tables]
+        if len(runs) == 1:
+            return _pictures(runs[0], width)
+        run = join(runs, runs[0].files.folder)
+        return [*_tables(run), *_pictures(run, width)]
     except Exception as error:  # whatever it is, the results must not suffer
         warnings.warn(f"no plots were drawn: {first_line(error)}", stacklevel=2)
         return []
@@ -37,21 +41,32 @@ def write(run: Run, width: float = plots.WIDTH) -> list[Path]:
     Raises:
         BadInput: if a file can't be read or written.
     """
-    written = []
-    if len(run.seeds) > 1:
-        for path, text in joined.tables(run).items():
-            files.write(path, text)
-            written.append(path)
-    written += _pictures(run, width)
+    written = [*_tables(run), *_pictures(run, width)]
     of = run.files
     own = [of.table, of.bits, of.means, of.run, of.summary, of.detail, of.faults, *_picture_paths(run)]
-    files.write(of.page, page.html(run, [path for path in own if path.exists()]))
+    _put(of.page, page.html(run, [path for path in own if path.exists()]).encode())
     return [*written, of.page]
 
 
 def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run:
     """Several seeds as one run; see :func:`bitflip.report.joined.join`."""
     return joined.join(runs, folder, left_out)
+
+
+def _tables(run: Run) -> list[Path]:
+    """Write the tables of joined seeds; a single run has its own."""
+    tables = joined.tables(run) if len(run.seeds) > 1 else {}
+    for path, text in tables.items():
+        _put(path, text.encode())
+    return list(tables)
+
+
+def _put(path: Path, content: bytes) -> None:
+    try:
+        with replacing_bytes(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise BadInput(f"{path}: expected a file that can be written ({error.strerror})") from error
 
 
 def _picture_paths(run: Run) -> list[Path]:
@@ -71,6 +86,6 @@ def _pictures(run: Run, width: float) -> list[Path]:
             if content is None:
                 path.unlink(missing_ok=True)
             else:
-                files.write(path, content[kind])
+                _put(path, content[kind])
                 written.append(path)
     return written

@@ -5,16 +5,30 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bitflip.errors import BadInput, first_line
 from bitflip.report.runs import Place, Run
 
 COUNT = 12  # faults that are shown
-COLUMNS = ("layer", "parameter", "image", "element", "bit", "original", "error", "label", "clean_top1", "top1", "change")
+COLUMNS = (
+    "layer",
+    "parameter",
+    "image",
+    "element",
+    "bit",
+    "original",
+    "error",
+    "label",
+    "clean_top1",
+    "top1",
+    "change",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ def worst(run: Run) -> Worst:
         return _from_log(run)
     if len(run.seeds) > 1:
         return Worst((), "Single faults are in the reports of the runs that were joined here.")
-    return Worst((), "This run did not record single faults; --detailed-log makes it do so.")
+    return Worst((), "This run did not record single faults; --detailed-log or --fault-table makes it do so.")
 
 
 BY_IMAGES = "One flip hits a whole batch: by the number of images whose class it changed."
@@ -76,8 +90,11 @@ def _from_record(run: Run) -> Worst:
     try:
         import pyarrow.parquet as pq
     except ImportError:
-        return Worst((), f"{run.files.faults.name} holds every injection; reading it needs pyarrow, which is not installed.")
+        return Worst(
+            (), f"{run.files.faults.name} holds every injection; reading it needs pyarrow, which is not installed."
+        )
     places = {(row.place.layer, row.place.parameter): row.place for row in run.layers}
+    shapes = _shapes(run)
     found: list[tuple[float, int, Damage]] = []
     flips: dict[tuple[Any, ...], Damage] = {}
     try:
@@ -86,7 +103,7 @@ def _from_record(run: Run) -> Worst:
                 columns = {name: batch.column(name) for name in COLUMNS}
                 for i in _broken(columns, None if run.target == "weight" else COUNT):
                     row = {name: column[i].as_py() for name, column in columns.items()}
-                    fault = _recorded(row, places)
+                    fault = _recorded(row, places, shapes)
                     if run.target == "weight":
                         key = (row["layer"], row["parameter"], fault.where, fault.bit, fault.original, fault.error)
                         flips[key] = _both(flips[key], fault) if key in flips else fault
@@ -94,7 +111,9 @@ def _from_record(run: Run) -> Worst:
                         found.append((-(fault.change or 0.0), len(found), fault))
                 found = heapq.nsmallest(COUNT, found)
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and KeyErrors
-        raise BadInput(f"{run.files.faults}: expected the injections of a run in columns ({first_line(error)})") from error
+        raise BadInput(
+            f"{run.files.faults}: expected the injections of a run in columns ({first_line(error)})"
+        ) from error
     if run.target == "weight":
         faults = sorted(flips.values(), key=lambda fault: -fault.broken)[:COUNT]
         return Worst(tuple(faults), BY_IMAGES if faults else "No fault changed a class.")
@@ -111,14 +130,32 @@ def _broken(columns: Mapping[str, Any], most: int | None) -> list[int]:
     return at if most is None else heapq.nsmallest(most, at, key=lambda i: (-change[i], i))
 
 
-def _recorded(row: Mapping[str, Any], places: Mapping[tuple[int, str], Place]) -> Damage:
+def _shapes(run: Run) -> dict[int, list[int]]:
+    """Shape of what is struck, by layer number, where it is known."""
+    name = "weight_shape" if run.target == "weight" else "shape"
+    items = [item for item in run.facts.get("layers", []) if isinstance(item, dict)]
+    return {item["number"]: item[name] for item in items if isinstance(item.get(name), list) and "number" in item}
+
+
+def _where(element: int, shape: Sequence[int] | None) -> str:
+    """A flat index as coordinates."""
+    if not shape or not 0 <= element < math.prod(shape):
+        return f"element {element}"
+    return str([int(i) for i in np.unravel_index(element, shape)])
+
+
+def _recorded(
+    row: Mapping[str, Any], places: Mapping[tuple[int, str], Place], shapes: Mapping[int, list[int]]
+) -> Damage:
     layer, parameter = int(row["layer"]), str(row["parameter"] or "")
     place = places.get((layer, parameter)) or Place(layer, "", f"layer {layer}", 0, parameter)
     effect = f"image {row['image']}: {row['clean_top1']} → {row['top1']}"
     values = (_value(row["original"]), _value(row["error"]))
     change = row["change"]
     known = change is not None and math.isfinite(change)
-    return Damage(place, str(row["element"]), int(row["bit"]), *values, 1, effect, float(change) if known else None)
+    shape = shapes.get(layer) if parameter in ("", "weight") else None
+    where = _where(int(row["element"]), shape)
+    return Damage(place, where, int(row["bit"]), *values, 1, effect, float(change) if known else None)
 
 
 def _value(value: object) -> str:

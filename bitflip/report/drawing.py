@@ -7,7 +7,7 @@ from dataclasses import replace
 from html import escape
 
 from bitflip.report.runs import Rate, Row, Run
-from bitflip.report.scale import Scale, bit_ticks, number, percent, plain, regions, scale_of, slots, width_of
+from bitflip.report.scale import Scale, bit_ticks, number, percent, plain, regions, scale_of, slots
 from bitflip.report.summary import Bit
 
 HEIGHT = 250  # pixels of the plots by layer and by bit
@@ -29,7 +29,8 @@ def symbols() -> str:
     """The markers and the hatching, to be used by all plots of the page."""
     shapes = "".join(f'<g id="m{i}">{shape}</g>' for i, shape in enumerate(SHAPES))
     hatch = '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    return f'<svg class="symbols" aria-hidden="true"><defs>{shapes}{hatch}<path class="hatch" d="M0 0V6"/></pattern></defs></svg>'
+    pattern = f'{hatch}<path class="hatch" d="M0 0V6"/></pattern>'
+    return f'<svg class="symbols" aria-hidden="true"><defs>{shapes}{pattern}</defs></svg>'
 
 
 def marker(slot: int) -> str:
@@ -45,14 +46,17 @@ def _rate_grid(scale: Scale) -> list[str]:
     lines = []
     for tick in scale.ticks:
         y = _y(scale, tick)
-        lines.append(f'<line class="grid" x2="100%" y1="{y}" y2="{y}"/><text class="tick y" x="-8" y="{y}">{number(tick)}</text>')
+        lines.append(
+            f'<line class="grid" x2="100%" y1="{y}" y2="{y}"/><text class="tick y" x="-8" y="{y}">{number(tick)}</text>'
+        )
     return lines
 
 
 def _svg(content: Sequence[str], height: float, label: str, identity: str, names: str = "") -> str:
     """A plot with a text for those who can't see it; arrow keys move the cursor."""
     return (
-        f'<div class="frame {names}"><svg id="{identity}" class="plot" width="100%" height="{height:g}" role="img" tabindex="0" '
+        f'<div class="frame {names}">'
+        f'<svg id="{identity}" class="plot" width="100%" height="{height:g}" role="img" tabindex="0" '
         f'aria-label="{escape(label)}">{"".join(content)}</svg></div>'
     )
 
@@ -77,10 +81,11 @@ def layers(run: Run) -> str:
             continue
         kind = f'class="s{s}"'
         seeds = [value for value in row.seeds if value is not None]
-        ranges = f'<line class="range" x1="{x:.3f}%" x2="{x:.3f}%" y1="{_y(scale, min(seeds))}" y2="{_y(scale, max(seeds))}"/>' if seeds else ""
+        ranges = _whisker(x, Rate(None, min(seeds), max(seeds)), scale, "range") if seeds else ""
         whisker = _whisker(x, row.rate, scale, f"whisker k{s % COLOURS}")
         # a nested svg can be placed by percentages, and its content be scaled
-        point = f'<svg x="{x:.3f}%" y="{_y(scale, row.rate.value)}" class="at"><use href="#{marker(s)}" class="f{s % COLOURS} {size}"/></svg>'
+        shape = f'<use href="#{marker(s)}" class="f{s % COLOURS} {size}"/>'
+        point = f'<svg x="{x:.3f}%" y="{_y(scale, row.rate.value)}" class="at">{shape}</svg>'
         parts.append(f"<g {kind}>{ranges}{whisker}{point}</g>")
     step = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 10**6) if count / step <= 24)
     for i in range(0, count, step):
@@ -93,7 +98,9 @@ def layers(run: Run) -> str:
         f"Misclassification rate of {count} layers, from 0 to {percent(worst.rate.value)} % at {worst.place.label}; "
         "the table below holds the numbers. Left and right arrow keys read out layer by layer."
     )
-    return _axis_name(scale, run) + _svg(parts, HEIGHT, plain(label), "by-layer") + '<p class="axis-name">layer number</p>'
+    return (
+        _axis_name(scale, run) + _svg(parts, HEIGHT, plain(label), "by-layer") + '<p class="axis-name">layer number</p>'
+    )
 
 
 def _axis_name(scale: Scale, run: Run) -> str:
@@ -110,16 +117,18 @@ def legend(run: Run) -> str:
     buttons = []
     for kind, slot in slots(run.types).items():
         count = sum(row.place.type == kind for row in run.layers)
-        icon = f'<svg class="icon" aria-hidden="true"><use href="#{marker(slot)}" x="8" y="8" class="f{slot % COLOURS}"/></svg>'
+        shape = f'<use href="#{marker(slot)}" x="8" y="8" class="f{slot % COLOURS}"/>'
+        icon = f'<svg class="icon" aria-hidden="true">{shape}</svg>'
         buttons.append(
-            f'<button type="button" aria-pressed="true" data-slot="{slot}">{icon}{escape(plain(kind, 40))} <small>{count}</small></button>'
+            f'<button type="button" aria-pressed="true" data-slot="{slot}">{icon}'
+            f"{escape(plain(kind, 40))} <small>{count}</small></button>"
         )
     return f'<div class="legend" role="group" aria-label="Layer types to show">{"".join(buttons)}</div>'
 
 
 def bits(run: Run, found: Sequence[Bit]) -> str:
     """The rate by bit, all layers together."""
-    count = width_of(run)
+    count = run.width_of()
     scale = scale_of([item.rate for item in found], linear=True)
     parts = _rate_grid(scale)
     region_of = {bit: name for name, first, last in regions(count) for bit in range(first, last + 1)}
@@ -139,7 +148,9 @@ def bits(run: Run, found: Sequence[Bit]) -> str:
         f"Misclassification rate by bit, from 0 to {percent(worst.rate.value)} % at bit {worst.bit}; "
         "Left and right arrow keys read out bit by bit."
     )
-    return _axis_name(scale, replace(run, seeds=run.seeds[:1])) + _svg(parts, HEIGHT, label, "by-bit", "bits") + _BIT_NAME
+    return (
+        _axis_name(scale, replace(run, seeds=run.seeds[:1])) + _svg(parts, HEIGHT, label, "by-bit", "bits") + _BIT_NAME
+    )
 
 
 _BIT_NAME = '<p class="axis-name">bit, counted from the most significant</p>'
@@ -149,13 +160,16 @@ def _bit_axis(count: int, height: float) -> list[str]:
     parts = []
     for bit in bit_ticks(count, 2 if count <= 32 else 4):
         fine = "" if bit in bit_ticks(count, 8) else " fine"
-        parts.append(f'<text class="tick x{fine}" x="{100 * (bit + 0.5) / count:.3f}%" y="{height + 18:g}">{bit}</text>')
+        parts.append(
+            f'<text class="tick x{fine}" x="{100 * (bit + 0.5) / count:.3f}%" y="{height + 18:g}">{bit}</text>'
+        )
     for name, first, last in regions(count):
         x = 100 * (first if first == last else (first + last + 1) / 2) / count
         side = "start" if first == last else "middle"
         parts.append(f'<text class="tick region {side}" x="{x:.3f}%" y="-8">{name}</text>')
         if first:
-            parts.append(f'<line class="border" x1="{100 * first / count:.3f}%" x2="{100 * first / count:.3f}%" y1="-2" y2="{height:g}"/>')
+            x = 100 * first / count
+            parts.append(f'<line class="border" x1="{x:.3f}%" x2="{x:.3f}%" y1="-2" y2="{height:g}"/>')
     return parts
 
 
@@ -166,7 +180,7 @@ def row_height(run: Run) -> float:
 
 def heatmap(run: Run) -> str:
     """The rate by layer and bit; darker is higher, on a square root scale."""
-    count, tall = width_of(run), row_height(run)
+    count, tall = run.width_of(), row_height(run)
     height = tall * len(run.layers)
     top = max((row.rate.value or 0.0 for row in run.bits), default=0.0) or 1.0
     line = {row.place: i for i, row in enumerate(run.layers)}
@@ -209,11 +223,16 @@ def _heat_row(rows: Sequence[Row], y: float, tall: float, count: int, top: float
         if row is not None and zero:
             start = bit if start < 0 else start
         elif row is not None:
-            shade = f' fill-opacity="{0.12 + 0.88 * ((row.rate.value or 0) / top) ** 0.5:.2f}"'
+            shade = f' fill-opacity="{_shade((row.rate.value or 0) / top)}"'
             parts.append(_cell("zero", bit, bit, y, tall, count))
             parts.append(_cell("hot", bit, bit, y, tall, count, shade))
         last = bit
     return parts
+
+
+def _shade(share: float) -> str:
+    """Opacity of a share of the highest rate: even a small one can be told from zero."""
+    return f"{0.12 + 0.88 * share**0.5 if share else 0:.2f}"
 
 
 def _cell(name: str, first: int, last: int, y: float, tall: float, count: int, more: str = "") -> str:
@@ -224,10 +243,10 @@ def _cell(name: str, first: int, last: int, y: float, tall: float, count: int, m
 def _heat_key(run: Run, top: float) -> str:
     steps = [0.0, 0.01, 0.1, 0.3, 1.0]
     cells = "".join(
-        f'<span><svg aria-hidden="true"><rect class="zero" width="100%" height="100%"/><rect class="hot" width="100%" height="100%" '
-        f'fill-opacity="{0.12 + 0.88 * share**0.5 if share else 0:.2f}"/></svg>{percent(top * share)} %</span>'
+        f'<span><svg aria-hidden="true"><rect class="zero" width="100%" height="100%"/>'
+        f'<rect class="hot" width="100%" height="100%" fill-opacity="{_shade(share)}"/></svg>{percent(top * share)} %</span>'
         for share in steps
     )
-    complete = len(run.bits) == len(run.layers) * width_of(run)
+    complete = len(run.bits) == len(run.layers) * run.width_of()
     unhit = '<span><svg aria-hidden="true"><rect class="unhit" width="100%" height="100%"/></svg>no flip</span>'
     return f'<p class="key">{cells}{"" if complete else unhit}</p>'

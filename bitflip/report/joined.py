@@ -14,9 +14,12 @@ from typing import Any
 
 from bitflip.errors import BadInput
 from bitflip.report.runs import COUNTS, Files, Mean, Rate, Row, Run
-from bitflip.report.summary import interval, means_of, spread, total
+from bitflip.report.summary import interval, means_of, spread, total, weighted
 
-FREE = {"seed", "output_path", "input_path", "hub_path", "weights", "device", "engine", "pool_mib", "detailed_log"}
+FREE = {
+    *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "engine", "pool_mib"),
+    *("detailed_log", "fault_table", "fresh", "rerun"),
+}
 """Settings that change no fault and no outcome but for rounding; the weights are compared by their hash instead."""
 
 FREE_OF_NEURONS = {"batch_size"}
@@ -54,7 +57,9 @@ def check(runs: Sequence[Run]) -> list[str]:
             problems.append(f"{run.files.run}: expected the settings of {file.name} there, to know what can be joined")
             continue
         if not run.complete:
-            problems.append(f"{file}: expected complete runs only; it was interrupted after {run.facts.get('images')} images")
+            problems.append(
+                f"{file}: expected complete runs only; it was interrupted after {run.facts.get('images')} images"
+            )
             continue
         mine = settings_of(run)
         differing = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
@@ -91,7 +96,9 @@ def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run
     runs = sorted(runs, key=lambda run: run.seeds[0])
     first = runs[0]
     stem = first.files.stem.removesuffix(f"_{first.seeds[0]}")
-    facts = {name: first.facts[name] for name in ("target", "settings", "images", "model", "layers") if name in first.facts}
+    facts = {
+        name: first.facts[name] for name in ("target", "settings", "images", "model", "layers") if name in first.facts
+    }
     facts["settings"] = {name: value for name, value in first.settings.items() if name in settings_of(first)}
     facts["confidence"] = first.confidence
     facts["complete"] = True
@@ -147,6 +154,8 @@ def _rate(values: Sequence[float | None], rows: Sequence[Row], parts: Sequence[R
         return Rate(None)
     pooled = 100 * sum(row.misclassified for row in rows) / sum(row.correct for row in rows)
     value = pooled if rows[0].bit is not None else statistics.fmean(have)
+    if run.weighted and rows[0].bit is None:
+        return weighted(parts, run)
     low, high = interval(parts, run.target, run.confidence)
     return Rate(value, min(low, value), max(high, value))
 
@@ -187,7 +196,11 @@ def _row(row: Row) -> list[object]:
         *(p.layer, p.type, p.path, p.call, p.parameter),
         *([] if row.bit is None else [row.bit]),
         *(seeds, row.misclassified, row.correct, *rest),
-        *([""] * (len(COUNTS) + 1) if o is None else [*(getattr(o, name) for name in COUNTS), f"{o.largest_change:.6f}"]),
+        *(
+            [""] * (len(COUNTS) + 1)
+            if o is None
+            else [*(getattr(o, name) for name in COUNTS), f"{o.largest_change:.6f}"]
+        ),
         *map(_text, row.seeds),
     ]
 

@@ -45,7 +45,9 @@ for (const button of document.querySelectorAll(".legend button")) {
 
 const percent = (rate) => {
   if (rate === null) return "–";
-  return rate === 0 || rate === 100 ? String(rate) : rate.toFixed(rate >= 10 ? 1 : rate >= 1 ? 2 : 3);
+  if (rate < 5e-7 || rate === 100) return rate.toFixed(0);
+  if (rate < 5e-4) return Number(rate.toPrecision(1)).toFixed(7).replace(/0+$/, "");
+  return rate.toFixed(rate >= 10 ? 1 : rate >= 1 ? 2 : 3);
 };
 
 function measured([wrong, correct, rate, low, high]) {

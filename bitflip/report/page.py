@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -14,10 +15,11 @@ from urllib.parse import quote
 from bitflip.report import drawing
 from bitflip.report.damage import Worst, worst
 from bitflip.report.runs import Rate, Row, Run
-from bitflip.report.scale import percent, plain, regions, slots, width_of
+from bitflip.report.scale import percent, plain, regions, slots
 from bitflip.report.summary import Bit, by_bit, means, spread, total
-from bitflip.report.words import command, findings
+from bitflip.report.words import command, findings, script
 
+EN_DASH = "\N{EN DASH}"
 HERE = Path(__file__).parent
 
 
@@ -46,7 +48,9 @@ def html(run: Run, files: Sequence[Path] = ()) -> str:
         _section("How to repeat it", _repeat(run, files)),
         _section("What the numbers mean", _meaning(run)),
     ]
-    policy = f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none'; form-action 'none'"
+    )
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -72,7 +76,9 @@ def _text(value: object) -> str:
 
 def _section(name: str, content: str, kind: str = "") -> str:
     identity = name.lower().replace(" ", "-")
-    return f'<section class="{kind}" aria-labelledby="h-{identity}"><h2 id="h-{identity}">{name}</h2>\n{content}</section>'
+    return (
+        f'<section class="{kind}" aria-labelledby="h-{identity}"><h2 id="h-{identity}">{name}</h2>\n{content}</section>'
+    )
 
 
 def _list(sentences: Iterable[str]) -> str:
@@ -84,14 +90,16 @@ def _data(run: Run, found: Sequence[Bit]) -> str:
 
     def numbers(row: Row | Bit) -> list[Any]:
         ends = (row.rate.value, row.rate.low, row.rate.high)
-        return [row.misclassified, row.correct, *(None if end is None else round(end, 4) for end in ends)]
+        return [row.misclassified, row.correct, *(None if end is None else round(end, 7) for end in ends)]
 
     line = {row.place: i for i, row in enumerate(run.layers)}
     content = {
-        "layers": [[row.place.layer, plain(row.place.label), plain(row.place.type), *numbers(row)] for row in run.layers],
+        "layers": [
+            [row.place.layer, plain(row.place.label), plain(row.place.type), *numbers(row)] for row in run.layers
+        ],
         "bits": [[item.bit, *numbers(item)] for item in found],
         "cells": [[line[row.place], row.bit, *numbers(row)] for row in run.bits],
-        "width": width_of(run),
+        "width": run.width_of(),
         "tall": drawing.row_height(run),
     }
     text = json.dumps(content, separators=(",", ":"))
@@ -112,10 +120,16 @@ def _head(run: Run) -> str:
         parts.append(str(facts["started"]).partition("T")[0])
     head = f'<header><h1>{_text(run.name)}</h1><p class="lead">{_text(" · ".join(parts))}</p>'
     if not run.complete:
-        head += f'<p class="warning">This run was interrupted; these are the {facts.get("images", "first")} images that were finished.</p>'
+        head += _warning(
+            f"This run was interrupted; these are the {facts.get('images', 'first')} images that were finished."
+        )
     for sentence in run.left_out:
-        head += f'<p class="warning">Left out: {_text(sentence)}</p>'
+        head += _warning(f"Left out: {sentence}")
     return f"{head}{_numbers(run)}</header>"
+
+
+def _warning(sentence: str) -> str:
+    return f'<p class="warning">{_text(sentence)}</p>'
 
 
 def _seed_list(seeds: Sequence[int]) -> str:
@@ -132,13 +146,15 @@ def _numbers(run: Run) -> str:
         interval = f" ({_interval(network.rate)} %)" if network.rate.interval else ""
         items.append((f"{percent(network.rate.value)} %", f"mean misclassification rate of the layers{interval}"))
     whole = total(row.outcomes for row in run.layers if row.outcomes)
-    if whole is not None and whole.injections:
+    if whole is not None and whole.injections and not run.weighted:
         items.append((f"{100 * whole.masked / whole.injections:.1f} %", "of faulty inferences masked, bit for bit"))
         items.append((f"{whole.injections:,}", "faulty inferences"))
         if run.target == "weight":
             items.append((f"{whole.flips:,}", "flips"))
     else:
-        items.append((f"{sum(row.correct for row in run.layers):,}", "faulty inferences of images that are right without"))
+        items.append(
+            (f"{sum(row.correct for row in run.layers):,}", "faulty inferences of images that are right without")
+        )
     images, correct = run.facts.get("images"), run.facts.get("clean_correct")
     if isinstance(images, int) and isinstance(correct, int) and images:
         items.append((f"{100 * correct / images:.2f} %", f"accuracy without faults ({correct:,} of {images:,} images)"))
@@ -146,13 +162,13 @@ def _numbers(run: Run) -> str:
 
 
 def _interval(rate: Rate) -> str:
-    return f"{percent(rate.interval[0])} – {percent(rate.interval[1])}" if rate.interval else ""
+    return f"{percent(rate.interval[0])} {EN_DASH} {percent(rate.interval[1])}" if rate.interval else ""
 
 
 def _shares(run: Run) -> str:
     """What happened to all faulty inferences, as one bar."""
     whole = total(row.outcomes for row in run.layers if row.outcomes)
-    if whole is None or not whole.injections:
+    if whole is None or not whole.injections or run.weighted:
         return ""
     x, bars, keys = 0.0, [], []
     for name, count, meaning in (
@@ -162,7 +178,10 @@ def _shares(run: Run) -> str:
     ):
         share = 100 * count / whole.injections
         bars.append(f'<rect class="{name}" x="{x:.3f}%" width="{share:.3f}%" height="100%"/>')
-        keys.append(f'<span><svg aria-hidden="true"><rect class="{name}" width="100%" height="100%"/></svg>{meaning}, {percent(share)} %</span>')
+        keys.append(
+            f'<span><svg aria-hidden="true"><rect class="{name}" width="100%" height="100%"/></svg>'
+            f"{meaning}, {percent(share)} %</span>"
+        )
         x += share
     return f'<svg class="share" aria-hidden="true">{"".join(bars)}</svg><p class="key">{"".join(keys)}</p>'
 
@@ -195,13 +214,15 @@ def _layer_table(run: Run) -> str:
         header += [("SD over seeds", "n"), ("Least", "n"), ("Most", "n")]
     header += [("Misclassified", "n"), ("Of", "n")]
     if detailed:
-        header += [("Flips", "n"), ("Masked, %", "n"), ("SDC-5", "n"), ("NaN or ∞", "n"), ("Largest change", "n")]
+        header += [("Flips", "n")] if run.target == "weight" else []
+        header += [("Masked, %", "n"), ("SDC-5", "n"), ("NaN or ∞", "n"), ("Largest change", "n")]
     top = max((row.rate.value or 0 for row in run.layers), default=0) or 1.0
     slot = slots(run.types)
     rows = []
     for i, row in enumerate(run.layers):
         value = row.rate.value
-        bar = f'<svg class="share-bar" aria-hidden="true"><rect width="{100 * (value or 0) / top:.1f}%" height="8"/></svg>'
+        share = 100 * (value or 0) / top
+        bar = f'<svg class="share-bar" aria-hidden="true"><rect width="{share:.1f}%" height="8"/></svg>'
         cells = [
             _number_cell(row.place.layer, str(row.place.layer)),
             f'<td class="path">{_text(row.place.label)}</td><td>{_text(row.place.type)}</td>',
@@ -213,6 +234,10 @@ def _layer_table(run: Run) -> str:
             cells += [_number_cell(x, percent(x)) for x in spread(row.seeds)]
         cells += [_number_cell(x, f"{x:,}") for x in (row.misclassified, row.correct)]
         if detailed:
+            if run.target == "weight":
+                cells.append(
+                    _number_cell(row.outcomes.flips, f"{row.outcomes.flips:,}") if row.outcomes else "<td></td>"
+                )
             cells += _outcome_cells(row)
         rows.append(f'<tr data-i="{i}" class="s{slot[row.place.type]}">{"".join(cells)}</tr>')
     note = "<p>Click a header to sort; click a layer in a plot to find it here.</p>"
@@ -222,10 +247,9 @@ def _layer_table(run: Run) -> str:
 def _outcome_cells(row: Row) -> list[str]:
     o = row.outcomes
     if o is None:
-        return [_number_cell(None, "")] * 5
+        return [_number_cell(None, "")] * 4
     masked = 100 * o.masked / o.injections if o.injections else None
     return [
-        _number_cell(o.flips, f"{o.flips:,}"),
         _number_cell(masked, "" if masked is None else f"{masked:.1f}"),
         _number_cell(o.sdc5, f"{o.sdc5:,}"),
         _number_cell(o.nonfinite, f"{o.nonfinite:,}"),
@@ -234,12 +258,13 @@ def _outcome_cells(row: Row) -> list[str]:
 
 
 def _bit_table(run: Run, found: Sequence[Bit]) -> str:
-    part = {bit: name for name, first, last in regions(width_of(run)) for bit in range(first, last + 1)}
+    part = {bit: name for name, first, last in regions(run.width_of()) for bit in range(first, last + 1)}
     header = [("Bit", "n"), ("Part", ""), ("Rate, %", "n"), ("Interval", "n"), ("Misclassified", "n"), ("Of", "n")]
     rows = [
         f"<tr>{_number_cell(item.bit, str(item.bit))}<td>{part.get(item.bit, '')}</td>"
         f"{_number_cell(item.rate.value, percent(item.rate.value))}{_number_cell(item.rate.low, _interval(item.rate))}"
-        f"{_number_cell(item.misclassified, f'{item.misclassified:,}')}{_number_cell(item.correct, f'{item.correct:,}')}</tr>"
+        f"{_number_cell(item.misclassified, f'{item.misclassified:,}')}"
+        f"{_number_cell(item.correct, f'{item.correct:,}')}</tr>"
         for item in found
     ]
     return f"<details><summary>As a table</summary>{_table('bits', header, rows)}</details>"
@@ -256,7 +281,8 @@ def _mean_table(run: Run) -> str:
         more = "".join(_number_cell(x, percent(x)) for x in spread(mean.seeds)) if len(run.seeds) > 1 else ""
         rows.append(
             f"<tr><td>{_text(name)}</td>{_number_cell(count, str(count))}"
-            f"{_number_cell(mean.rate.value, percent(mean.rate.value))}{_number_cell(mean.rate.low, _interval(mean.rate))}{more}</tr>"
+            f"{_number_cell(mean.rate.value, percent(mean.rate.value))}"
+            f"{_number_cell(mean.rate.low, _interval(mean.rate))}{more}</tr>"
         )
     return _table("types", header, rows)
 
@@ -270,7 +296,11 @@ def _fault_table(found: Worst) -> str:
         header.append(("Change of probability", "n"))
     rows = []
     for fault in found.faults:
-        change = _number_cell(fault.change, "–" if fault.change is None else f"{fault.change:.3f}") if with_change else ""
+        change = (
+            _number_cell(fault.change, EN_DASH if fault.change is None else f"{fault.change:.3f}")
+            if with_change
+            else ""
+        )
         rows.append(
             f'<tr><td class="path">{_text(fault.place.label)}</td><td>{_text(fault.where)}</td>'
             f"{_number_cell(fault.bit, str(fault.bit))}"
@@ -284,13 +314,25 @@ def _repeat(run: Run, files: Sequence[Path]) -> str:
     parts = []
     line = command(run)
     if len(run.seeds) > 1:
-        parts.append(f"<p>{len(run.seeds)} runs that differ only in their seed ({_text(_seed_list(run.seeds))}), each:</p>")
+        parts.append(
+            f"<p>{len(run.seeds)} runs that differ only in their seed ({_text(_seed_list(run.seeds))}), each:</p>"
+        )
     if line:
         parts.append(f"<pre><code>{_text(line)}</code></pre>")
         exact = run.files.run.name
-        parts.append(f"<p>All settings, versions, the commit and the hash of the weights are in <code>{_text(exact)}</code>.</p>")
+        if len(run.seeds) == 1:
+            again = shlex.join(["python", script(run), "--rerun", exact])
+            parts.append(
+                f"<p>or, from its settings, in the folder that holds them:</p><pre><code>{_text(again)}</code></pre>"
+            )
+        parts.append(
+            f"<p>All settings, versions, the commit and the hash of the weights are in <code>{_text(exact)}</code>.</p>"
+        )
     else:
-        parts.append(f"<p>The settings of this run are not known: <code>{_text(run.files.run.name)}</code> was not beside its table.</p>")
+        parts.append(
+            f"<p>The settings of this run are not known: <code>{_text(run.files.run.name)}</code> "
+            "was not beside its table.</p>"
+        )
     shown: list[tuple[str, object]] = [(name, value) for name, value in run.settings.items() if value is not None]
     model, versions = run.facts.get("model", {}), run.facts.get("versions", {})
     shown += [("weights' SHA-256", str(model["sha256"])[:16] + "…")] if model.get("sha256") else []
@@ -309,9 +351,11 @@ def _repeat(run: Run, files: Sequence[Path]) -> str:
 def _meaning(run: Run) -> str:
     each = "one image" if run.target == "neuron" else "all images of a batch"
     sentences = [
-        "The misclassification rate of a layer is, among the images that the network classifies correctly without a fault, "
+        "The misclassification rate of a layer is, among the images that the network classifies correctly without a "
+        "fault, "
         f"the share whose class changes. A flip hits one value, for {each}.",
-        "Bits count from the most significant one; of a float32, 0 is the sign, 1 to 8 the exponent, 9 to 31 the mantissa.",
+        "Bits count from the most significant one; of a float32, 0 is the sign, 1 to 8 are the exponent, 9 to 31 the "
+        "mantissa.",
     ]
     if run.has_intervals:
         kind = (
@@ -323,5 +367,7 @@ def _meaning(run: Run) -> str:
     else:
         sentences.append("This run's files hold no intervals; a newer version of the program writes them.")
     if len(run.seeds) > 1:
-        sentences.append("Rates are means over the seeds; SD is the standard deviation of the seeds' rates, not of their mean.")
+        sentences.append(
+            "Rates are means over the seeds; SD is the standard deviation of the seeds' rates, not of their mean."
+        )
     return "".join(f"<p>{sentence}</p>" for sentence in sentences)

@@ -6,12 +6,12 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from bitflip.report.runs import Rate, Run
-from bitflip.report.scale import OKABE_ITO, Scale, bit_ticks, number, percent, plain, regions, scale_of, short, slots, width_of
+from bitflip.report.scale import OKABE_ITO, Scale, bit_ticks, number, percent, plain, regions, scale_of, short, slots
 from bitflip.report.summary import by_bit
 
 if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is drawn
@@ -78,7 +78,7 @@ def _style() -> Iterator[None]:
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it is drawn as a box
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        cast(Any, mpl.rcParams).update(STYLE)
         yield
 
 
@@ -108,9 +108,9 @@ def _smaller(png: bytes) -> bytes:
 
 def _figure(run: Run, width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04)  # type: ignore[union-attr]
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04))
     axes = figure.subplots()
     figure.suptitle(_wrapped(run.title, width), x=0.01, ha="left", fontsize=6, color=GREY)
     return figure, axes
@@ -281,7 +281,16 @@ def _legend(figure: Figure, axes: Axes, run: Run, width: float) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker=_marker(s), color=_colour(s), markersize=3.6, markeredgewidth=0, label=plain(kind, 20))
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=_marker(s),
+            color=_colour(s),
+            markersize=3.6,
+            markeredgewidth=0,
+            label=plain(kind, 20),
+        )
         for kind, s in slots(run.types).items()
     ]
     figure.legend(
@@ -302,7 +311,7 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
         return None
     figure, axes = _figure(run, width, max(1.9, width * 0.42))
     _rate_axis(axes, "y", scale_of([item.rate for item in found], linear=True), "")  # a bar's length is its rate
-    count = width_of(run)
+    count = run.width_of()
     colours = {"sign": OKABE_ITO[1], "exponent": OKABE_ITO[0], "mantissa": OKABE_ITO[2]}
     colour = {bit: colours[name] for name, first, last in regions(count) for bit in range(first, last + 1)}
     have = [item for item in found if item.rate.value is not None]
@@ -311,10 +320,14 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
     shades = [colour.get(bit, OKABE_ITO[0]) for bit in at]
     axes.bar(at, values, width=0.72, color=shades, alpha=0.8, linewidth=0, zorder=2)
     rates = [item.rate for item in have]
-    axes.errorbar(at, values, yerr=_errors(rates), fmt="none", ecolor=INK, elinewidth=0.7, capsize=1.2, capthick=0.7, zorder=3)
+    axes.errorbar(
+        at, values, yerr=_errors(rates), fmt="none", ecolor=INK, elinewidth=0.7, capsize=1.2, capthick=0.7, zorder=3
+    )
     axes.set_xlim(-0.6, count - 0.4)
     _bit_axis(axes, count)
-    axes.set_xlabel(f"bit, from the most significant; {_note(run)}".removesuffix("; ").replace("; grey: range of seeds", ""))
+    axes.set_xlabel(
+        f"bit, from the most significant; {_note(run)}".removesuffix("; ").replace("; grey: range of seeds", "")
+    )
     return figure
 
 
@@ -349,7 +362,7 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
 
     rows = run.layers
     few = len(rows) <= FEW
-    count = width_of(run)
+    count = run.width_of()
     share = np.full((len(rows), count), np.nan)
     line = {row.place: i for i, row in enumerate(rows)}
     for row in run.bits:
@@ -373,12 +386,14 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
         axes.tick_params(axis="y", length=0)
     else:
         step = int(_step(len(rows)))
-        axes.set_yticks(np.arange(0, len(rows), step) + 0.5, [str(rows[i].place.layer) for i in range(0, len(rows), step)])
+        axes.set_yticks(
+            np.arange(0, len(rows), step) + 0.5, [str(rows[i].place.layer) for i in range(0, len(rows), step)]
+        )
         axes.set_ylabel("layer, by number")
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
     bar = figure.colorbar(mesh, ax=axes, fraction=0.035, pad=0.02, aspect=30 if height > 2 else 15)
-    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.6)
     ticks = [tick for tick in _root_ticks(norm.vmax or 1.0) if tick <= (norm.vmax or 1.0)]
     bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
     bar.set_label("misclassification rate (%)")

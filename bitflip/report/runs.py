@@ -143,8 +143,8 @@ class Outcomes:
     largest_change: float
 
     def __add__(self, other: Outcomes) -> Outcomes:
-        counts = (getattr(self, name) + getattr(other, name) for name in COUNTS)
-        return Outcomes(*counts, max(self.largest_change, other.largest_change))
+        counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
+        return Outcomes(**counts, largest_change=max(self.largest_change, other.largest_change))
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,22 @@ class Run:
         return float(self.facts.get("confidence") or 0.95)
 
     @property
+    def weighted(self) -> bool:
+        """Whether bits were drawn unequally, so that a layer's rate is no longer misclassified / correct."""
+        fixed = self.settings.get("bit_flip_pos", -1) >= 0
+        return self.settings.get("bit_sampling") == "importance" and not fixed and bool(self.bits)
+
+    def width_of(self, place: Place | None = None) -> int:
+        """Bits of the values of a layer, or of the widest; at least as many as a flip has hit."""
+        name = "weight_bits" if self.target == "weight" else "bits"
+        layers = [item for item in self.facts.get("layers", []) if isinstance(item, dict)]
+        known = [item.get(name) for item in layers if place is None or item.get("number") == place.layer]
+        widest = max([bits for bits in known if isinstance(bits, int) and bits <= 64], default=0)
+        hit = [row.bit for row in self.bits if row.bit is not None and place in (None, row.place)]
+        seen = max(hit, default=0) + 1
+        return max(widest, seen) if widest else next(width for width in (32, 64) if seen <= width)
+
+    @property
     def has_intervals(self) -> bool:
         """Whether any layer has an interval."""
         return any(row.rate.interval for row in self.layers)
@@ -262,7 +278,11 @@ def find(folder: Path) -> list[Path]:
     found = _tables(folder)
     if not found:
         try:
-            inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+            inner = sorted(
+                path
+                for path in folder.iterdir()
+                if path.is_dir() and not path.name.startswith(".") and path.suffix != ".unfinished"
+            )
         except OSError as error:
             raise BadInput(f"{folder}: expected a folder that can be read ({error.strerror})") from error
         found = [table for path in inner for table in _tables(path)]
@@ -330,15 +350,14 @@ def _check_facts(files: Files, seed: int, layers: Sequence[Row], facts: Mapping[
     said = facts["settings"].get("seed")
     if said is not None and said != seed and "seeds" not in facts["settings"]:
         raise BadInput(f"{files.run}: expected the seed of {files.table.name}, {seed}, got {said}")
-    numbers = [item.get("number") for item in facts.get("layers", []) if isinstance(item, dict) and _expected(item)]
+    has = "weight_shape" if facts.get("target") == "weight" else "per_image"
+    items = [item for item in facts.get("layers", []) if isinstance(item, dict)]
     have = {row.place.layer for row in layers}
-    if facts.get("target") == "neuron" and numbers and not set(numbers) <= have:
-        first = next(number for number in numbers if number not in have)
-        raise BadInput(f"{files.table}: expected a row for each layer of {files.run.name}, layer {first} is missing")
-
-
-def _expected(item: Mapping[str, Any]) -> bool:
-    return bool(item.get("per_image", True))
+    missing = [item["number"] for item in items if item.get(has) and item.get("number", 0) not in have]
+    if missing:
+        raise BadInput(
+            f"{files.table}: expected a row for each layer of {files.run.name}, layer {missing[0]} is missing"
+        )
 
 
 # --- reading with sentences ---
@@ -396,7 +415,8 @@ class _Reader:
     def outcomes(self) -> Outcomes | None:
         if "flips" not in self:
             return None
-        return Outcomes(*(self.count(name) for name in COUNTS), self.optional("largest_change", 1) or 0.0)
+        counts = {name: self.count(name) for name in COUNTS}
+        return Outcomes(**counts, largest_change=self.optional("largest_change", 1) or 0.0)
 
     def row(self, rate: str, bit: int | None = None) -> Row:
         place = Place(
@@ -408,9 +428,7 @@ class _Reader:
         )
         wrong, correct, outcomes = self.count("misclassified"), self.count("correct"), self.outcomes()
         if wrong > correct:
-            raise BadInput(
-                f"{self.where}: expected misclassified <= correct, got {wrong} and {correct}"
-            )
+            raise BadInput(f"{self.where}: expected misclassified <= correct, got {wrong} and {correct}")
         if outcomes and outcomes.masked + outcomes.benign + outcomes.sdc1 != outcomes.injections:
             raise BadInput(f"{self.where}: expected masked + benign + sdc1 to be injections")
         return Row(place, wrong, correct, self.rate(rate), outcomes, bit)
@@ -450,7 +468,9 @@ def _read_table(path: Path) -> tuple[int, tuple[Row, ...]]:
     seeds = [name for name in header if name.startswith("seed_")]
     if missing or len(seeds) != 1 or not seeds[0][5:].isdecimal() or len(seeds[0]) > 30:
         wanted = "index,name,seed_N,layer,path,call,…,misclassified,correct"
-        raise BadInput(f"{path}: expected the table of one seed, with the columns {wanted}, got {','.join(header)[:200]}")
+        raise BadInput(
+            f"{path}: expected the table of one seed, with the columns {wanted}, got {','.join(header)[:200]}"
+        )
     if "flips" in header and (lost := [name for name in (*COUNTS, "largest_change") if name not in header]):
         raise BadInput(f"{path}: expected a column {lost[0]}")
     read = []
@@ -492,6 +512,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
         for name, kind in {"layers": list, "means": list, "model": dict, "versions": dict, "images": int}.items()
         if name in facts and not isinstance(facts[name], kind)
     ]
+    if type(facts["settings"].get("bit_flip_pos", -1)) is not int:
+        wrong.append("bit_flip_pos")
     if wrong or facts.get("target", "neuron") not in ("neuron", "weight"):
         raise BadInput(f"{path}: expected the JSON of a run, {(*wrong, 'target')[0]} is not what a run writes")
     confidence = facts.get("confidence", 0.95)

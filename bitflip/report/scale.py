@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bitflip.report.runs import Rate, Run
+from bitflip.report.runs import Rate
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Colours that stay apart for colour-blind readers, less the yellow, which paper swallows.
@@ -26,7 +26,7 @@ CROWDED = 25  # times the median that the largest rate may be before a linear sc
 
 
 def slots(types: Iterable[str]) -> dict[str, int]:
-    """A number for each layer type, for its colour and its marker: the known ones keep theirs, others take free ones."""
+    """A number for each layer type, for its colour and its marker: known ones keep theirs, others take free ones."""
     names = list(dict.fromkeys(types))
     taken = {name: KNOWN.index(name) for name in names if name in KNOWN}
     free = (n for n in range(len(names) + len(KNOWN)) if n not in taken.values())
@@ -86,11 +86,13 @@ def scale_of(rates: Sequence[Rate], *, linear: bool = False) -> Scale:
 
 
 def percent(value: float | None) -> str:
-    """A rate with as many digits as it is worth: ``12.6``, ``3.34``, ``0.167``, ``0``."""
+    """A rate with as many digits as it is worth: ``12.6``, ``3.34``, ``0.167``, ``0.0003``, ``0``."""
     if value is None:
-        return "–"
-    if value in (0, 100):
+        return "\N{EN DASH}"
+    if value < 5e-7 or value == 100:
         return f"{value:.0f}"
+    if value < 5e-4:
+        return f"{float(f'{value:.0e}'):.7f}".rstrip("0")
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
@@ -113,16 +115,6 @@ def bit_ticks(count: int, step: int) -> list[int]:
     marked = [first for _, first, _ in regions(count)] or [0]
     marked = [*marked[1:], count - 1] if len(marked) > 1 else [*marked, count - 1]
     return sorted({*marked, *(bit for bit in range(0, count, step) if all(abs(bit - m) > 1 for m in marked))})
-
-
-def width_of(run: Run) -> int:
-    """Bits of the values that were flipped: the widest that the run knows of."""
-    name = "weight_bits" if run.target == "weight" else "bits"
-    layers = run.facts.get("layers", [])
-    known = [item.get(name) for item in layers if isinstance(item, dict)]
-    widest = max([bits for bits in known if isinstance(bits, int)], default=0)
-    seen = max([row.bit for row in run.bits if row.bit is not None], default=0) + 1
-    return max(widest, seen) if widest else next((w for w in (32, 64) if seen <= w), 64)
 
 
 def plain(text: str, longest: int | None = None) -> str:

@@ -60,6 +60,22 @@ def interval(rows: Sequence[Row], target: str, confidence: float) -> tuple[float
     return 100 * found.low, 100 * found.high
 
 
+def weighted(rows: Sequence[Row], run: Run) -> Rate:
+    """The rate of a random bit of a layer whose bits were not drawn alike, from its rows by bit.
+
+    Nothing is known about a bit that was not flipped, so its rate is 50 % +- 50 %.
+    """
+    parts = []
+    for bit in range(run.width_of(rows[0].place)):
+        of_bit = [row for row in rows if row.bit == bit]
+        correct = sum(row.correct for row in of_bit)
+        low, high = interval(of_bit, run.target, run.confidence) if correct else (0.0, 100.0)
+        share = sum(row.misclassified for row in of_bit) / correct if correct else 0.5
+        parts.append(Estimate(share, low / 100, high / 100))
+    mean = intervals.mean(parts)
+    return Rate(100 * mean.rate, 100 * mean.low, 100 * mean.high)
+
+
 def total(outcomes: Iterable[Outcomes]) -> Outcomes | None:
     """The sum, None of nothing."""
     whole: Outcomes | None = None
@@ -70,7 +86,7 @@ def total(outcomes: Iterable[Outcomes]) -> Outcomes | None:
 
 def means_of(run: Run) -> list[Mean]:
     """The mean rate of each layer type and of the network, over the layers that have a rate."""
-    groups = [("network", "network", run.layers)]
+    groups = [("network", "all", run.layers)]
     groups += [("type", name, tuple(row for row in run.layers if row.place.type == name)) for name in run.types]
     means = []
     for of, name, rows in groups:
@@ -78,7 +94,11 @@ def means_of(run: Run) -> list[Mean]:
         if not rates:
             means.append(Mean(of, name, Rate(None)))
             continue
-        parts = [Estimate(r.value / 100, r.low / 100, r.high / 100) for r in rates if r.value is not None and r.low is not None and r.high is not None]
+        parts = [
+            Estimate(r.value / 100, r.low / 100, r.high / 100)
+            for r in rates
+            if r.value is not None and r.low is not None and r.high is not None
+        ]
         if len(parts) == len(rates):
             mean = intervals.mean(parts)
             means.append(Mean(of, name, Rate(100 * mean.rate, 100 * mean.low, 100 * mean.high)))
@@ -92,5 +112,3 @@ def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, 
     have = [value for value in values if value is not None]
     deviation = statistics.stdev(have) if len(have) > 1 else None
     return deviation, min(have, default=None), max(have, default=None)
-
-

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from bitflip.report.runs import Rate, Row, Run
-from bitflip.report.scale import percent, plain, regions, width_of
+from bitflip.report.scale import percent, plain, regions
 from bitflip.report.summary import Bit, by_bit, means, total
 
 SCRIPTS = {"neuron_": "neuron.py", "weight_": "weight.py"}
@@ -37,11 +37,13 @@ def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
     if not first.rate.value:
         images = max(row.correct for row in rows)
         high = max((row.rate.high for row in rows if row.rate.high is not None), default=None)
-        bound = f"; with {run.confidence * 100:g} % confidence no layer's rate is over {percent(high)} %" if high else ""
+        bound = (
+            f"; with {run.confidence * 100:g} % confidence no layer's rate is over {percent(high)} %" if high else ""
+        )
         return [f"No flip in any of the {len(rows)} layers changed the class of any of {images:,} images{bound}."]
     sentence = (
-        f"The most fragile layer is {first.place.label} ({first.place.type}): {with_interval(first.rate)} of the images "
-        f"that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
+        f"The most fragile layer is {first.place.label} ({first.place.type}): {with_interval(first.rate)} of the "
+        f"images that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
     )
     if follow := [row for row in rest[:2] if row.rate.value]:
         names = " and ".join(f"{row.place.label} with {percent(row.rate.value)} %" for row in follow)
@@ -51,15 +53,17 @@ def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
         rivals = sum(row.rate.high is not None and row.rate.high >= first.rate.interval[0] for row in rest)
         if rivals:
             layers = "layer" if rivals == 1 else "layers"
-            found.append(f"Its interval overlaps those of {rivals} other {layers}: among them the order is not certain.")
+            found.append(
+                f"Its interval overlaps those of {rivals} other {layers}: among them the order is not certain."
+            )
     none = sum(row.misclassified == 0 for row in rows)
     if none:
         found.append(f"In {none} of {len(rows)} layers no flip changed a class.")
     flips = [row.outcomes.flips for row in rows if row.outcomes]
     if run.target == "weight" and flips and min(flips) < 30:
         found.append(
-            f"One weight flip hits a whole batch of images; a layer saw {_span(flips)} flips. So few say little about a "
-            "layer: more seeds, more repeats or smaller batches make the intervals narrower."
+            f"One weight flip hits a whole batch of images; a layer saw {_span(flips)} flips. So few say little about "
+            "a layer: more seeds, more repeats or smaller batches make the intervals narrower."
         )
     return found
 
@@ -92,12 +96,14 @@ def bit_name(bit: int, width: int) -> str:
 
 def _about_bits(run: Run) -> list[str]:
     found = by_bit(run)
-    wrong = sum(item.misclassified for item in found)
+    # Of misclassifications by random bits; by counting them where bits were drawn alike.
+    weights = {item.bit: (item.rate.value or 0) if run.weighted else item.misclassified for item in found}
+    wrong = sum(weights.values())
     if len(found) < 2 or not wrong:
         return []
     most = max(found, key=lambda item: item.rate.value or 0)
-    share = 100 * most.misclassified / wrong
-    width = width_of(run)
+    share = 100 * weights[most.bit] / wrong
+    width = run.width_of()
     name = bit_name(most.bit, width)
     sentences = [
         f"The most fragile bit is {name}: {with_interval(most.rate)} of its flips' images change class, "
@@ -106,23 +112,29 @@ def _about_bits(run: Run) -> list[str]:
     for region, first, last in regions(width):
         inside = [item for item in found if first <= item.bit <= last]
         if region == "mantissa" and inside:
-            sentences.append(_about_mantissa(inside, wrong))
+            share = 100 * sum(weights[item.bit] for item in inside) / wrong
+            sentences.append(_about_mantissa(inside, share))
     return sentences
 
 
-def _about_mantissa(inside: Sequence[Bit], wrong: int) -> str:
-    hits = sum(item.misclassified for item in inside)
-    if not hits:
+def _about_mantissa(inside: Sequence[Bit], share: float) -> str:
+    if not share:
         return f"No flip in the mantissa changed a class, in {sum(item.correct for item in inside):,} tries."
-    return f"Mantissa bits account for {percent(100 * hits / wrong)} % of all misclassifications."
+    return f"Mantissa bits account for {percent(share)} % of all misclassifications."
 
 
 def _about_outcomes(run: Run) -> list[str]:
     whole = total(row.outcomes for row in run.layers if row.outcomes)
+    if run.weighted:
+        return [
+            "Half of the flips were drawn from the top exponent bit; the rates are those of random bits, "
+            "the counts are not."
+        ]
     if whole is None or not whole.injections:
         return []
     masked, nonfinite = (100 * count / whole.injections for count in (whole.masked, whole.nonfinite))
-    sentence = f"{percent(masked)} % of {whole.injections:,} faulty inferences were masked: their logits equal the clean ones bit for bit"
+    sentence = f"{percent(masked)} % of {whole.injections:,} faulty inferences were masked: "
+    sentence += "their logits equal the clean ones bit for bit"
     return [f"{sentence}; {percent(nonfinite)} % had NaN or infinity among the logits."]
 
 
