@@ -78,8 +78,8 @@ def write_run(
             }
             for name, value in cell.items():
                 total[name] += value
-            by_bit.append([number, kind, path, 0, parameter, bit, *_measured(cell)])
-        measured = _measured(total)
+            by_bit.append([number, kind, path, 0, parameter, bit, *_measured(cell, target)])
+        measured = _measured(total, target)
         if old:
             rows.append([len(rows), kind, measured[4], number, path, 0, total["misclassified"], total["correct"]])
         else:
@@ -135,11 +135,15 @@ def write_run(
     return folder / f"{stem}.csv"
 
 
-def _measured(cell: dict[str, int]) -> list[object]:
+def _measured(cell: dict[str, int], target: str) -> list[object]:
     n, wrong = cell["correct"], cell["misclassified"]
     low, high = ("", "")
     if n:
         found = intervals.wilson(float(wrong), float(n))
+        if target == "weight":  # as if each flip broke all of its images or none
+            flips = float(cell["flips"])
+            each = n / flips
+            found = intervals.clustered(flips, float(wrong), float(n), wrong * each, wrong * each, n * each)
         low, high = f"{100 * found.low:.6f}", f"{100 * found.high:.6f}"
     front = [cell["flips"], cell["injections"], wrong, n, f"{100 * wrong / n:.6f}" if n else "", low, high]
     return [*front, *(cell[name] for name in COUNTS[2:]), f"{min(1.0, wrong / 7):.6f}"]

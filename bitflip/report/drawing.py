@@ -244,7 +244,8 @@ def _heat_key(run: Run, top: float) -> str:
     steps = [0.0, 0.01, 0.1, 0.3, 1.0]
     cells = "".join(
         f'<span><svg aria-hidden="true"><rect class="zero" width="100%" height="100%"/>'
-        f'<rect class="hot" width="100%" height="100%" fill-opacity="{_shade(share)}"/></svg>{percent(top * share)} %</span>'
+        f'<rect class="hot" width="100%" height="100%" fill-opacity="{_shade(share)}"/></svg>'
+        f"{percent(top * share)} %</span>"
         for share in steps
     )
     complete = len(run.bits) == len(run.layers) * run.width_of()
