@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any
 
 from torch import Tensor
 
 from bitflip import bits, models
 from bitflip.counts import Tally
 from bitflip.faults import Target
+from bitflip.files import copy as copy
+from bitflip.files import replacing as replacing
+from bitflip.files import replacing_bytes as replacing_bytes
 from bitflip.hyperparameters import Hyperparameters
 from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes
@@ -98,43 +97,6 @@ def check_folder(folder: Path) -> list[str]:
         return [
             f"output_path (--output-path): expected a folder that can be written to, got {folder} ({error.strerror})"
         ]
-
-
-@contextlib.contextmanager
-def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise."""
-    beside = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it has to be closed before it is renamed
-        "wb", dir=path.parent, prefix=".bitflip-", suffix=".tmp", delete=False
-    )
-    try:
-        with beside:
-            yield cast(BinaryIO, beside)
-            beside.flush()
-            os.fsync(beside.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside.name, 0o666 & ~umask)  # temporary files are private, results are not
-        os.replace(beside.name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside.name)
-        raise
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """As :func:`replacing_bytes`, for text."""
-    with replacing_bytes(path) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
-        yield text
-        text.flush()
-        text.detach()
-
-
-def copy(source: Path, path: Path) -> None:
-    """Let a copy of a file take the place of ``path``."""
-    with source.open("rb") as file, replacing_bytes(path) as target:
-        shutil.copyfileobj(file, target, 1 << 20)
 
 
 def result_lines(chosen: Sequence[Numbered], estimates: Sequence[LayerEstimate]) -> list[str]:

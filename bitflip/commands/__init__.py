@@ -1,0 +1,1 @@
+"""What ``python -m bitflip COMMAND`` can do: one module per command."""

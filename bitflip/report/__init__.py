@@ -1,0 +1,91 @@
+"""Reports of runs, made from their result files only: pictures, a page, and many seeds joined into one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitflip.errors import BadInput, first_line
+from bitflip.files import replacing_bytes
+from bitflip.report import joined, page, plots
+from bitflip.report.runs import Run, read
+
+__all__ = ["draw", "join", "read", "write"]
+
+
+def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
+    """Draw the plots of a run that has just been written; a failure is a warning, for the results are on the disk.
+
+    Args:
+        tables: the ``.csv`` of the run; of several seeds all of them, which are then joined, and drawn as one.
+        width: of the plots, in inches.
+
+    Returns:
+        The files that were written.
+    """
+    try:
+        runs = [read(table) for table in tables]
+        if len(runs) == 1:
+            return _pictures(runs[0], width)
+        run = join(runs, runs[0].files.folder)
+        return [*_tables(run), *_pictures(run, width)]
+    except Exception as error:  # whatever it is, the results must not suffer
+        warnings.warn(f"no plots were drawn: {first_line(error)}", stacklevel=2)
+        return []
+
+
+def write(run: Run, width: float = plots.WIDTH) -> list[Path]:
+    """Write the tables of joined seeds, the plots and the page of a run, and return their paths.
+
+    Raises:
+        BadInput: if a file can't be read or written.
+    """
+    written = [*_tables(run), *_pictures(run, width)]
+    of = run.files
+    own = [of.table, of.bits, of.means, of.run, of.summary, of.detail, of.faults, *_picture_paths(run)]
+    _put(of.page, page.html(run, [path for path in own if path.exists()]).encode())
+    return [*written, of.page]
+
+
+def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run:
+    """Several seeds as one run; see :func:`bitflip.report.joined.join`."""
+    return joined.join(runs, folder, left_out)
+
+
+def _tables(run: Run) -> list[Path]:
+    """Write the tables of joined seeds; a single run has its own."""
+    tables = joined.tables(run) if len(run.seeds) > 1 else {}
+    for path, text in tables.items():
+        _put(path, text.encode())
+    return list(tables)
+
+
+def _put(path: Path, content: bytes) -> None:
+    try:
+        with replacing_bytes(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise BadInput(f"{path}: expected a file that can be written ({error.strerror})") from error
+
+
+def _picture_paths(run: Run) -> list[Path]:
+    return [run.files.picture(name, kind) for name in plots.NAMES for kind in plots.KINDS]
+
+
+def _pictures(run: Run, width: float) -> list[Path]:
+    """Write the plots; those that an earlier report drew and that no longer have anything to show are removed."""
+    try:
+        drawn = plots.pictures(run, width)
+    except ImportError as error:
+        raise BadInput(f"plots need matplotlib: pip install -r requirements.txt ({first_line(error)})") from error
+    written = []
+    for name, content in drawn.items():
+        for kind in plots.KINDS:
+            path = run.files.picture(name, kind)
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                _put(path, content[kind])
+                written.append(path)
+    return written

@@ -1,0 +1,217 @@
+"""The most damaging single faults of a run, from its record of every injection or its log of misclassifications."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitflip.errors import BadInput, first_line
+from bitflip.report.runs import Place, Run
+
+COUNT = 12  # faults that are shown
+COLUMNS = (
+    "layer",
+    "parameter",
+    "image",
+    "element",
+    "bit",
+    "original",
+    "error",
+    "label",
+    "clean_top1",
+    "top1",
+    "change",
+)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One fault that changed the class of at least one image.
+
+    Attributes:
+        place: the layer.
+        where: which value was struck, such as ``[2, 5, 0]``.
+        bit: that was flipped.
+        original, error: the value before and after.
+        broken: images whose class it changed.
+        effect: what happened: the image and its classes.
+        change: of the clean class's probability, 0 to 1, the largest over the images; None where it is not known.
+    """
+
+    place: Place
+    where: str
+    bit: int
+    original: str
+    error: str
+    broken: int
+    effect: str
+    change: float | None
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The most damaging faults, and in words what they are sorted by or why there are none."""
+
+    faults: tuple[Damage, ...]
+    words: str
+
+
+def worst(run: Run) -> Worst:
+    """The most damaging faults of a run.
+
+    Raises:
+        BadInput: if the file that names them is damaged.
+    """
+    if run.files.faults.exists():
+        return _from_record(run)
+    if run.files.detail.exists():
+        return _from_log(run)
+    if len(run.seeds) > 1:
+        return Worst((), "Single faults are in the reports of the runs that were joined here.")
+    return Worst((), "This run did not record single faults; --detailed-log or --fault-table makes it do so.")
+
+
+BY_IMAGES = "One flip hits a whole batch: by the number of images whose class it changed."
+BY_CHANGE = "By the change in the probability of the class that the network gave without the fault."
+BY_VALUE = "Each of these changed the class of its image; by how far the value moved."
+
+
+# --- the record, in columns ---
+
+
+def _from_record(run: Run) -> Worst:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        return Worst(
+            (), f"{run.files.faults.name} holds every injection; reading it needs pyarrow, which is not installed."
+        )
+    places = {(row.place.layer, row.place.parameter): row.place for row in run.layers}
+    shapes = _shapes(run)
+    found: list[tuple[float, int, Damage]] = []
+    flips: dict[tuple[Any, ...], Damage] = {}
+    try:
+        with pq.ParquetFile(run.files.faults) as file:
+            for batch in file.iter_batches(columns=list(COLUMNS)):
+                columns = {name: batch.column(name) for name in COLUMNS}
+                for i in _broken(columns, None if run.target == "weight" else COUNT):
+                    row = {name: column[i].as_py() for name, column in columns.items()}
+                    fault = _recorded(row, places, shapes)
+                    if run.target == "weight":
+                        key = (row["layer"], row["parameter"], fault.where, fault.bit, fault.original, fault.error)
+                        flips[key] = _both(flips[key], fault) if key in flips else fault
+                    else:
+                        found.append((-(fault.change or 0.0), len(found), fault))
+                found = heapq.nsmallest(COUNT, found)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and KeyErrors
+        raise BadInput(
+            f"{run.files.faults}: expected the injections of a run in columns ({first_line(error)})"
+        ) from error
+    if run.target == "weight":
+        faults = sorted(flips.values(), key=lambda fault: -fault.broken)[:COUNT]
+        return Worst(tuple(faults), BY_IMAGES if faults else "No fault changed a class.")
+    faults = [fault for *_, fault in found]
+    return Worst(tuple(faults), BY_CHANGE if faults else "No fault changed a class.")
+
+
+def _broken(columns: Mapping[str, Any], most: int | None) -> list[int]:
+    """Indices of the rows that misclassify what is right without the fault; with ``most``, of the largest changes."""
+    label, clean, top1, change = (
+        columns[name].to_numpy(zero_copy_only=False) for name in ("label", "clean_top1", "top1", "change")
+    )
+    at: list[int] = ((label == clean) & (top1 != clean)).nonzero()[0].tolist()
+    return at if most is None else heapq.nsmallest(most, at, key=lambda i: (-change[i], i))
+
+
+def _shapes(run: Run) -> dict[int, list[int]]:
+    """Shape of what is struck, by layer number, where it is known."""
+    name = "weight_shape" if run.target == "weight" else "shape"
+    items = [item for item in run.facts.get("layers", []) if isinstance(item, dict)]
+    return {item["number"]: item[name] for item in items if isinstance(item.get(name), list) and "number" in item}
+
+
+def _where(element: int, shape: Sequence[int] | None) -> str:
+    """A flat index as coordinates."""
+    if not shape or not 0 <= element < math.prod(shape):
+        return f"element {element}"
+    return str([int(i) for i in np.unravel_index(element, shape)])
+
+
+def _recorded(
+    row: Mapping[str, Any], places: Mapping[tuple[int, str], Place], shapes: Mapping[int, list[int]]
+) -> Damage:
+    layer, parameter = int(row["layer"]), str(row["parameter"] or "")
+    place = places.get((layer, parameter)) or Place(layer, "", f"layer {layer}", 0, parameter)
+    effect = f"image {row['image']}: {row['clean_top1']} → {row['top1']}"
+    values = (_value(row["original"]), _value(row["error"]))
+    change = row["change"]
+    known = change is not None and math.isfinite(change)
+    shape = shapes.get(layer) if parameter in ("", "weight") else None
+    where = _where(int(row["element"]), shape)
+    return Damage(place, where, int(row["bit"]), *values, 1, effect, float(change) if known else None)
+
+
+def _value(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _both(one: Damage, two: Damage) -> Damage:
+    """One fault that broke the images of both."""
+    broken = one.broken + two.broken
+    change = max(one.change or 0.0, two.change or 0.0)
+    return Damage(one.place, one.where, one.bit, one.original, one.error, broken, f"{broken} images", change)
+
+
+# --- the log, as text ---
+
+
+def _from_log(run: Run) -> Worst:
+    path = run.files.detail
+    places = {row.place.layer: row.place for row in run.layers}
+    try:
+        with path.open(encoding="utf-8") as file:
+            faults = heapq.nsmallest(COUNT, _logged(path, file, places), key=_log_order)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise BadInput(f"{path}: expected a file that can be read ({error.strerror})") from error
+    by = BY_IMAGES if run.target == "weight" else BY_VALUE
+    return Worst(tuple(faults), by if faults else "No fault changed a class.")
+
+
+def _log_order(fault: Damage) -> tuple[int, float]:
+    moved = abs(float(fault.error) - float(fault.original))
+    return -fault.broken, -(moved if math.isfinite(moved) else math.inf)
+
+
+def _logged(path: Path, lines: Iterable[str], places: Mapping[int, Place]) -> Iterator[Damage]:
+    """A fault per flip; the lines of a weight flip's images follow its own and are indented."""
+    flip: Damage | None = None
+    for number, line in enumerate(lines, start=1):
+        try:
+            cells = dict(part.split(": ", 1) for part in re.split(r", (?=[A-Z])", line.strip()))
+            effect = f"{cells['Label']} → {cells['Model output']}" if "Label" in cells else ""
+            if line.startswith(" ") and flip is not None:
+                broken = flip.broken + 1
+                words = f"{broken} image{'s' * (broken > 1)}"
+                flip = Damage(flip.place, flip.where, flip.bit, flip.original, flip.error, broken, words, None)
+                continue
+            if flip is not None:
+                yield flip
+            layer, position = int(cells["Layer"]), cells["Position"]
+            values = (cells["Original value"], cells["Error value"])
+            float(values[0]), float(values[1])  # whether they are numbers
+            place = places.get(layer) or Place(layer, cells["Layer type"], f"layer {layer}", 0, "")
+            where = f"batch {cells['Batch']}, {position}"
+            flip = Damage(place, where, int(cells["Flip bit"]), *values, 1 if effect else 0, effect, None)
+        except (ValueError, KeyError) as error:
+            raise BadInput(f"{path}, line {number}: expected a misclassification of a run") from error
+    if flip is not None:
+        yield flip

@@ -1,0 +1,222 @@
+"""Runs that differ only in their seed, joined into one: means, intervals, and the spread over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bitflip.errors import BadInput
+from bitflip.report.runs import COUNTS, Files, Mean, Rate, Row, Run
+from bitflip.report.summary import interval, means_of, spread, total, weighted
+
+FREE = {
+    *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "engine", "pool_mib"),
+    *("detailed_log", "fault_table", "fresh", "rerun"),
+}
+"""Settings that change no fault and no outcome but for rounding; the weights are compared by their hash instead."""
+
+FREE_OF_NEURONS = {"batch_size"}
+"""The same, where a flip hits one image and not a batch."""
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """What runs must share to be joined: settings, and facts about model, data and layers."""
+    free = FREE | (FREE_OF_NEURONS if run.target == "neuron" else set())
+    facts = run.facts
+    return {
+        "target": run.target,
+        **{name: value for name, value in run.settings.items() if name not in free},
+        "confidence": run.confidence,
+        "sha256 of the weights": facts.get("model", {}).get("sha256"),
+        "images": facts.get("images"),
+        "layers": [(place.label, place.type) for place in (row.place for row in run.layers)],
+        "columns": "with intervals" if run.has_intervals else "without intervals",
+    }
+
+
+def key(run: Run) -> str:
+    """The same text for runs that can be joined."""
+    return json.dumps(settings_of(run), sort_keys=True, default=str)
+
+
+def check(runs: Sequence[Run]) -> list[str]:
+    """One sentence per run that can't be joined with the first."""
+    problems = []
+    by_seed: dict[int, Run] = {}
+    first = settings_of(runs[0])
+    for run in runs:
+        file = run.files.table
+        if not run.facts:
+            problems.append(f"{run.files.run}: expected the settings of {file.name} there, to know what can be joined")
+            continue
+        if not run.complete:
+            problems.append(
+                f"{file}: expected complete runs only; it was interrupted after {run.facts.get('images')} images"
+            )
+            continue
+        mine = settings_of(run)
+        differing = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
+        if differing:
+            name = differing[0]
+            others = f" (and {', '.join(differing[1:])})" if len(differing) > 1 else ""
+            what = f"is {_short(mine.get(name))} there and {_short(first.get(name))} in {runs[0].files.table.name}"
+            if name == "layers":
+                what = f"differ from those of {runs[0].files.table.name}"
+            problems.append(f"{file}: expected runs that differ only in seed, {name} {what}{others}")
+        elif run.seeds[0] in by_seed:
+            other = by_seed[run.seeds[0]].files.table
+            problems.append(f"{file}: expected each seed once, {run.seeds[0]} is also in {other}")
+        by_seed.setdefault(run.seeds[0], run)
+    return problems
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"
+
+
+def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run:
+    """Join single-seed runs.
+
+    The rate of a layer is the mean over its seeds. Its interval is that of the whole sample: Wilson for neurons; for
+    weights clustered by flip, where a flip whose images are not known apart counts as breaking all or none.
+
+    Raises:
+        BadInput: if runs differ in more than the seed, a seed comes twice, or a run was interrupted; all together.
+    """
+    if problems := check(runs):
+        raise BadInput(*problems)
+    runs = sorted(runs, key=lambda run: run.seeds[0])
+    first = runs[0]
+    stem = first.files.stem.removesuffix(f"_{first.seeds[0]}")
+    facts = {
+        name: first.facts[name] for name in ("target", "settings", "images", "model", "layers") if name in first.facts
+    }
+    facts["settings"] = {name: value for name, value in first.settings.items() if name in settings_of(first)}
+    facts["confidence"] = first.confidence
+    facts["complete"] = True
+    joined = Run(
+        files=Files(folder, f"{stem}_seeds"),
+        seeds=tuple(run.seeds[0] for run in runs),
+        layers=tuple(_joined_rows([run.layers for run in runs], runs)),
+        bits=tuple(_joined_rows([run.bits for run in runs], runs)) if all(run.bits for run in runs) else (),
+        means=(),
+        facts=facts,
+        left_out=tuple(left_out),
+    )
+    return replace(joined, means=tuple(_joined_means(runs, joined)))
+
+
+def _joined_rows(tables: Sequence[Sequence[Row]], runs: Sequence[Run]) -> Iterable[Row]:
+    """One row for each (layer, bit) of any table, in order."""
+    found: dict[Hashable, dict[int, Row]] = defaultdict(dict)
+    for index, table in enumerate(tables):
+        for row in table:
+            found[row.place, row.bit][index] = row
+    places = {row.place: number for number, row in enumerate(runs[0].layers)}
+    cells: dict[Hashable, list[Row]] = defaultdict(list)
+    for run in runs:
+        for row in run.bits or run.layers:
+            cells[row.place, None].append(row)
+            if row.bit is not None:
+                cells[row.place, row.bit].append(row)
+    for by_run in sorted(found.values(), key=lambda rows: _order(next(iter(rows.values())), places)):
+        rows = list(by_run.values())
+        place, bit = rows[0].place, rows[0].bit
+        known = [row.outcomes for row in rows if row.outcomes is not None]
+        values = tuple(by_run[i].rate.value if i in by_run else None for i in range(len(runs)))
+        yield Row(
+            place,
+            sum(row.misclassified for row in rows),
+            sum(row.correct for row in rows),
+            _rate(values, rows, cells[place, bit], runs[0]),
+            total(known) if len(known) == len(rows) else None,
+            bit,
+            values,
+        )
+
+
+def _order(row: Row, places: Mapping[Any, int]) -> tuple[int, int]:
+    return places[row.place], -1 if row.bit is None else row.bit
+
+
+def _rate(values: Sequence[float | None], rows: Sequence[Row], parts: Sequence[Row], run: Run) -> Rate:
+    """The mean of the seeds' rates; where they have different numbers of images (bits), that of the images."""
+    have = [value for value in values if value is not None]
+    if not have:
+        return Rate(None)
+    pooled = 100 * sum(row.misclassified for row in rows) / sum(row.correct for row in rows)
+    value = pooled if rows[0].bit is not None else statistics.fmean(have)
+    if run.weighted and rows[0].bit is None:
+        return weighted(parts, run)
+    low, high = interval(parts, run.target, run.confidence)
+    return Rate(value, min(low, value), max(high, value))
+
+
+def _joined_means(runs: Sequence[Run], joined: Run) -> Iterable[Mean]:
+    """Means of the joined layers, with the mean of each seed."""
+    each = [{(mean.of, mean.name): mean.rate.value for mean in means_of(run)} for run in runs]
+    for mean in means_of(joined):
+        yield replace(mean, seeds=tuple(of_run.get((mean.of, mean.name)) for of_run in each))
+
+
+# --- files ---
+
+
+def tables(run: Run) -> dict[Path, str]:
+    """The CSV files and the JSON of joined seeds, as text by path."""
+    place = ["layer", "name", "path", "call", "parameter"]
+    measured = ["seeds", "misclassified", "correct", "rate", "low", "high", "sd", "min", "max"]
+    each = [f"seed_{seed}" for seed in run.seeds]
+    found = {
+        run.files.table: _csv([*place, *measured, *COUNTS, "largest_change", *each], (_row(row) for row in run.layers)),
+        run.files.means: _csv(
+            ["of", "name", "seeds", "rate", "low", "high", "sd", "min", "max", *each],
+            ([m.of, m.name, *_numbers(m.rate, m.seeds), *map(_text, m.seeds)] for m in run.means),
+        ),
+        run.files.run: json.dumps({**run.facts, "seeds": run.seeds, "left_out": run.left_out}, indent=2) + "\n",
+    }
+    if run.bits:
+        header = [*place, "bit", *measured, *COUNTS, "largest_change", *each]
+        found[run.files.bits] = _csv(header, (_row(row) for row in run.bits))
+    return found
+
+
+def _row(row: Row) -> list[object]:
+    p, o = row.place, row.outcomes
+    seeds, *rest = _numbers(row.rate, row.seeds)
+    return [
+        *(p.layer, p.type, p.path, p.call, p.parameter),
+        *([] if row.bit is None else [row.bit]),
+        *(seeds, row.misclassified, row.correct, *rest),
+        *(
+            [""] * (len(COUNTS) + 1)
+            if o is None
+            else [*(getattr(o, name) for name in COUNTS), f"{o.largest_change:.6f}"]
+        ),
+        *map(_text, row.seeds),
+    ]
+
+
+def _numbers(rate: Rate, seeds: Sequence[float | None]) -> list[object]:
+    numbers = (rate.value, rate.low, rate.high, *spread(seeds))
+    return [sum(value is not None for value in seeds), *map(_text, numbers)]
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()

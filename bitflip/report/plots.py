@@ -1,0 +1,408 @@
+"""The plots of a run as PNG and SVG: the rate by layer, by bit, and by both."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from bitflip.report.runs import Rate, Run
+from bitflip.report.scale import OKABE_ITO, Scale, bit_ticks, number, percent, plain, regions, scale_of, short, slots
+from bitflip.report.summary import by_bit
+
+if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAMES = ("layers", "bits", "heatmap")
+KINDS = ("png", "svg")
+DPI = 300
+WIDTH = 3.5  # inches, a column of a paper
+FEW = 30  # layers that are drawn with their names
+LONGEST = 26  # characters of a name on an axis
+MARKERS = "osD^vPXp<>dh8"
+INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
+HEAT = ("#f7f5ef", "#fde0a6", "#f9a765", "#e8604c", "#b5255f", "#5e1561", "#1b0a33")  # light to dark, zero first
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.fontsize": 6,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a name is a $
+    "hatch.linewidth": 0.4,
+    "figure.dpi": DPI,
+    "svg.hashsalt": "bitflip",  # the same bytes each time
+}
+
+
+def pictures(run: Run, width: float = WIDTH) -> dict[str, dict[str, bytes] | None]:
+    """The plots of a run: the content of ``png`` and ``svg`` by name, None where there is nothing to plot.
+
+    Args:
+        run: one run or joined seeds.
+        width: in inches.
+    """
+    draw: dict[str, Callable[[Run, float], Figure | None]] = {"layers": layers, "bits": bits, "heatmap": heatmap}
+    with _style():
+        return {name: _saved(figure(run, width)) for name, figure in draw.items()}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our style instead of the user's, whose own settings come back afterwards."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it is drawn as a box
+        mpl.rcdefaults()
+        cast(Any, mpl.rcParams).update(STYLE)
+        yield
+
+
+def _saved(figure: Figure | None) -> dict[str, bytes] | None:
+    """A figure in both formats; ``savefig`` would draw it five times instead of twice."""
+    if figure is None:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from PIL import Image
+
+    png, svg = io.BytesIO(), io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture.quantize(256).save(png, "png", dpi=(DPI, DPI))  # a third of the bytes, and all colours that it has
+    figure.set_layout_engine("none")  # everything has its place by now
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
+
+
+def _figure(run: Run, width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04))
+    axes = figure.subplots()
+    figure.suptitle(_wrapped(run.title, width), x=0.01, ha="left", fontsize=6, color=GREY)
+    return figure, axes
+
+
+def _wrapped(text: str, width: float) -> str:
+    room = round(width * 24)
+    text = plain(text)
+    if len(text) <= room:
+        return text
+    head, separator, rest = text.partition(": ")
+    return f"{plain(head, room)}{separator.strip()}\n{plain(rest, room)}"
+
+
+def _note(run: Run) -> str:
+    """What the bars are."""
+    if not run.has_intervals:
+        return ""
+    note = f"whiskers: {run.confidence * 100:g} % confidence interval"
+    return f"{note}; grey: range of seeds" if len(run.seeds) > 1 else note
+
+
+def _rate_axis(axes: Axes, which: str, scale: Scale, note: str) -> None:
+    """Make the x or y axis one of rates."""
+    if scale.linear_to is not None:
+        getattr(axes, f"set_{which}scale")("symlog", linthresh=scale.linear_to, linscale=1.0)
+    getattr(axes, f"set_{which}lim")(0, scale.top)
+    getattr(axes, f"set_{which}ticks")(scale.ticks, [number(tick) for tick in scale.ticks])
+    getattr(axes, f"{which}axis").minorticks_off()
+    name = "misclassification rate (%" + (")" if scale.linear_to is None else ", log scale)")
+    if which == "x" and note:
+        name += f"\n{note}"
+    getattr(axes, f"set_{which}label")(name)
+    axes.grid(axis=which, color="#ececec", linewidth=0.5)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def _errors(rates: list[Rate]) -> np.ndarray[Any, Any]:
+    """What matplotlib wants: distances down and up, (2, N); nothing where there is no interval."""
+    found = np.zeros((2, len(rates)))
+    for i, rate in enumerate(rates):
+        if rate.value is not None and rate.interval:
+            found[:, i] = max(rate.value - rate.interval[0], 0), max(rate.interval[1] - rate.value, 0)
+    return found
+
+
+def _colour(slot: int) -> str:
+    return OKABE_ITO[slot % len(OKABE_ITO)]
+
+
+def _marker(slot: int) -> str:
+    return MARKERS[(slot + slot // len(OKABE_ITO)) % len(MARKERS)]
+
+
+def layers(run: Run, width: float = WIDTH) -> Figure:
+    """The rate by layer: few layers below each other with their names, many beside each other by number."""
+    return _few_layers(run, width) if len(run.layers) <= FEW else _many_layers(run, width)
+
+
+def _few_layers(run: Run, width: float) -> Figure:
+    rows = run.layers
+    slot = slots(run.types)
+    legend_rows = -(-len(slot) // _columns(run, width))
+    figure, axes = _figure(run, width, 0.85 + 0.135 * len(rows) + 0.12 * legend_rows)
+    scale = scale_of([row.rate for row in rows])
+    _rate_axis(axes, "x", scale, _note(run))
+    for kind, number_ in slot.items():
+        at = [i for i, row in enumerate(rows) if row.place.type == kind and row.rate.value is not None]
+        rates = [rows[i].rate for i in at]
+        values = [rate.value for rate in rates]
+        _ranges(axes, run, at, across=True)
+        axes.errorbar(
+            np.array(values, dtype=float),
+            at,
+            xerr=_errors(rates),
+            fmt=_marker(number_),
+            color=_colour(number_),
+            markersize=3.2,
+            markeredgewidth=0,
+            elinewidth=0.9,
+            clip_on=False,
+            zorder=3,
+            label=plain(kind, 20),
+        )
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [short(row.place.label, LONGEST) for row in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    for i, row in enumerate(rows):
+        where = {"xy": (1, i), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        text = percent(row.rate.value)
+        axes.annotate(text, xytext=(24, 0), ha="right", va="center", fontsize=6, color=INK, **where)  # type: ignore[arg-type]
+    _legend(figure, axes, run, width)
+    return figure
+
+
+def _many_layers(run: Run, width: float) -> Figure:
+    rows = run.layers
+    slot = slots(run.types)
+    legend_rows = -(-len(slot) // _columns(run, width))
+    figure, axes = _figure(run, width, max(2.1, width * 0.45) + 0.12 * legend_rows)
+    scale = scale_of([row.rate for row in rows])
+    _rate_axis(axes, "y", scale, "")
+    numbers = [row.place.layer for row in rows]
+    at = numbers if len(set(numbers)) == len(rows) else list(range(len(rows)))
+    if run.has_intervals:
+        ends = [row.rate.interval or (np.nan, np.nan) for row in rows]
+        low, high = np.array(ends).T
+        axes.fill_between(at, low, high, color=PALE, linewidth=0, step="mid", zorder=1)
+    size = 3.0 if len(rows) <= 100 else 1.9
+    for kind, number_ in slot.items():
+        chosen = [i for i, row in enumerate(rows) if row.place.type == kind and row.rate.value is not None]
+        axes.plot(
+            [at[i] for i in chosen],
+            [float(rows[i].rate.value or 0) for i in chosen],
+            linestyle="",
+            marker=_marker(number_),
+            color=_colour(number_),
+            markersize=size,
+            markeredgewidth=0,
+            clip_on=False,
+            zorder=3,
+            label=plain(kind, 20),
+        )
+    axes.set_xlim(min(at) - 0.01 * len(rows), max(at) + 0.01 * len(rows))
+    note = f"; band: {run.confidence * 100:g} % confidence interval" if run.has_intervals else ""
+    axes.set_xlabel(f"layer, by number{note}")
+    _name_the_worst(axes, run, at, scale)
+    _legend(figure, axes, run, width)
+    return figure
+
+
+def _ranges(axes: Axes, run: Run, at: list[int], *, across: bool) -> None:
+    """The range of the seeds, behind everything."""
+    if len(run.seeds) < 2:
+        return
+    for i in at:
+        values = [value for value in run.layers[i].seeds if value is not None]
+        if values:
+            (axes.hlines if across else axes.vlines)(i, min(values), max(values), color=PALE, linewidth=3.0, zorder=1)
+
+
+def _name_the_worst(axes: Axes, run: Run, at: list[int], scale: Scale) -> None:
+    """Write the path of the most fragile layer beside its point."""
+    i = max(range(len(at)), key=lambda i: run.layers[i].rate.value or 0)
+    worst = run.layers[i]
+    if not worst.rate.value:
+        return
+    left = at[i] < (at[0] + at[-1]) / 2
+    axes.annotate(
+        f"{short(worst.place.label, LONGEST)} {percent(worst.rate.value)} %",
+        (at[i], worst.rate.value),
+        xytext=(4 if left else -4, 3 if scale.place(worst.rate.value) < 0.9 else -1),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="center",
+        fontsize=6,
+        color=INK,
+    )
+
+
+def _columns(run: Run, width: float) -> int:
+    longest = max(len(plain(kind, 20)) for kind in run.types)
+    return max(1, min(len(run.types), int(width / (0.052 * longest + 0.24))))
+
+
+def _legend(figure: Figure, axes: Axes, run: Run, width: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=_marker(s),
+            color=_colour(s),
+            markersize=3.6,
+            markeredgewidth=0,
+            label=plain(kind, 20),
+        )
+        for kind, s in slots(run.types).items()
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=_columns(run, width),
+        handletextpad=0.1,
+        columnspacing=1.0,
+        borderpad=0.2,
+        labelspacing=0.3,
+    )
+
+
+def bits(run: Run, width: float = WIDTH) -> Figure | None:
+    """The rate by bit over all layers; None unless several bits were flipped."""
+    found = by_bit(run)
+    if len(found) < 2:
+        return None
+    figure, axes = _figure(run, width, max(1.9, width * 0.42))
+    _rate_axis(axes, "y", scale_of([item.rate for item in found], linear=True), "")  # a bar's length is its rate
+    count = run.width_of()
+    colours = {"sign": OKABE_ITO[1], "exponent": OKABE_ITO[0], "mantissa": OKABE_ITO[2]}
+    colour = {bit: colours[name] for name, first, last in regions(count) for bit in range(first, last + 1)}
+    have = [item for item in found if item.rate.value is not None]
+    at = [item.bit for item in have]
+    values = [float(item.rate.value or 0) for item in have]
+    shades = [colour.get(bit, OKABE_ITO[0]) for bit in at]
+    axes.bar(at, values, width=0.72, color=shades, alpha=0.8, linewidth=0, zorder=2)
+    rates = [item.rate for item in have]
+    axes.errorbar(
+        at, values, yerr=_errors(rates), fmt="none", ecolor=INK, elinewidth=0.7, capsize=1.2, capthick=0.7, zorder=3
+    )
+    axes.set_xlim(-0.6, count - 0.4)
+    _bit_axis(axes, count)
+    axes.set_xlabel(
+        f"bit, from the most significant; {_note(run)}".removesuffix("; ").replace("; grey: range of seeds", "")
+    )
+    return figure
+
+
+def _bit_axis(axes: Axes, count: int, middle: float = 0.0) -> None:
+    """Number the bits, and write sign, exponent and mantissa above theirs; bit 0 lies at ``middle``."""
+    step = 1 if count <= 16 else 4 if count <= 32 else 8
+    ticks = bit_ticks(count, step)
+    axes.set_xticks([tick + middle for tick in ticks], [str(tick) for tick in ticks])
+    for name, first, last in regions(count):
+        if first:
+            axes.axvline(first + middle - 0.5, color=GREY, linewidth=0.5, linestyle=(0, (2, 2)), zorder=3)
+        inside = last > first
+        axes.annotate(
+            name,
+            ((first + last) / 2 + middle if inside else first + middle - 0.5, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 1.5),
+            textcoords="offset points",
+            ha="center" if inside else "left",
+            va="bottom",
+            fontsize=5.5,
+            color=GREY,
+            annotation_clip=False,
+        )
+
+
+def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
+    """The rate by layer and bit, on a square root scale; None unless several bits were flipped."""
+    if len({row.bit for row in run.bits}) < 2:
+        return None
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+
+    rows = run.layers
+    few = len(rows) <= FEW
+    count = run.width_of()
+    share = np.full((len(rows), count), np.nan)
+    line = {row.place: i for i, row in enumerate(rows)}
+    for row in run.bits:
+        if row.bit is not None and row.rate.value is not None:
+            share[line[row.place], row.bit] = row.rate.value
+    height = 0.85 + (0.125 * len(rows) if few else min(3.4, max(2.2, 0.03 * len(rows))))
+    figure, axes = _figure(run, width, height)
+    colours = LinearSegmentedColormap.from_list("heat", HEAT)
+    top = max(float(np.nanmax(share, initial=0.0)), 1e-9)
+    norm = PowerNorm(0.5, 0, top if top > 1e-6 else 1.0)
+    axes.set_facecolor("white")
+    axes.patch.set(hatch="//////", edgecolor="#c8c8c8")  # what no flip hit
+    edges = {"linewidth": 0.3, "edgecolor": "white"} if few else {"linewidth": 0, "rasterized": True}
+    mesh = axes.pcolormesh(np.ma.masked_invalid(share), cmap=colours, norm=norm, **edges)
+    axes.set_xlim(0, count)
+    axes.set_ylim(len(rows), 0)
+    _bit_axis(axes, count, middle=0.5)
+    axes.set_xlabel("bit, from the most significant" + ("; hatched: no flip" if np.isnan(share).any() else ""))
+    if few:
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [short(row.place.label, LONGEST) for row in rows])
+        axes.tick_params(axis="y", length=0)
+    else:
+        step = int(_step(len(rows)))
+        axes.set_yticks(
+            np.arange(0, len(rows), step) + 0.5, [str(rows[i].place.layer) for i in range(0, len(rows), step)]
+        )
+        axes.set_ylabel("layer, by number")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(True)
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.035, pad=0.02, aspect=30 if height > 2 else 15)
+    bar.outline.set_linewidth(0.6)
+    ticks = [tick for tick in _root_ticks(norm.vmax or 1.0) if tick <= (norm.vmax or 1.0)]
+    bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
+    bar.set_label("misclassification rate (%)")
+    return figure
+
+
+def _step(count: int) -> float:
+    return next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000) if count / step <= 8)
+
+
+def _root_ticks(top: float) -> list[float]:
+    """Round numbers that are apart on a square root scale."""
+    power = 10.0 ** np.floor(np.log10(top))
+    found = [0.0]
+    for tick in (power / 100, power / 20, power / 5, power / 2, power, 2 * power, 5 * power, 10 * power):
+        if np.sqrt(tick / top) - np.sqrt(found[-1] / top) > 0.11:
+            found.append(float(tick))
+    return found

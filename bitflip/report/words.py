@@ -1,0 +1,165 @@
+"""What a run found, in sentences, and how to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from bitflip.report.runs import Rate, Row, Run
+from bitflip.report.scale import percent, plain, regions
+from bitflip.report.summary import Bit, by_bit, means, total
+
+SCRIPTS = {"neuron_": "neuron.py", "weight_": "weight.py"}
+
+
+def with_interval(rate: Rate) -> str:
+    """``3.34 % (2.21 to 5.07 %)``."""
+    text = f"{percent(rate.value)} %"
+    return f"{text} ({percent(rate.interval[0])} to {percent(rate.interval[1])} %)" if rate.interval else text
+
+
+def ranked(run: Run) -> list[Row]:
+    """Layers that have a rate, the most fragile first; in order of the network where rates are equal."""
+    return sorted((row for row in run.layers if row.rate.value is not None), key=lambda row: -(row.rate.value or 0))
+
+
+def findings(run: Run) -> list[str]:
+    """The most fragile layers and bits, in a few sentences."""
+    rows = ranked(run)
+    if not rows:
+        return ["No image is classified correctly without a fault, so there is nothing to misclassify."]
+    found = [*_about_layers(run, rows), *_about_types(run), *_about_bits(run), *_about_outcomes(run)]
+    return [plain(sentence) for sentence in found]
+
+
+def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
+    first, *rest = rows
+    if not first.rate.value:
+        images = max(row.correct for row in rows)
+        high = max((row.rate.high for row in rows if row.rate.high is not None), default=None)
+        bound = (
+            f"; with {run.confidence * 100:g} % confidence no layer's rate is over {percent(high)} %" if high else ""
+        )
+        return [f"No flip in any of the {len(rows)} layers changed the class of any of {images:,} images{bound}."]
+    sentence = (
+        f"The most fragile layer is {first.place.label} ({first.place.type}): {with_interval(first.rate)} of the "
+        f"images that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
+    )
+    if follow := [row for row in rest[:2] if row.rate.value]:
+        names = " and ".join(f"{row.place.label} with {percent(row.rate.value)} %" for row in follow)
+        sentence += f" {names} follow{'s' * (len(follow) == 1)}."
+    found = [sentence]
+    if rest and first.rate.interval:
+        rivals = sum(row.rate.high is not None and row.rate.high >= first.rate.interval[0] for row in rest)
+        if rivals:
+            layers = "layer" if rivals == 1 else "layers"
+            found.append(
+                f"Its interval overlaps those of {rivals} other {layers}: among them the order is not certain."
+            )
+    none = sum(row.misclassified == 0 for row in rows)
+    if none:
+        found.append(f"In {none} of {len(rows)} layers no flip changed a class.")
+    flips = [row.outcomes.flips for row in rows if row.outcomes]
+    if run.target == "weight" and flips and min(flips) < 30:
+        found.append(
+            f"One weight flip hits a whole batch of images; a layer saw {_span(flips)} flips. So few say little about "
+            "a layer: more seeds, more repeats or smaller batches make the intervals narrower."
+        )
+    return found
+
+
+def _span(values: Sequence[int]) -> str:
+    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def _about_types(run: Run) -> list[str]:
+    of = [mean for mean in means(run) if mean.of == "type" and mean.rate.value is not None]
+    if len(of) < 2 or not any(mean.rate.value for mean in of):
+        return []
+    of = sorted(of, key=lambda mean: -(mean.rate.value or 0))
+    most, least = of[0], of[-1]
+    return [
+        f"By layer type, {most.name} has the highest mean rate, {with_interval(most.rate)}, "
+        f"and {least.name} the lowest, {with_interval(least.rate)}."
+    ]
+
+
+def bit_name(bit: int, width: int) -> str:
+    """``bit 1 (highest of the exponent)``."""
+    for name, first, last in regions(width):
+        if first <= bit <= last:
+            if first == last:
+                return f"bit {bit} ({name})"
+            return f"bit {bit} (highest of the {name})" if bit == first else f"bit {bit} ({name})"
+    return f"bit {bit}"
+
+
+def _about_bits(run: Run) -> list[str]:
+    found = by_bit(run)
+    # Of misclassifications by random bits; by counting them where bits were drawn alike.
+    weights = {item.bit: (item.rate.value or 0) if run.weighted else item.misclassified for item in found}
+    wrong = sum(weights.values())
+    if len(found) < 2 or not wrong:
+        return []
+    most = max(found, key=lambda item: item.rate.value or 0)
+    share = 100 * weights[most.bit] / wrong
+    width = run.width_of()
+    name = bit_name(most.bit, width)
+    sentences = [
+        f"The most fragile bit is {name}: {with_interval(most.rate)} of its flips' images change class, "
+        f"and it accounts for {percent(share)} % of all misclassifications."
+    ]
+    for region, first, last in regions(width):
+        inside = [item for item in found if first <= item.bit <= last]
+        if region == "mantissa" and inside:
+            share = 100 * sum(weights[item.bit] for item in inside) / wrong
+            sentences.append(_about_mantissa(inside, share))
+    return sentences
+
+
+def _about_mantissa(inside: Sequence[Bit], share: float) -> str:
+    if not share:
+        return f"No flip in the mantissa changed a class, in {sum(item.correct for item in inside):,} tries."
+    return f"Mantissa bits account for {percent(share)} % of all misclassifications."
+
+
+def _about_outcomes(run: Run) -> list[str]:
+    whole = total(row.outcomes for row in run.layers if row.outcomes)
+    if run.weighted:
+        return [
+            "Half of the flips were drawn from the top exponent bit; the rates are those of random bits, "
+            "the counts are not."
+        ]
+    if whole is None or not whole.injections:
+        return []
+    masked, nonfinite = (100 * count / whole.injections for count in (whole.masked, whole.nonfinite))
+    sentence = f"{percent(masked)} % of {whole.injections:,} faulty inferences were masked: "
+    sentence += "their logits equal the clean ones bit for bit"
+    return [f"{sentence}; {percent(nonfinite)} % had NaN or infinity among the logits."]
+
+
+def script(run: Run) -> str:
+    """The entry script that made a run."""
+    return next((name for prefix, name in SCRIPTS.items() if run.files.stem.startswith(prefix)), "main.py")
+
+
+def command(run: Run) -> str | None:
+    """The command line that repeats a run; None when its settings are not known."""
+    if not run.settings:
+        return None
+    from bitflip.hyperparameters import Hyperparameters
+
+    fields = Hyperparameters.model_fields
+    arguments = []
+    for name, value in run.settings.items():
+        default = fields[name].default if name in fields else None
+        if value is None or value == default or (name in fields and str(value) == str(default)):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            arguments.append(shlex.quote(f"{flag}={value}"))
+    if len(run.seeds) > 1:
+        arguments.append("--seed=N")
+    return " ".join(["python", script(run), *arguments])

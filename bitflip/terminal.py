@@ -1,0 +1,103 @@
+"""What a run says at its end: the most fragile layers as a short table, plain wherever it is not read on a screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+MOST = 5  # layers that are shown
+WIDEST = 100  # columns
+BAR = 10  # columns of the longest bar
+
+BOLD, DIM, RED, OFF = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A layer that was run.
+
+    Attributes:
+        number: of the layer.
+        path: its module path, with whatever tells it from other uses of the module.
+        type: such as ``Conv2d``.
+        rate, low, high: misclassification rate and its confidence interval in percent; None where there is none.
+    """
+
+    number: int
+    path: str
+    type: str
+    rate: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+def is_pretty(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a stream is a terminal whose reader wants colours; see https://no-color.org."""
+    unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
+    return unicode and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def most_fragile(
+    lines: Sequence[Line], *, confidence: float = 0.95, pretty: bool = False, width: int | None = None
+) -> str:
+    """The most fragile layers, as text of a few lines; empty when no layer has a rate.
+
+    Args:
+        lines: all layers that were run.
+        confidence: of the intervals.
+        pretty: with colours and bars, for a terminal; see :func:`is_pretty`.
+        width: columns of the terminal, None for those of this one; plain lines are as long as they are.
+
+    >>> print(most_fragile([Line(0, "conv1", "Conv2d", 12.5, 10.0, 15.31), Line(1, "relu", "ReLU", 0.0, 0.0, 0.6)]))
+    Most fragile layers (95 % confidence):
+      #0  12.500 %  (10.000 to 15.310)  Conv2d  conv1
+      1 of 2 layers without a misclassification
+    """
+    known = [line for line in lines if line.rate is not None]
+    if not known:
+        return ""
+    # Layers with the same rate stay in the order of the network.
+    worst = [line for line in sorted(known, key=lambda line: -(line.rate or 0)) if line.rate][:MOST]
+    rows = [
+        (
+            f"#{line.number}",
+            f"{line.rate:.3f} %",
+            "" if line.low is None or line.high is None else f"({line.low:.3f} to {line.high:.3f})",
+            _printable(line.type),
+            _printable(line.path),
+        )
+        for line in worst
+    ]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(5)]
+    columns = min(width or shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    room = max(12, columns - sum(widths[:4]) - 2 * 5 - (BAR + 2) * pretty)
+    text = []
+    if rows:
+        level = f" ({confidence * 100:g} % confidence)" if widths[2] else ""
+        text.append(f"{BOLD}Most fragile layers{OFF}{level}:" if pretty else f"Most fragile layers{level}:")
+    for line, (number, rate, interval, kind, path) in zip(worst, rows, strict=True):
+        cells = [f"{number:>{widths[0]}}", f"{rate:>{widths[1]}}"]
+        if pretty:
+            cells[1] = f"{RED}{cells[1]}{OFF}  {_bar((line.rate or 0) / (worst[0].rate or 1))}"
+        if widths[2]:
+            cells.append(f"{DIM}{interval:>{widths[2]}}{OFF}" if pretty else f"{interval:>{widths[2]}}")
+        shown = path if len(path) <= room or not pretty else f"…{path[len(path) - room + 1 :]}"
+        text.append("  " + "  ".join([*cells, f"{kind:<{widths[3]}}", shown]))
+    none = sum(line.rate == 0 for line in known)
+    if none:
+        text.append(f"  {none} of {len(known)} layers without a misclassification")
+    return "\n".join(text)
+
+
+def _bar(share: float) -> str:
+    eighths = max(1, round(share * BAR * 8))
+    return ("█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()).ljust(BAR)
+
+
+def _printable(name: str) -> str:
+    """A name without anything that a terminal would act upon."""
+    return "".join(c if c.isprintable() else "?" for c in name)
