@@ -1,0 +1,1 @@
+"""The commands of ``python -m bitflip``, a module each."""
