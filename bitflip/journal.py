@@ -47,14 +47,14 @@ class Journal:
         with writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock", timeout=0)
-        try:
-            with writable(folder):
+        with writable(folder):
+            try:
                 self._lock.acquire()
-        except Timeout:
-            raise BadInput(
-                f"output_path (--output-path): another process is at work on {folder}; wait for it, "
-                "or choose another folder"
-            ) from None
+            except Timeout:  # which is an OSError
+                raise BadInput(
+                    f"output_path (--output-path): another process is at work on {folder}; wait for it, "
+                    "or choose another folder"
+                ) from None
         try:
             with writable(folder):
                 known = b"" if fresh or not self.path.exists() else self.path.read_bytes()
