@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 from bitflip.errors import BadInput
 
-COMMANDS = {"report": "pictures and a page of a run, from its result files; many seeds joined into one"}
+COMMANDS = {
+    "report": "pictures and a page of a run, from its result files; many seeds joined into one",
+    "verify": "run a published fault list and compare with its published outcomes",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

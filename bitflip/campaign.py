@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from torch import Tensor
 from bitflip import faults
 from bitflip.devices import Placement
 from bitflip.engines import Engine
+from bitflip.faultlist import Fault
 from bitflip.faults import BitShares, Flips, Target
-from bitflip.layers import Numbered
+from bitflip.layers import Layer, Numbered
 from bitflip.outcomes import BatchOutcomes
 from bitflip.sampling import allocation
 
@@ -55,6 +57,18 @@ class Sampling:
             for item in items
             for repeat in range(turn * self.repeats, (turn + 1) * self.repeats)
         ]
+
+    def listed(self, items: Sequence[Numbered], images: int) -> Iterator[Fault]:
+        """All faults of one round through so many images, as rows of a fault list."""
+        for first in range(0, images, self.batch_size):
+            batch = range(first, min(first + self.batch_size, images))
+            again: Counter[Layer] = Counter()
+            for flips in self.flips(items, first, len(batch)):
+                for i in range(len(flips)):
+                    place = (flips.layer.path, flips.layer.call, flips.coordinates(i, self.target))
+                    hit = batch[i : i + 1] if self.target == "neuron" else batch
+                    yield Fault(self.target, *place, int(flips.bit[i]), hit, again[flips.layer])
+                again[flips.layer] += 1
 
     def _shares(self, width: int) -> BitShares | None:
         return tuple(allocation(width).tolist()) if self.importance else None

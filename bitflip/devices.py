@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import platform
 from dataclasses import dataclass
 
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bitflip.hyperparameters import Precision
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def check(name: str) -> list[str]:
@@ -71,6 +75,18 @@ def pin_arithmetic(precision: Precision) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that tensors give back, where it is the GNU one.
+
+    It would return blocks of megabytes to the system and get them again, zeroed page by page, for nearly every
+    result of a layer: a fifth of the time of a run on the CPU.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def describe(device: torch.device) -> str:

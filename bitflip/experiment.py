@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bitflip import datasets, devices, engines, hyperparameters, layers, models, rates, results
+from bitflip import datasets, devices, engines, faultlist, hyperparameters, layers, models, rates, results
 from bitflip.campaign import Sampling
 from bitflip.counts import Counts
 from bitflip.datasets import TestSet
@@ -42,6 +42,7 @@ def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
         ({"device"}, lambda: devices.check(settings.device)),
         ({"output_path"}, lambda: results.check_folder(settings.output_path)),
+        ({"faults", "save_faults", "limit"}, lambda: faultlist.check_settings(settings)),
         ({"rerun"}, lambda: _check_rerun(settings.rerun, target)),
     ]
     found = list(problems.values())
@@ -125,6 +126,7 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
     assert settings.img_size is not None
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
+    devices.keep_freed_memory()
     images = datasets.size_of(test_set, settings.batch_size, drop_last=settings.drop_last)
     if images == 0:
         raise BadInput(

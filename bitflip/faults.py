@@ -25,23 +25,30 @@ _TARGET_WORD: dict[str, int] = {"neuron": 0, "weight": 1}
 class Flips:
     """Single-bit flips in one layer.
 
-    For neurons there is one flip per image of a batch: image i gets bit ``bit[i]`` of element ``element[i]`` of its
-    own output flipped. For weights there is one flip: ``element`` and ``bit`` have length 1.
+    For neurons there is one flip per image of a batch: image ``images[i]`` gets bit ``bit[i]`` of element
+    ``element[i]`` of its own output flipped. For weights there is one flip: ``element`` and ``bit`` have length 1.
 
     Attributes:
         layer: where.
         element: flat index into one image's output, or into the weight; int64, shape (N,).
         bit: counted from the most significant bit; int64, shape (N,).
         seed: that drew the flips; 0 for flips that were not drawn.
+        rows: the images of the batch that neurons flip for, each once; int64, shape (N,). None for all, in order.
     """
 
     layer: Layer
     element: NDArray[np.int64]
     bit: NDArray[np.int64]
     seed: int = 0
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.element)
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """The images of the batch that neurons flip for, (N,)."""
+        return np.arange(len(self)) if self.rows is None else self.rows
 
     def coordinates(self, i: int, target: Target) -> tuple[int, ...]:
         """Index of element ``i`` along each dimension of one image's output, or of the weight."""

@@ -28,6 +28,10 @@ DEFAULT_MODEL: dict[str, str] = {"digits": "digits_vgg"}
 DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224}
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 10_000  # in one run
+NOT_OF_A_LIST = (  # settings that say which faults are sampled, or log them
+    *("layer_type", "layer_num", "bit_flip_pos", "bit_sampling", "repeats", "seeds", "margin"),
+    *("detailed_log", "fault_table"),
+)
 NOT_RERUN = ("output_path", "fresh", "rerun")  # settings that are not taken from an earlier run
 
 
@@ -152,6 +156,19 @@ class Hyperparameters(BaseSettings):
         ge=1,
     )
 
+    faults: Path | None = _field(
+        None, "fault list to run instead of sampled faults: a CSV file", "the path of a fault list"
+    )
+    limit: int | None = _field(
+        None,
+        "run only so many faults of the list, in proportion from each layer and bit",
+        "a whole number of at least 1",
+        ge=1,
+    )
+    save_faults: Path | None = _field(
+        None, "file to write the faults of this run to, as a fault list", "the path of a file"
+    )
+
     @field_validator("channels")
     @classmethod
     def _one_or_three(cls, value: int) -> int:
@@ -232,7 +249,8 @@ class Hyperparameters(BaseSettings):
             update={
                 "model_name": self.model_name or DEFAULT_MODEL.get(self.dataset, "vgg19_bn"),
                 "img_size": self.img_size or DEFAULT_IMG_SIZE.get(self.dataset, 32),
-                "seed": self.seed if self.seed >= 0 else time.time_ns() // 1000 % 2**31,
+                # A list needs the seed only for the choice that ``limit`` makes, which has to be the same again.
+                "seed": self.seed if self.seed >= 0 else 0 if self.faults else time.time_ns() // 1000 % 2**31,
             }
         )
 

@@ -189,7 +189,7 @@ class Injector(fault_injection):
     def neurons(self, flips: Flips) -> Iterator[Injected]:
         """While open, forward passes of the model have one bit of each image's output of ``flips.layer`` flipped.
 
-        The batch must have ``len(flips)`` images. The hook is always removed.
+        The batch must have the images that ``flips`` names. The hook is always removed.
         """
         injected = Injected(torch.empty(0), torch.empty(0))
         calls = 0
@@ -243,12 +243,12 @@ def strike(output: Tensor, flips: Flips) -> Struck:
 
     Args:
         output: (B, ...) or (B * windows, ...), left untouched; need not be contiguous.
-        flips: B flips.
+        flips: one for each image, or for some.
     """
     layer = flips.layer
-    if output.numel() != len(flips) * math.prod(layer.shape):
+    if flips.rows is None and output.numel() != len(flips) * math.prod(layer.shape):
         raise RuntimeError(f"{layer.path}: {len(flips)} images of {layer.shape} expected, got {tuple(output.shape)}")
-    image = np.arange(len(flips))
+    image = flips.images
     index = list(np.unravel_index(flips.element, layer.shape)) if layer.shape else []
     if output.dim() == len(index):  # (B * windows, ...): the batch is folded into the first dimension
         index[0] = image * layer.shape[0] + index[0]

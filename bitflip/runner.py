@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bitflip import execution, experiment, provenance, publishing, tracking
+from bitflip import execution, experiment, listrun, provenance, publishing, tracking
 from bitflip.checkpoint import Checkpoint, writable
 from bitflip.errors import BadInput
 from bitflip.execution import Done
@@ -17,7 +17,7 @@ from bitflip.results import Paths
 # Settings that a run may change when it is gone on with: they change no result, or name the folder.
 NOT_SHARED = {
     *("input_path", "output_path", "weights", "hub_path", "device", "pool_mib", "fresh", "rerun"),
-    *("seed", "seeds"),
+    *("seed", "seeds", "save_faults"),
 }
 
 
@@ -32,6 +32,8 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
     done: Done | None = None
     try:
         settings = experiment.checked(sys.argv[1:] if argv is None else argv, target)
+        if settings.faults is not None:
+            return listrun.main(settings, target, prefix)
         paths = Paths.of(settings, prefix, settings.seeds or settings.seed)
         shared = {"target": target, **settings.model_dump(mode="json", exclude=NOT_SHARED)}
         with Checkpoint(paths.unfinished, shared, provenance.now(), fresh=settings.fresh) as checkpoint:
@@ -45,6 +47,8 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
                     "layers": [[item.number, item.layer.path] for item in loaded.layers],
                 }
             )
+            if settings.save_faults is not None:
+                listrun.save(settings.save_faults, loaded)
             with tracking.connect() as tracker:
                 done = execution.execute(loaded, checkpoint, tracker)
                 with writable(settings.output_path):

@@ -13,6 +13,7 @@ from conftest import ROOT, RunScript
 from torch import Tensor
 
 from bitflip import datasets, hyperparameters, models
+from bitflip.__main__ import main
 from bitflip.faults import Flips
 from bitflip.injection import Injector
 
@@ -76,3 +77,22 @@ def test_a_published_weight_fault(number: int, injector: Injector, images: Tenso
     with injector.weight(flips):
         critical = (top1(injector, images) != clean).double().mean().item()
     assert critical == pytest.approx(int(row["critical"]) / IMAGES_PUBLISHED, abs=TOLERANCE)
+
+
+def test_a_sample_of_the_published_list_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every twelfth top-exponent-bit fault of the later layers, and a few of other bits."""
+    with (ANCHOR / "published_faults.csv").open() as file:
+        header, *rows = csv.reader(file)
+    late = [row for row in rows if row[1].startswith("layer3")]
+    top = [row for row in late if row[3] == "30"][::12]
+    some = [*top, *(row for row in late[::600] if row[3] != "30")]
+    assert len(some) > 24
+    path = tmp_path / "sample.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *some])
+    arguments = ["--faults", path, "--output-path", tmp_path, "--device", "cpu"]
+    assert main(["verify", *map(str, (*ARGUMENTS, *arguments))]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  bit 1: r = "))
+    correlation, _, mean = line.removeprefix("  bit 1: r = ").partition(" over ")
+    assert float(correlation) > 0.999
+    assert abs(float(mean.partition("mean difference ")[2].partition(",")[0])) < 0.01

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitflip.faults import Flips
@@ -25,7 +27,7 @@ class Reference:
         """See :class:`bitflip.engines.Engine`."""
         outcomes.clean(self.injector.original_model(images.clone()))  # some models change their input
         for slot, one in enumerate(flips):
-            self._run(images, slot, self.injector.neurons(one), outcomes)
+            self._run(images, slot, self.injector.neurons(one), outcomes, one.rows)
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
@@ -38,10 +40,16 @@ class Reference:
         self._run(images, slot, self.injector.weight(flips), outcomes)
 
     def _run(
-        self, images: Tensor, slot: int, injection: AbstractContextManager[Injected], outcomes: BatchOutcomes
+        self,
+        images: Tensor,
+        slot: int,
+        injection: AbstractContextManager[Injected],
+        outcomes: BatchOutcomes,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         with injection as injected:
             logits = self.injector.original_model(images.clone())
         outcomes.struck(slot, injected.original, injected.error)
-        count = len(images)
-        outcomes.finished(torch.arange(slot * count, (slot + 1) * count, device=images.device), logits)
+        image = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
+        image = image.to(images.device)
+        outcomes.finished(image + slot * len(images), logits if rows is None else logits[image])

@@ -38,7 +38,7 @@ from bitflip.injection import Injector, flip_rows, strike
 from bitflip.layers import Layer
 from bitflip.outcomes import BatchOutcomes
 
-Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean values) -> the layer's faulty output
+Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean values) -> the faulty rows
 
 FEW = 20  # a check that frees less than one row in so many was not worth its time
 MAX_PATIENCE = 7
@@ -78,7 +78,9 @@ class Wave:
             outcomes.struck(slot, struck.original, struck.error)
             if self.windows and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
                 return Window.around(output, struck)
-            return flip_rows(output, struck)
+            faulty = flip_rows(output, struck)
+            rows = flips[slot].rows
+            return faulty if rows is None else take(faulty, step.layout, torch.from_numpy(rows).to(faulty.device))
 
         self._sweep(images, flips, range(len(flips)), outcomes, fork)
 
@@ -229,8 +231,9 @@ class _Sweep:
 
     def _forked(self, slot: int, step: Step, clean: dict[fx.Node, Any]) -> Chunk:
         value = self.fork(slot, step, clean)
-        count = len(self.outcomes.labels)
-        image = torch.arange(count, device=self.outcomes.labels.device)
+        count, device = len(self.outcomes.labels), self.outcomes.labels.device
+        rows = self.outcomes.flips[slot].rows
+        image = torch.arange(count, device=device) if rows is None else torch.from_numpy(rows).to(device)
         return Chunk(image + slot * count, image, {step.node: value})
 
     def _advance(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> list[Chunk]:

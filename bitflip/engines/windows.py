@@ -62,7 +62,7 @@ class Window:
         """The struck values of a clean output (B, C, H, W), each in the pixel that it is in."""
         image, channel, y, x = struck.index
         contents = crop(output, image, y, x, (1, 1))
-        contents[image, channel, 0, 0] = struck.error
+        contents[torch.arange(len(image), device=image.device), channel, 0, 0] = struck.error
         return cls(y, x, contents)
 
     def having(self, contents: Tensor) -> Window:

@@ -1,0 +1,488 @@
+"""Fault lists: written and read back, refused with a sentence, and run to the same outcomes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, FewDigits, RunScript, random_images
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bitflip import faultlist, faultresults, replay
+from bitflip.devices import Placement
+from bitflip.engines import Engine
+from bitflip.engines.graph import Program
+from bitflip.engines.pool import Budget
+from bitflip.engines.reference import Reference
+from bitflip.engines.wave import Wave
+from bitflip.errors import BadInput
+from bitflip.faultlist import Fault
+from bitflip.injection import Injector, WithInput
+from bitflip.layers import Layer
+from bitflip.outcomes import BatchOutcomes, Effect
+from bitflip.replay import Found, Outcome
+
+HEADER = "target,layer,call,index,bit,image"
+PUBLISHED = "Injection,Layer,TensorIndex,Bit,n_injections,masked,non_critical,critical"
+CPU = Placement(torch.device("cpu"), torch.float32)
+
+# --- files ---
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=20)
+spans = st.tuples(st.integers(0, 10**6), st.integers(1, 10**4)).map(lambda pair: range(pair[0], sum(pair)))
+any_fault = st.builds(
+    Fault,
+    target=st.one_of(st.just("neuron"), names),
+    path=names,
+    call=st.integers(0, 9),
+    index=st.lists(st.integers(0, 10**6), max_size=5).map(tuple),
+    bit=st.integers(0, 63),
+    images=st.one_of(st.none(), spans),
+    repeat=st.integers(0, 3),
+)
+
+
+def written(faults: list[Fault]) -> str:
+    text = io.StringIO()
+    faultlist.write(text, faults)
+    return text.getvalue()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(any_fault, min_size=1, max_size=20, unique=True))
+def test_round_trip(tmp_path: Path, faults: list[Fault]) -> None:
+    path = tmp_path / "faults.csv"
+    path.write_text(written(faults), encoding="utf-8", newline="")
+    read = faultlist.read(path)
+    assert read.faults == tuple(faults)
+    assert read.problems == ()
+    assert written(list(read.faults)).encode() == path.read_bytes()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.builds(
+            lambda header, body: (header + "\n" + body).encode(),
+            st.sampled_from([HEADER, HEADER + ",repeat", PUBLISHED]),
+            st.text(st.sampled_from('0123456789,;()"\n\r -alwn"\0é'), max_size=200),
+        ),
+    )
+)
+def test_any_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "faults.csv"
+    path.write_bytes(data)
+    with pytest.raises(BadInput) as refused:  # if only because a model without layers has no fault
+        faultlist.read(path).check(path, [], 10, neurons=False)
+    assert 0 < len(refused.value.problems) <= faultlist.SHOWN + 1
+    assert all(problem.startswith("faults (--faults): ") for problem in refused.value.problems)
+
+
+def test_published_bits_count_from_the_other_end(tmp_path: Path) -> None:
+    path = tmp_path / "published.csv"
+    rows = ['7,conv1,"(3, 0, 2, 1)",30,100,1,2,97', '9,linear,"(2, 5)",0,100,100,0,0', '11,bn,"(4,)",31,100,0,99,1']
+    path.write_text("\n".join([PUBLISHED, *rows]))
+    listed = faultlist.read(path)
+    assert [(fault.index, fault.bit) for fault in listed.faults] == [((3, 0, 2, 1), 1), ((2, 5), 31), ((4,), 0)]
+    assert all(fault.target == "weight" and fault.images is None for fault in listed.faults)
+    assert listed.published is not None
+    assert [(p.injection, p.images, p.masked, p.non_critical, p.critical) for p in listed.published] == [
+        (7, 100, 1, 2, 97),
+        (9, 100, 100, 0, 0),
+        (11, 100, 0, 99, 1),
+    ]
+
+
+BAD_ROWS = {
+    "layer": ("weight,layr1,0,0;0,1,all", "layer: the model has no 'layr1'; did you mean 'layer1'?"),
+    "call": ("weight,layer1,3,0;0,1,all", "call: expected 0 to 0 of layer1, got 3"),
+    "parameter": ("weight,relu,0,0,1,all", "target: relu has no parameter 'weight'"),
+    "no parameter": ("wait,layer1,0,0;0,1,all", "target: layer1 has no parameter 'wait'"),
+    "neuron": ("neuron,layer1,0,0,1,3", "neuron.py runs faults of neurons"),
+    "dimensions": ("weight,layer1,0,0;0;0,1,all", "index: expected 2 coordinates in layer1, whose shape is (3, 5)"),
+    "index": ("weight,layer1,0,3;0,1,all", "index: expected an element of layer1, whose shape is (3, 5), got (3, 0)"),
+    "not an index": ("weight,layer1,0,(3 0),1,all", "index: expected coordinates such as 3;0;2;1, got '(3 0)'"),
+    "bit": ("weight,layer1,0,0;0,32,all", "bit: expected 0 to 31 of a 32-bit value, got 32"),
+    "huge": (f"weight,layer1,0,0;0,{'9' * 5000},all", "bit: expected a whole number from 0 to 63, got '9999"),
+    "negative": ("weight,layer1,0,0;0,-1,all", "bit: expected a whole number from 0 to 63, got '-1'"),
+    "no number": ("weight,layer1,0,0;0,one,all", "bit: expected a whole number from 0 to 63, got 'one'"),
+    "image": ("weight,layer1,0,0;0,1,7", "image: expected 0 to 6, or all, got 7"),
+    "range": ("weight,layer1,0,0;0,1,5-2", "image: expected an index, a range such as 0-255, or all, got '5-2'"),
+    "columns": ("weight,layer1,0", "expected 6 columns, got 3"),
+    "duplicate": ("weight,layer1,0,0;0,1,all", "the same fault as in line 2"),
+}
+
+
+class TwoLayers(nn.Sequential):
+    """(B, 1, 1, 5) -> (B, 3), with a layer that has no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+        self.layer1 = nn.Linear(5, 3)
+        self.relu = nn.ReLU()
+
+
+def test_bad_rows_are_reported_together(tmp_path: Path) -> None:
+    injector = Injector(TwoLayers(), 2, (1, 1, 5))
+    path = tmp_path / "faults.csv"
+    path.write_text("\n".join([HEADER, "weight,layer1,0,0;0,1,all", *(row for row, _ in BAD_ROWS.values())]))
+    with pytest.raises(BadInput) as refused:
+        faultlist.read(path).check(path, injector.layers, 7, neurons=False)
+    assert len(refused.value.problems) == len(BAD_ROWS)
+    for line, (problem, (_, sentence)) in enumerate(zip(refused.value.problems, BAD_ROWS.values(), strict=True), 3):
+        assert problem.startswith(f"faults (--faults): {path}, line {line}: ")
+        assert sentence in problem
+
+
+def test_many_bad_rows_are_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "faults.csv"
+    path.write_text("\n".join([HEADER, *["weight"] * 100]))
+    with pytest.raises(BadInput) as refused:
+        faultlist.read(path).check(path, [], 1, neurons=False)
+    assert len(refused.value.problems) == faultlist.SHOWN + 1
+    assert refused.value.problems[-1].endswith("and 80 more")
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        pytest.param(b"", "got an empty file", id="empty"),
+        pytest.param(HEADER.encode(), "got a header only", id="header-only"),
+        pytest.param(b"a,b\n1,2\n", "got 'a,b'", id="another-header"),
+        pytest.param(HEADER.encode() + b"\n\nneuron,\xff", "bytes that are not UTF-8 in line 3", id="not-utf-8"),
+        pytest.param(HEADER.encode() + b"\nneuron,\0,", "a NUL byte in line 2", id="nul"),
+        pytest.param(HEADER.encode() + b'\nneuron,"a', "line 2: unexpected end of data", id="open-quote"),
+    ],
+)
+def test_no_fault_list(data: bytes, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "faults.csv"
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match="--faults") as refused:
+        faultlist.read(path)
+    (problem,) = refused.value.problems
+    assert sentence in problem
+
+
+def test_a_spreadsheets_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "faults.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + HEADER.encode() + b"\r\nneuron,a,0,1;2,3,4\r\n")
+    assert faultlist.read(path).faults == (Fault("neuron", "a", 0, (1, 2), 3, range(4, 5)),)
+
+
+@pytest.mark.parametrize("count", [1, 40, 100, 320, 1000])
+def test_stratified_sample_is_in_proportion(count: int) -> None:
+    faults = [Fault("weight", f"l{i % 5 // 3}", 0, (i,), i % 32) for i in range(1000)]
+    chosen = faultlist.stratified(faults, count, seed=3)
+    assert len(set(chosen)) == len(chosen) == min(count, 1000)
+    assert chosen == faultlist.stratified(faults, count, seed=3)
+    expected, got = (Counter((f.bit, f.path) for f in some) for some in (faults, [faults[i] for i in chosen]))
+    assert all(abs(got[key] - expected[key] * count / 1000) < 1 for key in expected)
+    if count == 40:
+        assert chosen != faultlist.stratified(faults, count, seed=4)
+
+
+# --- tasks and engines ---
+
+
+def some_faults(injector: Injector, images: int, neurons: bool) -> list[Fault]:
+    """Sparse and dense faults: on one image each, some twice in a layer, on ranges, on all images."""
+    rng = np.random.default_rng(2)
+    spread: list[range | None] = [None, range(1, 4), *(range(i, i + 1) for i in (0, 0, 2, 3, images - 1))]
+    faults: dict[Fault, None] = {}
+    for layer in injector.layers:
+        place = faultlist.place_of(layer, "neuron" if neurons else "weight")
+        if place is None:
+            continue
+        for where in spread:
+            index = tuple(int(rng.integers(n)) for n in place[0])
+            faults[
+                Fault("neuron" if neurons else "weight", layer.path, layer.call, index, int(rng.integers(12)), where)
+            ] = None
+    order = rng.permutation(len(faults))
+    return [list(faults)[i] for i in order]
+
+
+@pytest.mark.parametrize("engine", ["wave", "reference"])
+@pytest.mark.parametrize("neurons", [True, False], ids=["neurons", "weights"])
+def test_each_fault_does_what_it_does_alone(neurons: bool, engine: str, tiny: nn.Module) -> None:
+    """Whatever faults and images it is run together with."""
+    images = random_images(9, 3, 8, 8)
+    model = CPU.model(WithInput(tiny) if neurons else tiny)
+    injector = Injector(model, 4, (3, 8, 8))
+    program = Program(model, injector.modules, injector.layers, images)
+    chosen: Engine = Wave(injector, program, Budget(16, 1 << 28)) if engine == "wave" else Reference(injector)
+    faults = some_faults(injector, len(images), neurons)
+    layers = {(layer.path, layer.call): layer for layer in injector.layers}
+    labels = torch.arange(9) % 3
+    found = Found(faults, len(images))
+    for task in replay.plan(faults, len(images), batch=4):
+        span = slice(task.images.start, task.images.stop)
+        outcomes = BatchOutcomes(labels[span], replay.flips_of(task, faults, layers), span.start, lambda count: None)
+        with torch.no_grad():
+            (chosen.neurons if neurons else chosen.weights)(CPU.images(images[span]), outcomes.flips, outcomes)
+        outcomes.to_host()
+        outcome = Outcome.of(task, outcomes)
+        again = Outcome.read(json.loads(json.dumps(outcome.record)), task)
+        assert all(
+            np.array_equal(getattr(outcome, name), getattr(again, name)) for name in ("effects", "correct", "change")
+        )
+        found.add(task, again)
+    assert found.complete.all()
+    with torch.no_grad():
+        clean = model(images)
+        for number, fault in enumerate(faults):
+            hit = range(9) if fault.images is None else fault.images
+            logits = alone(injector, fault, layers, images[list(hit)])
+            changed = logits.argmax(1) != clean[list(hit)].argmax(1)
+            assert found.counts["images"][number] == len(hit)
+            assert found.counts["critical"][number] == int(changed.sum()), fault
+            right = clean.argmax(1)[list(hit)] == labels[list(hit)]
+            assert found.counts["correct"][number] == int(right.sum())
+            assert found.counts["misclassified"][number] == int((changed & right).sum())
+            assert found.counts["nonfinite"][number] == int((~logits.isfinite().all(1)).sum())
+    total = sum(int(counted.sum()) for counted in found.by_image.values())
+    assert total == found.counts["critical"].sum() > 0
+    assert (found.counts["masked"] + found.counts["benign"] + found.counts["critical"] == found.counts["images"]).all()
+    assert found.counts["masked"].sum() > 0
+
+
+def alone(injector: Injector, fault: Fault, layers: dict[tuple[str, int], Layer], images: torch.Tensor) -> torch.Tensor:
+    """The logits under one fault, in a plain pass."""
+    task = replay.Task(range(len(images)), (replay.Slot(np.zeros(len(images), dtype=np.int64)),))
+    (flips,) = replay.flips_of(task, [fault], layers)
+    with injector.neurons(flips) if fault.target == "neuron" else injector.weight(flips):
+        logits: torch.Tensor = injector.original_model(images.clone())
+    return logits
+
+
+# --- runs ---
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+TOTALS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "misclassified")
+
+
+@pytest.mark.parametrize("extra", [(), ("--repeats", "3"), ("--seeds", "4,9")], ids=["plain", "repeats", "seeds"])
+@pytest.mark.parametrize("script", ["neuron", "weight"])
+def test_a_saved_list_does_the_same_again(
+    script: str, extra: tuple[str, ...], run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(20)
+    saved = tmp_path / "saved.csv"
+    shared = ("--dataset", "digits", "--batch-size", "8", "--output-path", tmp_path, "--device", "cpu")
+    seed = () if "--seeds" in extra else ("--seed", "4")
+    sampled = ("--layer-type", "Conv2d,Linear", "--save-faults", saved, *seed)
+    first = run_script(f"{script}.py", *shared, *sampled, *extra)
+    assert (first.code, first.err) == (0, "")
+    again = run_script(f"{script}.py", *shared, "--faults", saved, "--save-faults", tmp_path / "again.csv")
+    assert (again.code, again.err) == (0, "")
+    assert (tmp_path / "again.csv").read_bytes() == saved.read_bytes()
+    stem = f"{script}_digits_vgg_digits"
+    for end, key in (("", ("path", "call")), ("_bits", ("path", "call", "bit"))):
+        counted: list[Counter[tuple[str, ...]]] = []
+        for runs in (
+            [f"{stem}_4{end}.csv", f"{stem}_9{end}.csv"] if not seed else [f"{stem}_4{end}.csv"],
+            [f"{stem}_list-saved{end}.csv"],
+        ):
+            total: Counter[tuple[str, ...]] = Counter()
+            for run in runs:
+                for row in rows_of(tmp_path / run):
+                    for name in TOTALS:
+                        total[(*(row[k] for k in key), name)] += int(row[name])
+            counted.append(total)
+        assert counted[0] == counted[1]
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_outcomes_of_single_faults_add_up_to_the_tables(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(10)
+    faults = [Fault("weight", "features.0", 0, (0, 0, 0, 0), bit) for bit in range(32)]
+    path = tmp_path / "mine.csv"
+    path.write_text(written(faults))
+    done = run_script("weight.py", "--dataset", "digits", "--output-path", tmp_path, "--faults", path)
+    assert (done.code, done.err) == (0, "")
+    rows = rows_of(tmp_path / "weight_digits_vgg_digits_list-mine_faults.csv")
+    assert [int(row["bit"]) for row in rows] == list(range(32))
+    (layer,) = rows_of(tmp_path / "weight_digits_vgg_digits_list-mine.csv")
+    bits = rows_of(tmp_path / "weight_digits_vgg_digits_list-mine_bits.csv")
+    for name, ours in (("masked", "masked"), ("sdc1", "critical"), ("benign", "benign"), ("misclassified",) * 2):
+        assert [row[name] for row in bits] == [row[ours] for row in rows]
+        assert int(layer[name]) == sum(int(row[ours]) for row in rows)
+    images = rows_of(tmp_path / "weight_digits_vgg_digits_list-mine_images.csv")
+    assert {int(row["image"]) for row in images} == set(range(10))
+    assert sum(int(row["critical"]) for row in images) == sum(int(row["critical"]) for row in rows)
+
+
+def test_a_list_goes_with_no_sampling(run_script: RunScript, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(f"{HEADER}\nweight,features.0,0,0;0;0;0,1,all\n")
+    shared = ("--dataset", "digits", "--output-path", tmp_path)
+    done = run_script("weight.py", *shared, "--faults", path, "--repeats", "2", "--layer-type", "Conv2d")
+    assert done.code == 2
+    assert [error.partition(" ")[0] for error in done.errors] == ["layer_type", "repeats"]
+    assert (
+        run_script("weight.py", *shared, "--limit", "5").errors[0].startswith("limit (--limit): expected a fault list")
+    )
+    absent = run_script("weight.py", *shared, "--faults", tmp_path / "no.csv")
+    assert absent.errors == [
+        f"faults (--faults): expected the path of a fault list, but there is no file {tmp_path / 'no.csv'}"
+    ]
+    mixed = run_script("neuron.py", *shared, "--faults", path)
+    assert (mixed.code, len(mixed.errors)) == (2, 1)
+    assert "line 2: target: expected neuron, got 'weight'; weight.py runs" in mixed.errors[0]
+
+
+# --- stopped and gone on with ---
+
+
+@pytest.fixture
+def long_list(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    faults = {
+        Fault(
+            "weight", "features.0", 0, (int(rng.integers(8)), 0, int(rng.integers(3)), 1), int(rng.integers(32)), where
+        )
+        for where in (None, *(range(i, i + 5) for i in range(0, 100, 5)))
+        for _ in range(4)
+    }
+    path = tmp_path / "long.csv"
+    path.write_text(written(sorted(faults, key=str)))
+    return path
+
+
+FILES = ("_faults.csv", "_images.csv", ".csv", "_bits.csv", ".txt")
+
+
+def test_a_killed_run_ends_in_the_same_bytes(long_list: Path, run_script: RunScript, tmp_path: Path) -> None:
+    arguments = ("--dataset", "digits", "--faults", long_list, "--batch-size", "50", "--device", "cpu")
+    stem = "weight_digits_vgg_digits_list-long"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_script("weight.py", *arguments, "--output-path", whole).code == 0
+    command = [sys.executable, str(ROOT / "weight.py"), *map(str, arguments), "--output-path", str(killed)]
+    log = killed / f"{stem}.unfinished" / "outcomes.log"
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and (not log.is_file() or log.read_bytes().count(b"\n") < 4):
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
+    with log.open("ab") as file:
+        file.write(b'12345678 {"eff')  # a record that was cut short
+    done = run_script("weight.py", *arguments, "--output-path", killed)
+    assert done.code == 0
+    assert "going on from" in done.err
+    for end in FILES:
+        assert (killed / f"{stem}{end}").read_bytes() == (whole / f"{stem}{end}").read_bytes()
+    assert not list(killed.glob("*.unfinished"))
+
+
+@pytest.fixture
+def stopped(
+    long_list: Path, run_script: RunScript, few_digits: FewDigits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[object, ...]:
+    """The command line of a run that Ctrl-C has stopped."""
+    few_digits(100)
+    arguments = ("--dataset", "digits", "--faults", long_list, "--output-path", tmp_path, "--device", "cpu")
+    real, calls = Found.add, []
+
+    def add(self: Found, task: replay.Task, outcome: Outcome) -> None:
+        calls.append(task)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        real(self, task, outcome)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Found, "add", add)
+        done = run_script("weight.py", *arguments)
+    assert done.code == 130
+    assert "the same command goes on from there" in done.err
+    return arguments
+
+
+def test_a_run_of_something_else_is_not_gone_on_with(
+    stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path
+) -> None:
+    other = run_script("weight.py", *stopped, "--batch-size", "9")
+    assert other.code == 2
+    assert "unfinished run with another batch_size (there 256, now 9); --fresh starts over" in other.errors[0]
+    path = Path(str(stopped[3]))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    another = run_script("weight.py", *stopped)
+    assert "with another faults (there" in another.errors[0]
+    fresh = run_script("weight.py", *stopped, "--fresh")
+    assert (fresh.code, fresh.err) == (0, "")
+
+
+def test_a_damaged_journal_is_refused(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:
+    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
+    data = bytearray(log.read_bytes())
+    place = data.index(b"\n") + 40
+    data[place] ^= 1
+    log.write_bytes(data)
+    done = run_script("weight.py", *stopped)
+    assert done.code == 2
+    assert f"{log} is damaged in line 2; --fresh starts over" in done.errors[0]
+    assert log.read_bytes() == data, "a refused file is left as it is"
+
+
+def test_two_runs_do_not_share_a_folder(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:
+    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
+    with FileLock(log.with_name("lock")):
+        done = run_script("weight.py", *stopped)
+    assert done.code == 2
+    assert "another process is at work on" in done.errors[0]
+
+
+# --- results read back ---
+
+
+def test_results_are_read_back(run_script: RunScript, few_digits: FewDigits, tmp_path: Path) -> None:
+    few_digits(10)
+    faults = [Fault("weight", "features.0", 0, (0, 0, 0, 0), bit) for bit in (1, 9)]
+    path = tmp_path / "mine.csv"
+    path.write_text(written(faults))
+    assert run_script("weight.py", "--dataset", "digits", "--output-path", tmp_path, "--faults", path).code == 0
+    results = tmp_path / "weight_digits_vgg_digits_list-mine_faults.csv"
+    read = faultresults.read(results)
+    assert read.faults == tuple(faults)
+    assert read.counts["images"].tolist() == [10, 10]
+    assert sum(int(v.sum()) for v in read.by_image.values()) == read.counts["critical"].sum()
+    good = results.read_text()
+    for bad, sentence in (
+        (good.replace("features.0", "features.0,"), "columns"),
+        (good.replace(",10,", ",ten,"), "expected a whole number"),
+        (good.partition("\n")[2], "expected the header"),
+        ("", "expected the header"),
+    ):
+        results.write_text(bad)
+        with pytest.raises(BadInput, match=sentence):
+            faultresults.read(results)
+
+
+def test_effects_are_those_of_the_outcomes() -> None:
+    assert set(replay.EFFECTS.values()) | {Effect.CHANGED} == set(Effect)

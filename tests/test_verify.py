@@ -1,0 +1,162 @@
+"""``python -m bitflip verify``: the verdict on a campaign that agrees, and on some that do not."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FewDigits, RunScript
+
+from bitflip import faultlist, verification
+from bitflip.__main__ import main
+from bitflip.verification import Floats, Sides
+
+PUBLISHED_IMAGES = 200
+OURS = 50  # the first of them
+ELEMENTS = ("0, 0, 0, 0", "3, 1, 1, 2", "5, 2, 2, 2")
+
+
+def published_row(number: int, element: str, bit: int, counts: tuple[int, int, int]) -> list[object]:
+    return [number, "features.0", f"({element})", bit, sum(counts), *counts]
+
+
+def write_published(path: Path, rows: list[list[object]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([list(faultlist.PUBLISHED_HEADER), *rows])
+
+
+@pytest.fixture
+def published(run_script: RunScript, few_digits: FewDigits, tmp_path: Path) -> Path:
+    """What all 200 images make of a list, in the published format."""
+    few_digits(PUBLISHED_IMAGES)
+    faults = [(element, bit) for element in ELEMENTS for bit in (31, 30, 29, 28, 23, 22, 12, 3, 0)]
+    path = tmp_path / "published.csv"
+    write_published(path, [published_row(i, *fault, (1, 0, 0)) for i, fault in enumerate(faults)])
+    done = run_script("weight.py", "--dataset", "digits", "--output-path", tmp_path / "all", "--faults", path)
+    assert (done.code, done.err) == (0, "")
+    with (tmp_path / "all" / "weight_digits_vgg_digits_list-published_faults.csv").open() as file:
+        found = [(int(row["masked"]), int(row["benign"]), int(row["critical"])) for row in csv.DictReader(file)]
+    assert sum(critical for _, _, critical in found) > PUBLISHED_IMAGES
+    write_published(path, [published_row(i, *fault, found[i]) for i, fault in enumerate(faults)])
+    few_digits(OURS)
+    return path
+
+
+def verify(path: Path, folder: Path, *more: object) -> int:
+    return main(["verify", "--dataset", "digits", "--output-path", str(folder), "--faults", str(path), *map(str, more)])
+
+
+def test_a_sample_of_the_same_images_agrees(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert verify(published, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("Agrees with what was published, within sampling error.\n")
+    assert f"Critical (top-1 changed), in percent of {OURS} images, published of {PUBLISHED_IMAGES}:" in out
+    assert "TF32" in out
+    results = tmp_path / "weight_digits_vgg_digits_list-published_faults.csv"
+    assert main(["verify", "--faults", str(published), "--results", str(results)]) == 0
+    assert capsys.readouterr().out == out[out.index("\nCritical") :]
+
+
+def test_bits_counted_from_the_wrong_end_do_not_agree(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(csv.reader(published.open()))[1:]
+    write_published(published, [[*row[:3], 31 - int(row[3]), *row[4:]] for row in rows])
+    assert verify(published, tmp_path) == 1
+    out = capsys.readouterr().out
+    assert out.endswith("Does NOT agree with what was published: more than sampling error explains.\n")
+    assert "bit 30: " in out
+    assert "standard errors off the published" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        pytest.param((), "faults (--faults): expected the path of a published fault list", id="no-list"),
+        pytest.param(("--faults", "{own}"), "got a list of faults only", id="own-format"),
+        pytest.param(
+            ("--faults", "{own}", "--tolerance", "2"), "tolerance (--tolerance): expected a share", id="tolerance"
+        ),
+        pytest.param(("--faults", "{known}", "--results", "{own}"), "whose name ends in _faults.csv", id="results"),
+        pytest.param(("--faults", "{known}", "--results", "a_faults.csv"), "can't be read", id="no-results"),
+        pytest.param(("--faults", "{known}", "--batch-size", "0"), "batch_size (--batch-size): expected", id="setting"),
+    ],
+)
+def test_bad_input(
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, known = tmp_path / "own.csv", tmp_path / "known.csv"
+    own.write_text("target,layer,call,index,bit,image\nweight,a,0,0,1,all\n")
+    write_published(known, [published_row(1, "0, 0, 0, 0", 3, (1, 2, 3))])
+    shared = ("--dataset", "digits", "--output-path", str(tmp_path))
+    assert main(["verify", *shared, *(part.format(own=own, known=known) for part in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert sentence in err
+
+
+# --- the verdict as such: made-up campaigns on images that are a sample of the published ones ---
+
+FAULTS, POPULATION, SAMPLE = 60, 4000, 400
+
+
+def campaign(rng: np.random.Generator, *, shift: float = 0.0) -> Sides:
+    """Faults of 3 bits in 2 layers; an image is near a decision boundary for all faults, or for none."""
+    nearness = rng.beta(0.3, 3.0, size=POPULATION)
+    strength = np.repeat([4.0, 0.02, 0.0005], FAULTS // 3)
+    strong = np.minimum(nearness * strength[:, None] * rng.uniform(0.2, 1.8, (FAULTS, 1)), 1)
+    critical = rng.random((FAULTS, POPULATION)) < strong
+    sample = rng.choice(POPULATION, SAMPLE, replace=False)
+    ours = critical[:, sample] | (rng.random((FAULTS, SAMPLE)) < shift)
+    keys = [("weight", f"layer{i % 2}", 0, i * 3 // FAULTS) for i in range(FAULTS)]
+    by_image: dict[faultlist.Key, Floats] = {}
+    for key, row in zip(keys, ours, strict=True):
+        by_image[key] = by_image.get(key, np.zeros(SAMPLE)) + row
+    n, m = np.full(FAULTS, float(POPULATION)), np.full(FAULTS, float(SAMPLE))
+    return Sides(keys, n, critical.sum(1).astype(float), m, ours.sum(1).astype(float), by_image)
+
+
+def test_errors_are_as_large_as_they_say() -> None:
+    """Over many campaigns that agree, the differences in standard errors have a spread of about 1."""
+    rng = np.random.default_rng(0)
+    verdicts = [verification.compare(campaign(rng), 0.0) for _ in range(200)]
+    for group in ("common bit", "total"):
+        z = np.array([v.bits[0].z if group == "common bit" else v.total.z for v in verdicts])
+        assert 0.85 < z.std() < 1.15, group  # the standard deviation of 200 draws is known to 5 %
+    rare = np.array([v.bits[1].z for v in verdicts])
+    assert 0.5 < rare.std() < 1.15
+    assert sum(not v.agrees for v in verdicts) <= 6, "1 % of campaigns that agree may be taken for others"
+
+
+def test_a_shift_is_seen() -> None:
+    rng = np.random.default_rng(1)
+    assert not any(verification.compare(campaign(rng, shift=0.05), 0.0).agrees for _ in range(20))
+
+
+def test_faults_mixed_up_within_a_bit_are_seen() -> None:
+    """Totals would not show it."""
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        sides = campaign(rng)
+        third = FAULTS // 3
+        mixed = replace(sides, published=np.concatenate([np.roll(sides.published[:third], 2), sides.published[third:]]))
+        verdict = verification.compare(mixed, 0.0)
+        assert not verdict.agrees
+        assert all(group.agrees(0.0, verdict.z) for group in [verdict.total, *verdict.bits])
+
+
+def test_the_whole_population_leaves_no_sampling_error() -> None:
+    keys = [("weight", "a", 0, 1), ("weight", "a", 0, 2)]
+    n, critical = np.array([10.0, 10.0]), np.array([5.0, 0.0])
+    by_image = {keys[0]: np.array([1.0] * 5 + [0.0] * 5)}
+    same = verification.compare(Sides(keys, n, critical, n, critical, by_image), 1e-4)
+    assert same.agrees
+    assert same.total.error == 0
+    other = verification.compare(Sides(keys, n, critical + 1, n, critical, by_image), 1e-4)
+    assert {group.name for group in other.off} == {"all", 1, 2, ("weight", "a", 0)}
