@@ -122,7 +122,7 @@ def test_plots_say_what_is_under_the_pointer(browser: Any, tmp_path: Path) -> No
     for plot in ("by-layer", "by-bit", "by-both"):
         element = browser.find_element("id", plot)
         browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
-        ActionChains(browser).move_to_element(element).perform()
+        ActionChains(browser).move_to_element_with_offset(element, 8, 0).perform()  # not between two bits
         tip = browser.find_element("id", "tip").text
         assert " of " in tip
         assert ("bit 16" in tip) == (plot != "by-layer")
@@ -149,7 +149,9 @@ def test_layer_types_can_be_hidden(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path, layers=layers_like(10))
     button = browser.find_element("css selector", ".legend button")
     button.click()
-    visible = browser.execute_script("return [...document.querySelectorAll('#layers tbody tr')].map(r => !!r.offsetParent)")
+    visible = browser.execute_script(
+        "return [...document.querySelectorAll('#layers tbody tr')].map(r => !!r.offsetParent)"
+    )
     assert visible == [i % 5 != 0 for i in range(10)]
     assert button.get_attribute("aria-pressed") == "false"
 

@@ -39,8 +39,12 @@ def test_a_name_can_not_command_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    "lines, expected",
-    [([], ""), ([Line(0, "a", "ReLU", None)], ""), ([Line(0, "a", "ReLU", 0.0)], "  1 of 1 layers without a misclassification")],
+    ("lines", "expected"),
+    [
+        ([], ""),
+        ([Line(0, "a", "ReLU", None)], ""),
+        ([Line(0, "a", "ReLU", 0.0)], "  1 of 1 layers without a misclassification"),
+    ],
     ids=["no layer", "no rate", "no misclassification"],
 )
 def test_nothing_to_show(lines: list[Line], expected: str) -> None:
@@ -53,8 +57,13 @@ class Screen(io.TextIOWrapper):
 
 
 @pytest.mark.parametrize(
-    "encoding, environ, expected",
-    [("utf-8", {}, True), ("utf-8", {"NO_COLOR": "1"}, False), ("utf-8", {"TERM": "dumb"}, False), ("ascii", {}, False)],
+    ("encoding", "environ", "expected"),
+    [
+        ("utf-8", {}, True),
+        ("utf-8", {"NO_COLOR": "1"}, False),
+        ("utf-8", {"TERM": "dumb"}, False),
+        ("ascii", {}, False),
+    ],
     ids=["terminal", "NO_COLOR", "dumb", "ascii"],
 )
 def test_colours_are_for_terminals_that_want_them(encoding: str, environ: dict[str, str], expected: bool) -> None:

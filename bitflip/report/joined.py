@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bitflip.errors import BadInput
-from bitflip.report.runs import COUNTS, Files, Mean, Rate, Row, Run
-from bitflip.report.summary import interval, means_of, spread, total, weighted
+from bitflip.report.runs import COUNTS, Files, Place, Rate, Row, Run
+from bitflip.report.summary import interval, mean, means_of, parts_of, spread, total
 
 FREE = {
     *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "engine", "pool_mib"),
@@ -102,31 +102,43 @@ def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run
     facts["settings"] = {name: value for name, value in first.settings.items() if name in settings_of(first)}
     facts["confidence"] = first.confidence
     facts["complete"] = True
+    cells = _cells(runs)
     joined = Run(
         files=Files(folder, f"{stem}_seeds"),
         seeds=tuple(run.seeds[0] for run in runs),
-        layers=tuple(_joined_rows([run.layers for run in runs], runs)),
-        bits=tuple(_joined_rows([run.bits for run in runs], runs)) if all(run.bits for run in runs) else (),
+        layers=tuple(_joined_rows([run.layers for run in runs], runs, cells)),
+        bits=tuple(_joined_rows([run.bits for run in runs], runs, cells)) if all(run.bits for run in runs) else (),
         means=(),
         facts=facts,
         left_out=tuple(left_out),
     )
-    return replace(joined, means=tuple(_joined_means(runs, joined)))
+    parts = {row.place: parts_of(cells[row.place], first) for row in joined.layers}
+    each = [{(mean.of, mean.name): mean.rate.value for mean in means_of(run)} for run in runs]
+    means = (
+        replace(mean, seeds=tuple(of_run.get((mean.of, mean.name)) for of_run in each))
+        for mean in means_of(joined, parts)
+    )
+    return replace(joined, means=tuple(means))
 
 
-def _joined_rows(tables: Sequence[Sequence[Row]], runs: Sequence[Run]) -> Iterable[Row]:
+def _cells(runs: Sequence[Run]) -> dict[Place, list[Row]]:
+    """The rows of all runs by layer, as finely as the files have them."""
+    cells: dict[Place, list[Row]] = defaultdict(list)
+    for run in runs:
+        for row in run.bits or run.layers:
+            cells[row.place].append(row)
+    return cells
+
+
+def _joined_rows(
+    tables: Sequence[Sequence[Row]], runs: Sequence[Run], cells: Mapping[Place, Sequence[Row]]
+) -> Iterable[Row]:
     """One row for each (layer, bit) of any table, in order."""
     found: dict[Hashable, dict[int, Row]] = defaultdict(dict)
     for index, table in enumerate(tables):
         for row in table:
             found[row.place, row.bit][index] = row
     places = {row.place: number for number, row in enumerate(runs[0].layers)}
-    cells: dict[Hashable, list[Row]] = defaultdict(list)
-    for run in runs:
-        for row in run.bits or run.layers:
-            cells[row.place, None].append(row)
-            if row.bit is not None:
-                cells[row.place, row.bit].append(row)
     for by_run in sorted(found.values(), key=lambda rows: _order(next(iter(rows.values())), places)):
         rows = list(by_run.values())
         place, bit = rows[0].place, rows[0].bit
@@ -136,7 +148,7 @@ def _joined_rows(tables: Sequence[Sequence[Row]], runs: Sequence[Run]) -> Iterab
             place,
             sum(row.misclassified for row in rows),
             sum(row.correct for row in rows),
-            _rate(values, rows, cells[place, bit], runs[0]),
+            _rate(values, rows, [row for row in cells[place] if bit in (None, row.bit)], runs[0]),
             total(known) if len(known) == len(rows) else None,
             bit,
             values,
@@ -155,16 +167,9 @@ def _rate(values: Sequence[float | None], rows: Sequence[Row], parts: Sequence[R
     pooled = 100 * sum(row.misclassified for row in rows) / sum(row.correct for row in rows)
     value = pooled if rows[0].bit is not None else statistics.fmean(have)
     if run.weighted and rows[0].bit is None:
-        return weighted(parts, run)
+        return mean(parts_of(parts, run), run.confidence)
     low, high = interval(parts, run.target, run.confidence)
     return Rate(value, min(low, value), max(high, value))
-
-
-def _joined_means(runs: Sequence[Run], joined: Run) -> Iterable[Mean]:
-    """Means of the joined layers, with the mean of each seed."""
-    each = [{(mean.of, mean.name): mean.rate.value for mean in means_of(run)} for run in runs]
-    for mean in means_of(joined):
-        yield replace(mean, seeds=tuple(of_run.get((mean.of, mean.name)) for of_run in each))
 
 
 # --- files ---

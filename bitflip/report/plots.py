@@ -91,12 +91,13 @@ def _saved(figure: Figure | None) -> dict[str, bytes] | None:
     from PIL import Image
 
     png, svg = io.BytesIO(), io.BytesIO()
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     picture.quantize(256).save(png, "png", dpi=(DPI, DPI))  # a third of the bytes, and all colours that it has
     figure.set_layout_engine("none")  # everything has its place by now
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    canvas = FigureCanvasSVG(figure)
+    canvas.print_svg(svg, metadata={"Date": None, "Creator": None})
     return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitflip import intervals
-from bitflip.intervals import Estimate
-from bitflip.report.runs import Mean, Outcomes, Rate, Row, Run
+from bitflip.intervals import Sums
+from bitflip.report.runs import Mean, Outcomes, Place, Rate, Row, Run
 
 
 @dataclass(frozen=True)
@@ -40,40 +41,54 @@ def means(run: Run) -> list[Mean]:
     return list(run.means) or means_of(run)
 
 
-def interval(rows: Sequence[Row], target: str, confidence: float) -> tuple[float, float]:
-    """The interval, in percent, of the rate of all images of some rows."""
-    wrong, correct = sum(row.misclassified for row in rows), sum(row.correct for row in rows)
+def sums(rows: Sequence[Row], target: str) -> Sums[float]:
+    """What intervals need to know about all faults of some rows.
+
+    How the images of a row spread over its flips is not in the files: where there are several flips, each is taken to
+    break all of its images or none, which makes the interval the widest that it can be.
+    """
+    wrong, correct = (float(sum(getattr(row, name) for row in rows)) for name in ("misclassified", "correct"))
     if target == "neuron":
-        found = intervals.wilson(float(wrong), float(correct), confidence)
-        return 100 * found.low, 100 * found.high
+        return Sums.single(wrong, correct)
     flips = mm = mn = nn = 0.0
     for row in rows:
         count = row.outcomes.flips if row.outcomes else 1  # without a count, a run's flips are taken as one
         if count == 0:
             continue
         flips += count
-        # Where the flips of a row are not known apart, each breaks all of its images or none: the widest interval.
         mm += row.misclassified**2 if count == 1 else row.misclassified * row.correct / count
         mn += row.misclassified * row.correct / count
         nn += row.correct**2 / count
-    found = intervals.clustered(flips, float(wrong), float(correct), mm, mn, nn, confidence)
+    return Sums(flips, wrong, correct, mm, mn, nn)
+
+
+def interval(rows: Sequence[Row], target: str, confidence: float) -> tuple[float, float]:
+    """The interval, in percent, of the rate of all images of some rows."""
+    s = sums(rows, target)
+    if target == "neuron":
+        found = intervals.wilson(s.m, s.n, confidence)
+    else:
+        found = intervals.clustered(s.flips, s.m, s.n, s.mm, s.mn, s.nn, confidence)
     return 100 * found.low, 100 * found.high
 
 
-def weighted(rows: Sequence[Row], run: Run) -> Rate:
-    """The rate of a random bit of a layer whose bits were not drawn alike, from its rows by bit.
+def parts_of(rows: Sequence[Row], run: Run) -> list[Sums[float]]:
+    """The parts that the rate of a layer is the mean of: one, or one for each bit where bits were not drawn alike.
 
-    Nothing is known about a bit that was not flipped, so its rate is 50 % +- 50 %.
+    Args:
+        rows: of the layer: by bit where bits were not drawn alike, of several seeds where they are joined.
+        run: that the layer is of.
     """
-    parts = []
-    for bit in range(run.width_of(rows[0].place)):
-        of_bit = [row for row in rows if row.bit == bit]
-        correct = sum(row.correct for row in of_bit)
-        low, high = interval(of_bit, run.target, run.confidence) if correct else (0.0, 100.0)
-        share = sum(row.misclassified for row in of_bit) / correct if correct else 0.5
-        parts.append(Estimate(share, low / 100, high / 100))
-    mean = intervals.mean(parts)
-    return Rate(100 * mean.rate, 100 * mean.low, 100 * mean.high)
+    if not run.weighted:
+        return [sums(rows, run.target)]
+    width = run.width_of(rows[0].place)
+    return [sums([row for row in rows if row.bit == bit], run.target) for bit in range(width)]
+
+
+def mean(parts: Sequence[Sums[float]], confidence: float) -> Rate:
+    """The mean of the rates of parts of equal weight."""
+    found = intervals.mean(parts, confidence=confidence)
+    return Rate(None) if math.isnan(found.rate) else Rate(100 * found.rate, 100 * found.low, 100 * found.high)
 
 
 def total(outcomes: Iterable[Outcomes]) -> Outcomes | None:
@@ -84,27 +99,24 @@ def total(outcomes: Iterable[Outcomes]) -> Outcomes | None:
     return whole
 
 
-def means_of(run: Run) -> list[Mean]:
-    """The mean rate of each layer type and of the network, over the layers that have a rate."""
+def means_of(run: Run, parts: Mapping[Place, Sequence[Sums[float]]] | None = None) -> list[Mean]:
+    """The mean rate of the network, and of each layer type, over the layers that have a rate.
+
+    Args:
+        run: that the layers are of.
+        parts: what their rates are means of, for intervals; see :func:`parts_of`.
+    """
     groups = [("network", "all", run.layers)]
     groups += [("type", name, tuple(row for row in run.layers if row.place.type == name)) for name in run.types]
-    means = []
+    found = []
     for of, name, rows in groups:
-        rates = [row.rate for row in rows if row.rate.value is not None]
-        if not rates:
-            means.append(Mean(of, name, Rate(None)))
-            continue
-        parts = [
-            Estimate(r.value / 100, r.low / 100, r.high / 100)
-            for r in rates
-            if r.value is not None and r.low is not None and r.high is not None
-        ]
-        if len(parts) == len(rates):
-            mean = intervals.mean(parts)
-            means.append(Mean(of, name, Rate(100 * mean.rate, 100 * mean.low, 100 * mean.high)))
-        else:
-            means.append(Mean(of, name, Rate(statistics.fmean(r.value for r in rates if r.value is not None))))
-    return means
+        known = [row for row in rows if row.rate.value is not None]
+        rate = Rate(statistics.fmean(row.rate.value or 0.0 for row in known) if known else None)
+        if known and parts is not None:
+            ends = mean([part for row in known for part in parts[row.place]], run.confidence)
+            rate = Rate(rate.value, ends.low, ends.high)
+        found.append(Mean(of, name, rate))
+    return found
 
 
 def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, float | None]:
