@@ -49,6 +49,9 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("repeats", 1, "2", 2, "3", 3),
     ("engine", "wave", "reference", "reference", "wave", "wave"),
     ("pool_mib", None, "100", 100, "200", 200),
+    ("faults", None, "a.csv", Path("a.csv"), "b.csv", Path("b.csv")),
+    ("limit", None, "100", 100, "200", 200),
+    ("save_faults", None, "a.csv", Path("a.csv"), "b.csv", Path("b.csv")),
 ]
 each_field = pytest.mark.parametrize("field", FIELDS, ids=[field[0] for field in FIELDS])
 
