@@ -115,8 +115,8 @@ class Hyperparameters(BaseSettings):
     )
     margin: float | None = _field(
         None,
-        "go on, with further flips per image (batch), until every layer's confidence interval reaches at most so many "
-        "percentage points to either side",
+        "go on, with further flips per image (batch), until half the width of every layer's confidence interval is at "
+        "most so many percentage points",
         "a number above 0 and below 50",
         gt=0,
         lt=50,
@@ -128,6 +128,7 @@ class Hyperparameters(BaseSettings):
         False, "also log every misclassification with its value and bits, before and after", "true or false"
     )
     fault_table: bool = _field(False, "also write a Parquet file with a row for every injection", "true or false")
+    plots: bool = _field(True, "end with plots of the rates by layer and by bit", "true or false")
     fresh: bool = _field(False, "start over where an unfinished run could be gone on with", "true or false")
     rerun: Path | None = _field(
         None,

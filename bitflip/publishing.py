@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bitflip import devices, provenance, rates, results
+from bitflip import devices, provenance, rates, results, terminal
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.rates import LayerEstimate
@@ -49,7 +49,21 @@ def report(experiment: Experiment, done: Done, prefix: str, started: str) -> Non
                 path.unlink(missing_ok=True)  # of an earlier run, whose other files are replaced here
         if done.complete:
             final.partial().remove()
+    if settings.plots and done.complete:
+        from bitflip import report as pictures  # brings matplotlib, which is slow to import
+
+        written += pictures.draw([Paths.of(settings, prefix, seed).table for seed in settings.all_seeds])
     print("Results:", *written, sep="\n  ")
+    all_layers = [_line(found) for found in experiment.estimates(counts)]
+    pretty = terminal.is_pretty(sys.stdout)
+    print(terminal.most_fragile(all_layers, confidence=settings.confidence, pretty=pretty))
+
+
+def _line(found: LayerEstimate) -> terminal.Line:
+    layer, rate = found.item.layer, found.rate
+    path = f"{layer.path}, call {layer.call + 1}" if layer.call else layer.path
+    ends = (None, None, None) if rate is None else (rate.value, rate.low, rate.high)
+    return terminal.Line(found.item.number, path, layer.type, *ends)
 
 
 def _facts(

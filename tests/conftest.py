@@ -165,7 +165,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [script, *map(str, arguments)])
-            for name, value in environ.items():
+            for name, value in {"plots": "false", **environ}.items():  # plots take seconds
                 patch.setenv(name, value)
             with pytest.raises(SystemExit) as exit_:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -184,7 +184,7 @@ def run_process(tmp_path: Path) -> RunScript:
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "plots": "false", **environ},
             capture_output=True,
             text=True,
             timeout=200,

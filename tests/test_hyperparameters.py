@@ -41,6 +41,7 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("output_path", Path("/output"), "out", Path("out"), "out2", Path("out2")),
     ("detailed_log", False, "true", True, "false", False),
     ("fault_table", False, "true", True, "false", False),
+    ("plots", True, "false", False, "true", True),
     ("fresh", False, "1", True, "0", False),
     ("rerun", None, RERUN, Path(RERUN), RERUN, Path(RERUN)),
     ("device", "auto", "cpu", "cpu", "cuda:1", "cuda:1"),
@@ -92,6 +93,8 @@ def test_command_line_beats_environment(form: str, field: tuple[Any, ...], monke
     written = flag(name) if "-b" in form else f"--{name}"
     if value is False:  # a switch, which takes no value
         argv = [written.replace("--", "--no_" if "_b" in form else "--no-")]
+    elif value is True:
+        argv = [written]
     else:
         argv = [f"{written}={text}"] if "=" in form else [written, text]
     assert getattr(read(*argv), name) == value

@@ -112,6 +112,16 @@ def test_files_and_their_names(script: str, run_digits: RunDigits, few_digits: F
 
 
 @SCRIPTS
+def test_a_run_ends_with_plots(script: str, run_digits: RunDigits, few_digits: FewDigits) -> None:
+    few_digits(40)
+    result = run_digits(script, "--layer-num", "1,4", "--plots")
+    drawn = {f"{result.stem}_{name}.{kind}" for name in ("layers", "bits", "heatmap") for kind in ("png", "svg")}
+    assert set(names(result.folder)) == drawn | {f"{result.stem}{suffix}" for suffix in SUFFIXES}
+    assert all(f"  {result.folder / name}" in result.done.out.splitlines() for name in drawn)
+    assert re.search("most fragile layers|without a misclassification", result.done.out, flags=re.I)
+
+
+@SCRIPTS
 def test_a_seed_from_the_clock_is_printed_and_written_everywhere(
     script: str, run_script: RunScript, few_digits: FewDigits, tmp_path: Path
 ) -> None:
