@@ -22,7 +22,17 @@ if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --he
     from bitflip.layers import Numbered
 
 MARGIN = 1.0  # percentage points, unless the margin is given
-UNUSED = ("seeds", "detailed_log", "fault_table", "fresh", "rerun", "faults", "save_faults", "repeats")  # of a plan
+UNUSED = (
+    "seeds",
+    "detailed_log",
+    "fault_table",
+    "fresh",
+    "rerun",
+    "faults",
+    "limit",
+    "save_faults",
+    "repeats",
+)  # of a plan
 
 
 @dataclass(frozen=True)
