@@ -1,6 +1,6 @@
 """How often do the intervals hold, and how wide are they? The tables of docs/statistics.md.
 
-python -m benchmarks.intervals                    # all tables, about a minute on two CPU cores
+python -m benchmarks.intervals                    # all tables, about two minutes on two CPU cores
 python -m benchmarks.intervals --runs 500         # the same, rougher
 python -m benchmarks.intervals --tables wilson    # one of them
 """

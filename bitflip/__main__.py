@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from bitflip.errors import BadInput
 
 COMMANDS = {
+    "plan": "how many faults a margin of error takes, and how long they take here",
     "report": "pictures and a page of a run, from its result files; many seeds joined into one",
     "verify": "run a published fault list and compare with its published outcomes",
 }

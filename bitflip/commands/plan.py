@@ -1,0 +1,296 @@
+"""``python -m bitflip plan``: how many faults a margin of error takes, and how long they take here."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitflip.errors import BadInput
+from bitflip.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
+    from bitflip.experiment import Experiment
+    from bitflip.faults import Target
+    from bitflip.layers import Numbered
+
+MARGIN = 1.0  # percentage points, unless the margin is given
+UNUSED = (
+    "seeds",
+    "detailed_log",
+    "fault_table",
+    "fresh",
+    "rerun",
+    "faults",
+    "limit",
+    "save_faults",
+    "repeats",
+)  # of a plan
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one layer takes: a row of the table.
+
+    Attributes:
+        layer: its number.
+        type, path, call, parameter: see :class:`bitflip.layers.Layer` and :class:`bitflip.layers.Numbered`.
+        elements: values that can be hit.
+        bits: of one value.
+        population: all faults that there are: elements x bits, for neurons x images.
+        faults: how many of them are enough to know the layer's rate.
+        faults_per_bit: how many of one bit are enough to know that bit's rate.
+    """
+
+    layer: int
+    type: str
+    path: str
+    call: int
+    parameter: str
+    elements: int
+    bits: int
+    population: int
+    faults: int
+    faults_per_bit: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one batch with one flip per image (or one for the batch) in every layer showed.
+
+    Attributes:
+        images: in the batch.
+        correct: those of them that the clean model classifies correctly.
+        seconds: that it took.
+    """
+
+    images: int
+    correct: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What can be asked of a campaign.
+
+    Attributes:
+        name: of what is known to within the margin.
+        faults: how many it takes, in all layers together.
+        rounds: flips per image (neurons) or batch (weights) in every layer.
+        seconds: for that.
+    """
+
+    name: str
+    faults: int
+    rounds: int
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags: its own and those settings of the scripts that matter."""
+    parser.add_argument("--target", choices=["neuron", "weight"], default="neuron", help="where bits flip")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="also write the table of layers to a file")
+    for name, setting in Hyperparameters.model_fields.items():
+        if name in UNUSED:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        text = (setting.description or "").replace("%", "%%")
+        if name == "margin":
+            text = f"half the width of the interval, in percentage points; default {MARGIN:g}"
+        if setting.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan and return 0.
+
+    Raises:
+        BadInput: for bad settings, or a file that can't be written.
+    """
+    from bitflip import experiment
+
+    if arguments.csv is not None and not arguments.csv.parent.is_dir():
+        raise BadInput(f"csv (--csv): expected a file in a folder that is there, got {arguments.csv}")
+    settings = experiment.checked(_flags(arguments), arguments.target)
+    prepared = experiment.prepare(settings, arguments.target)
+    if not prepared.layers:
+        raise BadInput(f"layer_type, layer_num: expected at least one layer with a {arguments.target} to flip")
+    margin = MARGIN if settings.margin is None else settings.margin
+    needs = [
+        need(item, arguments.target, prepared.images, margin / 100, settings.confidence, settings.bit)
+        for item in prepared.layers
+    ]
+    trial = measure(prepared)
+    goals = plan(
+        needs, arguments.target, prepared.images, settings.batch_size, trial, margin / 100, settings.confidence
+    )
+    print(_text(prepared, needs, goals, trial, margin))
+    if arguments.csv is not None:
+        _write(arguments.csv, needs)
+    return 0
+
+
+def _flags(arguments: argparse.Namespace) -> list[str]:
+    """The command line of a script with the same settings; unless told, results go nowhere in particular."""
+    flags = ["--output-path", tempfile.gettempdir()]
+    for name in Hyperparameters.model_fields:
+        value = getattr(arguments, name, None)
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{flag}")
+        elif value is not None:
+            flags.append(f"--{flag}={value}")
+    return flags
+
+
+def need(item: Numbered, target: Target, images: int, margin: float, confidence: float, bit: int | None = None) -> Need:
+    """What one layer takes.
+
+    Args:
+        item: the layer.
+        target: where bits flip.
+        images: in the test set.
+        margin: half the width of the interval, as a fraction.
+        confidence: of that interval.
+        bit: the only bit that is flipped, if it is.
+    """
+    from bitflip.sampling import sample_size
+
+    layer = item.layer
+    shape, width = (layer.shape, layer.bits) if target == "neuron" else (layer.weight_shape, layer.weight_bits)
+    elements = math.prod(shape or ())
+    per_bit = elements * (images if target == "neuron" else 1)
+    bits = width if bit is None else 1
+    return Need(
+        item.number,
+        layer.type,
+        layer.path,
+        layer.call,
+        item.parameter,
+        elements,
+        bits,
+        per_bit * bits,
+        sample_size(per_bit * bits, margin, confidence),
+        sample_size(per_bit, margin, confidence),
+    )
+
+
+def measure(experiment: Experiment) -> Trial:
+    """Run the first batch, once to warm up and once with a clock."""
+    from bitflip import campaign, datasets
+
+    size = min(experiment.settings.batch_size, experiment.images)
+    batch = next(iter(datasets.batches(experiment.test_set, size, size)))
+    sampling = experiment.sampling
+    for turn in range(2):
+        began = time.monotonic()
+        [outcomes] = campaign.run(
+            experiment.engine,
+            experiment.target,
+            [batch],
+            lambda first, count, turn=turn: sampling.flips(experiment.layers, first, count, turn),  # type: ignore[misc]
+            placement=experiment.placement,
+            progress=lambda faulty: None,
+        )
+        seconds = time.monotonic() - began
+    return Trial(size, int(outcomes.correct.sum()), seconds)
+
+
+def plan(
+    needs: Sequence[Need],
+    target: Target,
+    images: int,
+    batch_size: int,
+    trial: Trial,
+    margin: float,
+    confidence: float,
+) -> list[Goal]:
+    """What the network's rate, each layer's and each bit's take.
+
+    A flip of a neuron counts if its image is classified correctly without it; in the trial, so many were.
+    """
+    from bitflip.sampling import sample_size
+
+    once = images / trial.images * trial.seconds  # a flip per image, or per batch, in every layer
+    counted = max(1, images * trial.correct // trial.images) if target == "neuron" else math.ceil(images / batch_size)
+    network = sample_size(sum(need.population for need in needs), margin, confidence)
+    most = max(need.faults for need in needs)
+    rarest = max(need.faults_per_bit * need.bits for need in needs)
+    wanted = {
+        "the network's rate": (network, math.ceil(network / len(needs) / counted)),
+        "each layer's rate": (sum(need.faults for need in needs), math.ceil(most / counted)),
+        "each bit's rate in each layer": (
+            sum(need.faults_per_bit * need.bits for need in needs),
+            math.ceil(rarest / counted),
+        ),
+    }
+    return [Goal(name, faults, rounds, rounds * once) for name, (faults, rounds) in wanted.items()]
+
+
+def _text(experiment: Experiment, needs: Sequence[Need], goals: Sequence[Goal], trial: Trial, margin: float) -> str:
+    confidence = 100 * experiment.settings.confidence
+    per = "image" if experiment.target == "neuron" else "batch"
+    layers = [("layer", "type", "path", "faults there are", "enough", "enough per bit")]
+    for row in needs:
+        path = row.path + (f" (call {row.call + 1})" if row.call else "")
+        path += f".{row.parameter}" if row.parameter not in ("", "weight") else ""
+        layers.append(
+            (str(row.layer), row.type, path, f"{row.population:,}", f"{row.faults:,}", f"{row.faults_per_bit:,}")
+        )
+    wanted = [("to know", "faults", f"flips per {per} and layer", "time")]
+    wanted += [(goal.name, f"{goal.faults:,}", f"{goal.rounds:,}", duration(goal.seconds)) for goal in goals]
+    return "\n".join(
+        [
+            experiment.title,
+            f"For a margin of {margin:g} percentage points either way at {confidence:g} % confidence, at any rate:",
+            "",
+            *_columns(layers, left=3),
+            "",
+            *_columns(wanted, left=1),
+            "",
+            f"Times are estimates, from one batch of {trial.images} images that took {trial.seconds:.2f} s.",
+            f"Rates near 0 or 100 % need fewer: --margin {margin:g} stops when the intervals are narrow enough.",
+        ]
+    )
+
+
+def _columns(rows: Sequence[tuple[str, ...]], left: int) -> list[str]:
+    """Rows as aligned lines; the first ``left`` columns hold words, the others numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if i < left else f"{cell:>{width}}" for i, (cell, width) in enumerate(cells)
+        ).rstrip()
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+
+
+def duration(seconds: float) -> str:
+    """A time for people, of two figures: ``45 s``, ``12 min``, ``3.5 h``, ``12 days``."""
+    units = [("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800), ("days", 86_400, math.inf)]
+    unit, length = next((unit, length) for unit, length, most in units if seconds < most)
+    value = seconds / length
+    return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+
+
+def _write(path: Path, needs: Sequence[Need]) -> None:
+    from bitflip import results
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in fields(Need)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in needs)
+    try:
+        with results.replacing(path) as file:
+            file.write(buffer.getvalue())
+    except OSError as error:
+        raise BadInput(f"csv (--csv): expected a file that can be written to, got {path} ({error.strerror})") from error
