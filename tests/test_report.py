@@ -330,14 +330,23 @@ def test_plots_that_have_nothing_to_show_any_more_are_removed(tmp_path: Path) ->
     assert not (tmp_path / "net_digits_1_heatmap.png").exists()
 
 
-def test_plots_at_the_end_of_a_run_never_harm_it(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_plots")
+def test_a_report_at_the_end_of_a_run_never_harms_it(tmp_path: Path) -> None:
     table = write_run(tmp_path)
-    assert {path.name for path in report.draw([table])} == {
-        f"net_digits_1_{name}.{kind}" for name in plots.NAMES for kind in plots.KINDS
-    }
+    assert report.draw([table]) == report.outputs(report.read(table).files)
     edited(table, lambda text: text[:-5])
-    with pytest.warns(UserWarning, match="no plots were drawn: .*cut off"):
+    with pytest.warns(UserWarning, match=r"no report was written: .*cut off"):
         assert report.draw([table]) == []
+
+
+@pytest.mark.usefixtures("quick_plots")
+def test_several_seeds_of_one_run_are_reported_as_one(tmp_path: Path) -> None:
+    tables = [write_run(tmp_path, seed) for seed in (1, 2)]
+    stale = report.draw(tables[:1])
+    written = report.draw(tables)
+    assert {path.name.split(".")[0] for path in written} >= {"net_digits_seeds", "net_digits_seeds_means"}
+    assert all(path.exists() for path in written)
+    assert not any(path.exists() for path in stale)
 
 
 # --- plots ---

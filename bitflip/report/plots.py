@@ -321,9 +321,8 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
     )
     axes.set_xlim(-0.6, count - 0.4)
     _bit_axis(axes, count)
-    axes.set_xlabel(
-        f"bit, from the most significant; {_note(run)}".removesuffix("; ").replace("; grey: range of seeds", "")
-    )
+    level = f"; whiskers: {run.confidence * 100:g} % interval" if found[0].rate.interval else ""
+    axes.set_xlabel(f"bit, from the most significant{level}")
     return figure
 
 
