@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -328,14 +330,23 @@ def test_plots_that_have_nothing_to_show_any_more_are_removed(tmp_path: Path) ->
     assert not (tmp_path / "net_digits_1_heatmap.png").exists()
 
 
-def test_plots_at_the_end_of_a_run_never_harm_it(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_plots")
+def test_a_report_at_the_end_of_a_run_never_harms_it(tmp_path: Path) -> None:
     table = write_run(tmp_path)
-    assert {path.name for path in report.draw([table])} == {
-        f"net_digits_1_{name}.{kind}" for name in plots.NAMES for kind in plots.KINDS
-    }
+    assert report.draw([table]) == report.outputs(report.read(table).files)
     edited(table, lambda text: text[:-5])
-    with pytest.warns(UserWarning, match="no plots were drawn: .*cut off"):
+    with pytest.warns(UserWarning, match=r"no report was written: .*cut off"):
         assert report.draw([table]) == []
+
+
+@pytest.mark.usefixtures("quick_plots")
+def test_several_seeds_of_one_run_are_reported_as_one(tmp_path: Path) -> None:
+    tables = [write_run(tmp_path, seed) for seed in (1, 2)]
+    stale = report.draw(tables[:1])
+    written = report.draw(tables)
+    assert {path.name.split(".")[0] for path in written} >= {"net_digits_seeds", "net_digits_seeds_means"}
+    assert all(path.exists() for path in written)
+    assert not any(path.exists() for path in stale)
 
 
 # --- plots ---
@@ -523,5 +534,56 @@ def test_the_page_says_every_rate(tmp_path: Path) -> None:
     run = report.read(write_run(tmp_path, shares=fragile_exponent))
     html = page.html(run)
     for row in run.layers:
-        assert f'data-v="{row.rate.value:.10g}"' in html
+        assert f'data-v="{row.rate.value:.7g}"' in html
         assert row.place.path in html
+
+
+# --- sample-output ---
+
+SAMPLES = ROOT / "sample-output"
+MADE = (".html", ".png", ".svg")
+AGAIN = "python -m bitflip report sample-output"
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reports of the samples, made again from what the runs wrote."""
+    folder = tmp_path_factory.mktemp("samples")
+    for path in SAMPLES.iterdir():
+        if path.suffix not in MADE:
+            shutil.copy(path, folder)
+    assert main(["report", str(folder)]) == 0
+    return folder
+
+
+def test_the_samples_have_their_reports(again: Path) -> None:
+    made, samples = ({path.name for path in folder.iterdir()} for folder in (again, SAMPLES))
+    assert made == samples, AGAIN
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.glob("*.html")))
+def test_sample_pages_are_what_the_report_writes(again: Path, name: str) -> None:
+    assert (again / name).read_text(encoding="utf-8") == (SAMPLES / name).read_text(encoding="utf-8"), AGAIN
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.glob("*.png")))
+def test_sample_plots_are_what_the_report_draws(again: Path, name: str) -> None:
+    """To the eye: another release of matplotlib may place a letter elsewhere by a fraction of a pixel."""
+    new, old = (np.asarray(Image.open(folder / name).convert("L"), dtype=float) for folder in (again, SAMPLES))
+    assert np.abs(np.subtract(new.shape, old.shape)).max() <= 6, AGAIN
+    height, width = np.minimum(new.shape, old.shape)
+    difference = np.abs(new[:height, :width] - old[:height, :width])
+    assert difference.mean() < 6, AGAIN
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.glob("*.svg")))
+def test_sample_drawings_are_those_of_the_plots(again: Path, name: str) -> None:
+    """The same shapes, and, by the same release of matplotlib, in the same places."""
+    new, old = ((folder / name).read_text() for folder in (again, SAMPLES))
+    comments = re.compile(r"<!-- (.*?) -->")  # every text of a plot
+    assert comments.findall(new) == comments.findall(old), AGAIN
+    creator = re.compile(r"Matplotlib v[\d.]+")
+    if creator.findall(new) == creator.findall(old):
+        number = re.compile(r"-?\d+\.\d+")
+        places, sample_places = ([float(text) for text in number.findall(text)] for text in (new, old))
+        assert places == pytest.approx(sample_places, abs=0.05), AGAIN

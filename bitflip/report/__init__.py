@@ -9,16 +9,17 @@ from pathlib import Path
 from bitflip.errors import BadInput, first_line
 from bitflip.files import replacing_bytes
 from bitflip.report import joined, page, plots
-from bitflip.report.runs import Run, read
+from bitflip.report.runs import Files, Run, read
 
-__all__ = ["draw", "join", "read", "write"]
+__all__ = ["Files", "draw", "join", "outputs", "read", "write"]
 
 
 def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
-    """Draw the plots of a run that has just been written; a failure is a warning, for the results are on the disk.
+    """Report a run that has just been written; a failure is a warning, for the results are on the disk.
 
     Args:
-        tables: the ``.csv`` of the run; of several seeds all of them, which are then joined, and drawn as one.
+        tables: the ``.csv`` of the run; of several seeds all of them, which are then reported as one, or not at all
+            if they were interrupted.
         width: of the plots, in inches.
 
     Returns:
@@ -27,12 +28,19 @@ def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
     try:
         runs = [read(table) for table in tables]
         if len(runs) == 1:
-            return _pictures(runs[0], width)
-        run = join(runs, runs[0].files.folder)
-        return [*_tables(run), *_pictures(run, width)]
+            return write(runs[0], width)
+        for run in runs:
+            for path in outputs(run.files):  # of an earlier run, whose results are no longer there
+                path.unlink(missing_ok=True)
+        return write(join(runs, runs[0].files.folder), width) if all(run.complete for run in runs) else []
     except Exception as error:  # whatever it is, the results must not suffer
-        warnings.warn(f"no plots were drawn: {first_line(error)}", stacklevel=2)
+        warnings.warn(f"no report was written: {first_line(error)}", stacklevel=2)
         return []
+
+
+def outputs(of: Files) -> list[Path]:
+    """What reports add to the files of a run: plots and page."""
+    return [*(of.picture(name, kind) for name in plots.NAMES for kind in plots.KINDS), of.page]
 
 
 def write(run: Run, width: float = plots.WIDTH) -> list[Path]:
@@ -43,7 +51,7 @@ def write(run: Run, width: float = plots.WIDTH) -> list[Path]:
     """
     written = [*_tables(run), *_pictures(run, width)]
     of = run.files
-    own = [of.table, of.bits, of.means, of.run, of.summary, of.detail, of.faults, *_picture_paths(run)]
+    own = [of.table, of.bits, of.means, of.run, of.summary, of.detail, of.faults, *outputs(of)[:-1]]
     _put(of.page, page.html(run, [path for path in own if path.exists()]).encode())
     return [*written, of.page]
 
@@ -67,10 +75,6 @@ def _put(path: Path, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise BadInput(f"{path}: expected a file that can be written ({error.strerror})") from error
-
-
-def _picture_paths(run: Run) -> list[Path]:
-    return [run.files.picture(name, kind) for name in plots.NAMES for kind in plots.KINDS]
 
 
 def _pictures(run: Run, width: float) -> list[Path]:

@@ -164,8 +164,8 @@ def _bit_axis(count: int, height: float) -> list[str]:
             f'<text class="tick x{fine}" x="{100 * (bit + 0.5) / count:.3f}%" y="{height + 18:g}">{bit}</text>'
         )
     for name, first, last in regions(count):
-        x = 100 * (first if first == last else (first + last + 1) / 2) / count
-        side = "start" if first == last else "middle"
+        x = 100 * (last + 1 if first == last else (first + last + 1) / 2) / count
+        side = "y" if first == last else "middle"
         parts.append(f'<text class="tick region {side}" x="{x:.3f}%" y="-8">{name}</text>')
         if first:
             x = 100 * first / count

@@ -201,7 +201,7 @@ def _table(identity: str, header: Sequence[tuple[str, str]], rows: Iterable[str]
 
 
 def _number_cell(value: float | None, text: str) -> str:
-    return f'<td class="n" data-v="{"" if value is None else f"{value:.10g}"}">{text}</td>'
+    return f'<td class="n" data-v="{"" if value is None else f"{value:.7g}"}">{text}</td>'
 
 
 def _layer_table(run: Run) -> str:

@@ -23,6 +23,7 @@ KINDS = ("png", "svg")
 DPI = 300
 WIDTH = 3.5  # inches, a column of a paper
 FEW = 30  # layers that are drawn with their names
+MANY = 2000  # cells of the heat map that are drawn as shapes in SVG; more are an image there
 LONGEST = 26  # characters of a name on an axis
 MARKERS = "osD^vPXp<>dh8"
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
@@ -97,7 +98,7 @@ def _saved(figure: Figure | None) -> dict[str, bytes] | None:
     picture.quantize(256).save(png, "png", dpi=(DPI, DPI))  # a third of the bytes, and all colours that it has
     figure.set_layout_engine("none")  # everything has its place by now
     canvas = FigureCanvasSVG(figure)
-    canvas.print_svg(svg, metadata={"Date": None, "Creator": None})
+    canvas.print_svg(svg, metadata={"Date": None})
     return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 
@@ -320,9 +321,8 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
     )
     axes.set_xlim(-0.6, count - 0.4)
     _bit_axis(axes, count)
-    axes.set_xlabel(
-        f"bit, from the most significant; {_note(run)}".removesuffix("; ").replace("; grey: range of seeds", "")
-    )
+    level = f"; whiskers: {run.confidence * 100:g} % interval" if found[0].rate.interval else ""
+    axes.set_xlabel(f"bit, from the most significant{level}")
     return figure
 
 
@@ -337,11 +337,11 @@ def _bit_axis(axes: Axes, count: int, middle: float = 0.0) -> None:
         inside = last > first
         axes.annotate(
             name,
-            ((first + last) / 2 + middle if inside else first + middle - 0.5, 1),
+            ((first + last) / 2 + middle if inside else last + middle + 0.5, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 1.5),
             textcoords="offset points",
-            ha="center" if inside else "left",
+            ha="center" if inside else "right",
             va="bottom",
             fontsize=5.5,
             color=GREY,
@@ -353,7 +353,9 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     """The rate by layer and bit, on a square root scale; None unless several bits were flipped."""
     if len({row.bit for row in run.bits}) < 2:
         return None
+    from matplotlib.collections import PatchCollection
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.patches import Rectangle
 
     rows = run.layers
     few = len(rows) <= FEW
@@ -368,10 +370,16 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     colours = LinearSegmentedColormap.from_list("heat", HEAT)
     top = max(float(np.nanmax(share, initial=0.0)), 1e-9)
     norm = PowerNorm(0.5, 0, top if top > 1e-6 else 1.0)
-    axes.set_facecolor("white")
-    axes.patch.set(hatch="//////", edgecolor="#c8c8c8")  # what no flip hit
-    edges = {"linewidth": 0.3, "edgecolor": "white"} if few else {"linewidth": 0, "rasterized": True}
-    mesh = axes.pcolormesh(np.ma.masked_invalid(share), cmap=colours, norm=norm, **edges)
+    axes.set_facecolor(HEAT[0])  # zero, which most cells are
+    _hatch(axes, np.argwhere(np.isnan(share)))
+    hot = np.argwhere(share > 0)
+    cells = PatchCollection([Rectangle((x, y), 1, 1) for y, x in hot.tolist()], cmap=colours, norm=norm, linewidth=0)
+    cells.set_array(share[share > 0])
+    cells.set_rasterized(len(hot) > MANY)
+    axes.add_collection(cells, autolim=False)
+    if few:
+        axes.hlines(range(1, len(rows)), 0, count, color="white", linewidth=0.3)
+        axes.vlines(range(1, count), 0, len(rows), color="white", linewidth=0.3)
     axes.set_xlim(0, count)
     axes.set_ylim(len(rows), 0)
     _bit_axis(axes, count, middle=0.5)
@@ -387,12 +395,23 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
         axes.set_ylabel("layer, by number")
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
-    bar = figure.colorbar(mesh, ax=axes, fraction=0.035, pad=0.02, aspect=30 if height > 2 else 15)
+    bar = figure.colorbar(cells, ax=axes, fraction=0.035, pad=0.02, aspect=30 if height > 2 else 15)
     bar.outline.set_linewidth(0.6)
     ticks = [tick for tick in _root_ticks(norm.vmax or 1.0) if tick <= (norm.vmax or 1.0)]
     bar.set_ticks(ticks, labels=[number(tick) for tick in ticks])
     bar.set_label("misclassification rate (%)")
     return figure
+
+
+def _hatch(axes: Axes, cells: np.ndarray[Any, Any]) -> None:
+    """Hatch the cells that no flip hit, (N, 2) of row and column, as one shape."""
+    if not len(cells):
+        return
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    path = Path.make_compound_path(*(Path([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)]) for y, x in cells))
+    axes.add_patch(PathPatch(path, facecolor="white", hatch="//////", edgecolor="#c8c8c8", linewidth=0))
 
 
 def _step(count: int) -> float:
