@@ -12,6 +12,7 @@ from bitflip.errors import BadInput
 COMMANDS = {
     "report": "pictures and a page of a run, from its result files; many seeds joined into one",
     "verify": "run a published fault list and compare with its published outcomes",
+    "coverage": "what of a network faults can reach, and whether the engines agree on it",
 }
 
 
