@@ -103,9 +103,9 @@ class Experiment:
     @property
     def title(self) -> str:
         """The run in a line."""
-        s = self.settings
+        s, count = self.settings, len({item.number for item in self.layers})
         return (
-            f"{s.model_name} on {s.dataset}: {self.target} faults in {len(self.layers)} layers, {self.images} images, "
+            f"{s.model_name} on {s.dataset}: {self.target} faults in {count} layers, {self.images} images, "
             f"{'seed' if s.seeds is None else 'seeds'} {s.seed if s.seeds is None else s.seeds}, "
             f"{devices.describe(self.placement.device)}, {s.precision}, {self.engine.name} engine"
         )
