@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "how many faults a margin of error takes, and how long they take here",
     "report": "pictures and a page of a run, from its result files; many seeds joined into one",
     "verify": "run a published fault list and compare with its published outcomes",
+    "coverage": "what of a network faults can reach, and whether the engines agree on it",
 }
 
 

@@ -24,7 +24,7 @@ class Sampling:
     """Which faults a campaign samples.
 
     Attributes:
-        target: ``neuron`` (one flip per image and layer) or ``weight`` (one flip per batch and layer).
+        target: ``neuron`` (one flip per image and layer) or ``weight`` (one flip per batch and parameter tensor).
         seeds: each draws faults of its own.
         batch_size: images that one weight flip hits.
         repeats: flips per image (or batch), layer and seed in one round through the test set.
@@ -43,16 +43,18 @@ class Sampling:
         """The flips of a batch, one slot each: by seed, then layer, then repeat.
 
         Args:
-            items: layers; with ``weight``, each has one.
+            items: layers; with ``weight``, each with one of its parameters.
             first: index in the test set of the batch's first image.
             count: images in the batch; for neurons it changes no fault.
             turn: number of the round through the test set, which draws further flips.
         """
         number = first // self.batch_size
         return [
-            faults.neurons(seed, item.layer, first, count, self.bit, repeat, self._shares(item.layer.bits))
+            faults.neurons(seed, item.layer, first, count, self.bit, repeat, self._shares(item.bits))
             if self.target == "neuron"
-            else faults.weight(seed, item.layer, number, self.bit, repeat, self._shares(item.layer.weight_bits))
+            else faults.weight(
+                seed, item.layer, number, self.bit, repeat, self._shares(item.bits), parameter=item.parameter
+            )
             for seed in self.seeds
             for item in items
             for repeat in range(turn * self.repeats, (turn + 1) * self.repeats)
@@ -62,13 +64,13 @@ class Sampling:
         """All faults of one round through so many images, as rows of a fault list."""
         for first in range(0, images, self.batch_size):
             batch = range(first, min(first + self.batch_size, images))
-            again: Counter[Layer] = Counter()
+            again: Counter[tuple[Layer, str]] = Counter()
             for flips in self.flips(items, first, len(batch)):
                 for i in range(len(flips)):
                     place = (flips.layer.path, flips.layer.call, flips.coordinates(i, self.target))
                     hit = batch[i : i + 1] if self.target == "neuron" else batch
-                    yield Fault(self.target, *place, int(flips.bit[i]), hit, again[flips.layer])
-                again[flips.layer] += 1
+                    yield Fault(flips.parameter or "neuron", *place, int(flips.bit[i]), hit, again[flips.where])
+                again[flips.where] += 1
 
     def _shares(self, width: int) -> BitShares | None:
         return tuple(allocation(width).tolist()) if self.importance else None

@@ -88,7 +88,7 @@ class Counts:
         self.table = np.zeros((len(seeds), len(items), BITS, len(COLUMNS)), dtype=np.int64)
         self.largest = np.zeros((len(seeds), len(items), BITS))
         self._first_cell = {
-            (seed, item.layer): (i * len(items) + j) * BITS
+            (seed, *item.where): (i * len(items) + j) * BITS
             for i, seed in enumerate(seeds)
             for j, item in enumerate(items)
         }
@@ -107,7 +107,7 @@ class Counts:
         if slots == 0:
             return
         struck = np.stack([np.broadcast_to(flips.bit, count) for flips in batch.flips])  # (L, B)
-        first = [self._first_cell[flips.seed, flips.layer] for flips in batch.flips]
+        first = [self._first_cell[(flips.seed, *flips.where)] for flips in batch.flips]
         where = np.array(first)[:, None] + struck  # of each injection's cell
         correct = np.broadcast_to(batch.correct.numpy(), where.shape)
         misclassified = batch.misclassified.numpy()

@@ -34,6 +34,28 @@ class TestSet(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
+def check(settings: Hyperparameters) -> list[str]:
+    """One sentence for each of mean and std that does not fit the other settings."""
+    problems = []
+    for name, values in (("mean", settings.means), ("std", settings.stds)):
+        if values is not None and settings.dataset == "digits":
+            problems.append(f"{name} (--{name}): expected nothing, since the digits come normalised, got {values}")
+        elif values is not None and len(values) != settings.channels:
+            problems.append(
+                f"{name} (--{name}): expected {settings.channels} numbers, one for each channel, comma-separated, "
+                f"got {len(values)}"
+            )
+    return problems
+
+
+def classes_of(settings: Hyperparameters, test_set: TestSet) -> int:
+    """The number of classes of a test set that was loaded: of class folders of your own, their number."""
+    if settings.dataset == "folder":
+        assert isinstance(test_set, tv.ImageFolder)
+        return len(test_set.classes)
+    return NUM_CLASSES[settings.dataset]
+
+
 def load(settings: Hyperparameters) -> TestSet:
     """The test images of the data set.
 
@@ -45,6 +67,8 @@ def load(settings: Hyperparameters) -> TestSet:
         return cast(TestSet, digits.load("test", settings.img_size, settings.channels))
     if settings.dataset == "imagenet":
         return _imagenet(settings.input_path, preprocessing(settings))
+    if settings.dataset == "folder":
+        return _folder(settings.input_path, preprocessing(settings))
     return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
 
 
@@ -71,15 +95,17 @@ def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:
     """The usual preprocessing of the data set's test images: image -> normalised (C, H, W) float32."""
     size, dataset = settings.img_size, settings.dataset
     assert size is not None
-    mean, std = list(MEAN[dataset]), list(STD[dataset])
+    known = dataset if dataset in MEAN else "imagenet"
+    mean, std = list(MEAN[known]), list(STD[known])
     steps: list[Callable[[Any], Any]] = []
     if dataset == "imagenet":
         steps += [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
-    elif size != 32:
+    elif dataset == "folder" or size != 32:
         steps += [transforms.Resize((size, size))]
     if settings.channels == 1:
         steps += [transforms.Grayscale()]
         mean, std = [sum(mean) / 3], [sum(std) / 3]
+    mean, std = list(settings.means or mean), list(settings.stds or std)
     steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
     return cast("Callable[[Image.Image], Tensor]", transforms.Compose(steps))
 
@@ -101,6 +127,16 @@ def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet
         "ILSVRC2012_devkit_t12.tar.gz there, or a folder per class (val/n01440764/*.JPEG), "
         "or try --dataset digits, which needs no data"
     )
+
+
+def _folder(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+    folders = _class_folders(root, "folder", transform)
+    if folders is None:
+        raise BadInput(
+            f"input_path (--input-path): no class folders in {root}; put a folder of images per class there, "
+            "or under val/ or test/, or try --dataset digits, which needs no data"
+        )
+    return folders
 
 
 def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
@@ -175,7 +211,9 @@ def _class_folders(root: Path, dataset: str, transform: Callable[[Image.Image], 
         classes = _ClassFolders.names(folder) if folder.is_dir() else []
         if not any(_has_image(folder / name) for name in classes):
             continue
-        expected = NUM_CLASSES[dataset]
+        expected = NUM_CLASSES.get(dataset, len(classes))
+        if len(classes) < 2:
+            raise BadInput(f"input_path (--input-path): expected at least 2 class folders in {folder}, got 1")
         if len(classes) != expected:
             raise BadInput(
                 f"input_path (--input-path): expected {expected} class folders of {dataset} in {folder}, "

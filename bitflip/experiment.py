@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
         ({"dataset", "model_name", "weights", "hub_path"}, lambda: models.check(settings)),
         ({"bit_flip_pos", "model_name"}, lambda: hyperparameters.check_bit(settings, 64 if custom else 32)),
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
+        ({"mean", "std", "channels", "dataset"}, lambda: datasets.check(settings)),
         ({"device"}, lambda: devices.check(settings.device)),
         ({"output_path"}, lambda: results.check_folder(settings.output_path)),
         ({"faults", "save_faults", "limit"}, lambda: faultlist.check_settings(settings)),
@@ -60,7 +61,7 @@ class Experiment:
 
     Attributes:
         chosen: the layers that the user chose.
-        layers: those of them that have what the target needs: for ``weight``, a weight.
+        layers: where faults strike: those of them with an output for each image, or each chosen parameter of theirs.
         images: number of images that will be run.
         together: images that are run together; more than a batch where that is faster and changes no fault.
     """
@@ -79,7 +80,7 @@ class Experiment:
     @property
     def layers(self) -> list[Numbered]:
         """See the class."""
-        return injectable(self.chosen, self.target)
+        return layers.targets(self.chosen, self.target, self.settings.parameter_names)
 
     def estimates(self, counts: Counts, seed: int | None = None) -> list[LayerEstimate]:
         """What was found out about each layer, by the place of a seed; None for all seeds together."""
@@ -102,9 +103,9 @@ class Experiment:
     @property
     def title(self) -> str:
         """The run in a line."""
-        s = self.settings
+        s, count = self.settings, len({item.number for item in self.layers})
         return (
-            f"{s.model_name} on {s.dataset}: {self.target} faults in {len(self.layers)} layers, {self.images} images, "
+            f"{s.model_name} on {s.dataset}: {self.target} faults in {count} layers, {self.images} images, "
             f"{'seed' if s.seeds is None else 'seeds'} {s.seed if s.seeds is None else s.seeds}, "
             f"{devices.describe(self.placement.device)}, {s.precision}, {self.engine.name} engine"
         )
@@ -133,7 +134,8 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
             f"batch_size (--batch-size): expected at most {len(test_set)} with drop_last, the number of images"
         )
     with contextlib.redirect_stdout(sys.stderr):
-        classifier = models.load(settings)
+        classes = datasets.classes_of(settings, test_set)
+        classifier = models.load(settings, classes)
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
     injector = Injector(
@@ -141,17 +143,19 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
         settings.batch_size,
         (settings.channels, settings.img_size, settings.img_size),
     )
-    classes = models.NUM_CLASSES[settings.dataset]
     if len(injector.logits_shape) != 2 or injector.logits_shape[1] < classes:
         raise BadInput(
             f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
             f"image has the shape (1, {classes}), got {injector.logits_shape}"
         )
-    left = layers.of_types(injector.layers, settings.layer_types)
+    found = list(injector.layers)
+    if target == "weight":  # what only holds parameters is listed where one of them is chosen
+        with_one = layers.with_parameters(injector.everything, settings.parameter_names)
+        found += [layer for layer in with_one if layer in injector.holders]
+    left = layers.of_types(found, settings.layer_types)
     chosen = layers.of_numbers(left, settings.layer_numbers)
-    for item in injectable(chosen, target):
-        width = item.layer.bits if target == "neuron" else item.layer.weight_bits
-        if problems := hyperparameters.check_bit(settings, width):
+    for item in layers.targets(chosen, target, settings.parameter_names):
+        if problems := hyperparameters.check_bit(settings, item.bits):
             raise BadInput(*problems)
     size = (1, settings.channels, settings.img_size, settings.img_size)
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
@@ -162,13 +166,6 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
     if target == "neuron" and isinstance(engine, Wave):
         together *= max(1, engine.budget.images(injector.layers) // together)
     return Experiment(settings, target, placement, test_set, images, classifier, injector, engine, chosen, together)
-
-
-def injectable(chosen: Sequence[Numbered], target: Target) -> list[Numbered]:
-    """The layers that have what the target needs: a weight, or an output of its own for each image."""
-    if target == "neuron":
-        return [item for item in chosen if item.layer.per_image]
-    return [replace(item, parameter="weight") for item in chosen if item.layer.weight_shape is not None]
 
 
 def _check_rerun(path: Path | None, target: Target) -> list[str]:

@@ -60,11 +60,11 @@ of the clean top-1 class's probability.
 
 def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table:
     """The injections of one batch, by the flips of one seed: image by image, in the order of the layers."""
-    item_of = {item.layer: item for item in items}
+    item_of = {item.where: item for item in items}
     count = len(batch.labels)
     slots = [slot for slot, flips in enumerate(batch.flips) if flips.seed == seed]
     flips = [batch.flips[slot] for slot in slots]
-    each = [item_of[one.layer] for one in flips]
+    each = [item_of[one.where] for one in flips]
 
     def by_slot(values: Sequence[object]) -> NDArray[Any]:
         return np.tile(np.array(values, dtype=object), count)

@@ -208,9 +208,8 @@ def place_of(layer: Layer, target: str) -> tuple[tuple[int, ...], int] | None:
     """Shape and width in bits of what a target flips in a layer; None if the layer has no such parameter."""
     if target == "neuron":
         return layer.shape, layer.bits
-    if target == "weight" and layer.weight_shape is not None:
-        return layer.weight_shape, layer.weight_bits
-    return None
+    parameter = layer.parameter(target)
+    return None if parameter is None else (parameter.shape, parameter.bits)
 
 
 def check_settings(settings: Hyperparameters) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import time
@@ -14,22 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from bitflip.errors import BadInput, nearest
 
-DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits"]
+DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
 Engine = Literal["wave", "reference"]
 BitSampling = Literal["uniform", "importance"]
 
 DEFAULT_MODEL: dict[str, str] = {"digits": "digits_vgg"}
-DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224}
+DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224, "folder": 224}
+PUBLISHED_SIZE: dict[str, int] = {"inception_v3": 299}  # where it is another one
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 10_000  # in one run
 NOT_OF_A_LIST = (  # settings that say which faults are sampled, or log them
-    *("layer_type", "layer_num", "bit_flip_pos", "bit_sampling", "repeats", "seeds", "margin"),
+    *("layer_type", "layer_num", "parameters", "bit_flip_pos", "bit_sampling", "repeats", "seeds", "margin"),
     *("detailed_log", "fault_table"),
 )
 NOT_RERUN = ("output_path", "fresh", "rerun")  # settings that are not taken from an earlier run
@@ -60,11 +62,16 @@ class Hyperparameters(BaseSettings):
         cli_avoid_json=True,
     )
 
-    dataset: DatasetName = _field("cifar10", "test set", "one of cifar10, cifar100, imagenet, digits")
+    dataset: DatasetName = _field(
+        "cifar10",
+        "test set; folder: class folders of your own",
+        "one of cifar10, cifar100, imagenet, digits, folder",
+    )
     model_name: str | None = _field(
         None,
-        "classifier: a model of chenyaofo/pytorch-cifar-models (cifar10, cifar100), of torchvision.models (imagenet), "
-        "digits_vgg (digits), or your own as FILE.py:factory; default vgg19_bn, for digits digits_vgg",
+        "classifier: a model of chenyaofo/pytorch-cifar-models (cifar10, cifar100), of torchvision.models (imagenet, "
+        "folder), digits_vgg (digits), of timm as timm:NAME, or your own as FILE.py:factory; default vgg19_bn, for "
+        "digits digits_vgg",
         "the name of a model",
     )
     weights: Path | None = _field(
@@ -86,11 +93,22 @@ class Hyperparameters(BaseSettings):
     batch_size: int = _field(256, "images per batch", "a whole number of at least 1", ge=1)
     img_size: int | None = _field(
         None,
-        "height and width of the input in pixels; default 32, for imagenet 224",
+        "height and width of the input in pixels; default 32, for imagenet and folder 224, there for inception_v3 299",
         "a whole number of at least 1",
         ge=1,
     )
     channels: int = _field(3, "channels of the input", "1 or 3", ge=1, le=3)
+    mean: str | None = _field(
+        None,
+        "mean of each channel (of values from 0 to 1) that is subtracted; default that of the data set, for folder "
+        "that of ImageNet",
+        "numbers, one for each channel, comma-separated",
+    )
+    std: str | None = _field(
+        None,
+        "standard deviation of each channel that is divided by; default like mean",
+        "numbers above 0, one for each channel, comma-separated",
+    )
     bit_flip_pos: int = _field(
         -1,
         "bit to flip, 0 = sign bit of a float32, 31 = last mantissa bit; negative: a random bit per fault",
@@ -122,6 +140,11 @@ class Hyperparameters(BaseSettings):
         lt=50,
     )
     confidence: float = _field(0.95, "of all intervals", "a number above 0.5 and below 1, such as 0.95", gt=0.5, lt=1.0)
+    parameters: str = _field(
+        "weight",
+        "parameter tensors that weight faults strike: names such as weight,bias,class_token",
+        "'all' or names of parameter tensors, comma-separated",
+    )
     input_path: Path = _field(Path("/input"), "folder with the data set", "the path of a folder")
     output_path: Path = _field(Path("/output"), "folder for the results", "the path of a folder that can be written to")
     detailed_log: bool = _field(
@@ -202,13 +225,23 @@ class Hyperparameters(BaseSettings):
             raise ValueError("a seed twice")
         return text
 
-    @field_validator("layer_type")
+    @field_validator("layer_type", "parameters")
     @classmethod
-    def _layer_type_list(cls, value: str) -> str:
+    def _list_of_names(cls, value: str) -> str:
         names = [name.strip() for name in value.split(",")]
         if not all(names):
             raise ValueError("empty name")
         return ",".join(dict.fromkeys(names))
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _numbers_per_channel(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        numbers = [float(part) for part in value.split(",")]
+        if not all(map(math.isfinite, numbers)) or (info.field_name == "std" and min(numbers) <= 0):
+            raise ValueError("not finite, or not above 0")
+        return ",".join(map(str, numbers))
 
     @field_validator("layer_num", mode="before")
     @classmethod
@@ -228,6 +261,12 @@ class Hyperparameters(BaseSettings):
         return None if "all" in names else names
 
     @property
+    def parameter_names(self) -> tuple[str, ...] | None:
+        """Names of the chosen parameter tensors, or None for all."""
+        names = tuple(self.parameters.split(","))
+        return None if "all" in names else names
+
+    @property
     def layer_numbers(self) -> tuple[int, ...] | None:
         """Chosen layer numbers in ascending order, or None for all."""
         return None if self.layer_num == "all" else tuple(int(n) for n in self.layer_num.split(","))
@@ -240,16 +279,29 @@ class Hyperparameters(BaseSettings):
         return tuple(seed for first, last in _ranges(self.seeds) for seed in range(first, last + 1))
 
     @property
+    def means(self) -> tuple[float, ...] | None:
+        """What is subtracted from each channel, or None for the data set's own."""
+        return None if self.mean is None else tuple(map(float, self.mean.split(",")))
+
+    @property
+    def stds(self) -> tuple[float, ...] | None:
+        """What each channel is divided by, or None for the data set's own."""
+        return None if self.std is None else tuple(map(float, self.std.split(",")))
+
+    @property
     def bit(self) -> int | None:
         """The bit to flip, counted from the most significant one, or None for a random bit per fault."""
         return None if self.bit_flip_pos < 0 else self.bit_flip_pos
 
     def resolved(self) -> Hyperparameters:
         """Itself with the values filled in that depend on another setting or on the clock."""
+        size = DEFAULT_IMG_SIZE.get(self.dataset, 32)
+        if size == DEFAULT_IMG_SIZE["imagenet"]:
+            size = PUBLISHED_SIZE.get(self.model_name or "", size)
         return self.model_copy(
             update={
                 "model_name": self.model_name or DEFAULT_MODEL.get(self.dataset, "vgg19_bn"),
-                "img_size": self.img_size or DEFAULT_IMG_SIZE.get(self.dataset, 32),
+                "img_size": self.img_size or size,
                 # A list needs the seed only for the choice that ``limit`` makes, which has to be the same again.
                 "seed": self.seed if self.seed >= 0 else 0 if self.faults else time.time_ns() // 1000 % 2**31,
             }

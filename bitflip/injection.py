@@ -1,9 +1,9 @@
 """PyTorchFI's injector with the gaps of release 0.6.0 closed.
 
 What 0.6.0 lacks, and this subclass adds: layer types without a weight and ``all`` (its constructor reads
-``layer.weight`` of every chosen layer), one layer per call of a reused module, weights of any number of dimensions
-(BatchNorm's have one), a constructor that leaves model, random state and logging as they were, and faults that are
-undone, bit for bit, without a copy of the model.
+``layer.weight`` of every chosen layer), one layer per call of a reused module, attention, every parameter tensor of the
+model with any number of dimensions (BatchNorm's have one), a constructor that leaves model, random state and logging as
+they were, and faults that are undone, bit for bit, without a copy of the model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from pytorchfi.core import fault_injection
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from bitflip import bits
 from bitflip.errors import BadInput, first_line
 from bitflip.faults import Flips
-from bitflip.layers import Layer
+from bitflip.layers import Layer, Parameter, is_leaf
 
 
 class WithInput(nn.Module):
@@ -63,7 +65,9 @@ class Injector(fault_injection):
         BadInput: if the model can't take such an image.
 
     Attributes:
-        layers: every call of every leaf module that returns floating-point values, in call order.
+        layers: every call of every leaf module that returns floating-point values, in call order. Of what attention
+            returns, the first tensor counts.
+        holders: the other modules that hold parameters, in the model's own order.
         modules: the leaf modules by path.
         logits_shape: shape of the model's output for one image; empty if that is no tensor.
     """
@@ -73,7 +77,11 @@ class Injector(fault_injection):
         # statistics of BatchNorm, and the faulty model would be wrong with no fault at all.
         model.eval()
         self.layers: list[Layer] = []
+        self.holders: list[Layer] = []
         self.modules: dict[str, nn.Module] = {}
+        self._paths: dict[str, nn.Module] = {}
+        self._listed: set[tuple[int, ...]] = set()
+        self._read = _Reads()
         self.logits_shape: tuple[int, ...] = ()
         self._calls: Counter[str] = Counter()
         self._seen: dict[tuple[str, int], Tensor] | None = None
@@ -90,6 +98,7 @@ class Injector(fault_injection):
                 )
                 images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
                 self._find_shared_outputs(images.to(device=device, dtype=bits.dtype_of(model)))
+            self._find_holders()
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             channels, size, _ = input_shape
             reason = first_line(error)
@@ -105,17 +114,27 @@ class Injector(fault_injection):
         self, model: nn.Module, layer_types: Sequence[Any]
     ) -> tuple[list[RemovableHandle], list[Any], list[Any]]:
         """PyTorchFI's hook for its dummy pass: record the layers of the model, in call order."""
+        inside: set[nn.Module] = set()  # of a leaf
         for name, module in model.named_modules():
-            if not list(module.children()):
-                path = name.removeprefix("model.") if isinstance(model, WithInput) else name
-                if path in self.modules:  # the model has an ``input`` of its own
-                    path = name
+            path = self._path_in(model, name)
+            self._paths[path] = module
+            if is_leaf(module) and module not in inside:
+                inside.update(module.modules())
                 self.modules[path] = module
                 self._profiling.append(
                     module.register_forward_hook(lambda m, _, out, path=path: self._record(path, m, out))
                 )
         self._profiling.append(model.register_forward_hook(self._record_logits))
         return [], [], []  # PyTorchFI would remove the hooks too early
+
+    def _path_in(self, model: nn.Module, name: str) -> str:
+        """The path that a module has in the model as the user knows it."""
+        if not isinstance(model, WithInput):
+            return name
+        if name == "model" and not is_leaf(model.model):
+            return ""
+        path = name.removeprefix("model.")
+        return name if path in self._paths else path  # the model has an ``input`` of its own
 
     def _find_shared_outputs(self, images: Tensor) -> None:
         """Mark the layers in whose output there is nothing of one image to flip.
@@ -127,7 +146,8 @@ class Injector(fault_injection):
         for seen, batch in ((both, images), (alone, images[:1])):
             self._seen = seen
             self._calls.clear()
-            self.original_model(batch.clone())
+            with self._read:
+                self.original_model(batch.clone())
         for i, layer in enumerate(self.layers):
             one, two = alone[layer.path, layer.call], both[layer.path, layer.call]
             per_image = len(two) == 2 * len(one)
@@ -144,13 +164,13 @@ class Injector(fault_injection):
     def _record(self, path: str, module: nn.Module, output: object) -> None:
         call = self._calls[path]
         self._calls[path] += 1
+        output = flippable_part(module, output)
         if not isinstance(output, Tensor) or not bits.is_flippable(output.dtype) or output.dim() == 0:
             return
         if self._seen is not None:  # a later pass
             self._seen[path, call] = output.clone()  # a later step may change it in place
             return
         self._save_output_size(module, None, output)
-        weight = _weight(module)
         self.layers.append(
             Layer(
                 position=len(self.layers),
@@ -161,10 +181,29 @@ class Injector(fault_injection):
                 shape=tuple(output.shape[1:] if output.shape[0] == 1 else output.shape),
                 per_image=True,  # until the second pass shows otherwise
                 bits=bits.width(output.dtype),
-                weight_shape=None if weight is None else tuple(weight.shape),
-                weight_bits=0 if weight is None else bits.width(weight.dtype),
+                parameters=self._own_parameters(module),
             )
         )
+
+    def _own_parameters(self, module: nn.Module) -> tuple[Parameter, ...]:
+        """The parameters that a module holds itself and that are not listed yet."""
+        found = []
+        for name, tensor in module._parameters.items():  # not one that is computed anew for each pass
+            if tensor is None or not bits.is_flippable(tensor.dtype) or tensor.numel() == 0:
+                continue
+            key = _place(tensor)
+            if key not in self._listed:
+                self._listed.add(key)
+                found.append(Parameter(name, tuple(tensor.shape), bits.width(tensor.dtype)))
+        return tuple(found)
+
+    def _find_holders(self) -> None:
+        """List the parameters of modules that are not called, or have no output that can be flipped."""
+        for path, module in self._paths.items():
+            parameters = self._own_parameters(module)
+            if parameters:
+                position, name = len(self.layers) + len(self.holders), type(module).__name__
+                self.holders.append(Layer(position, path, 0, name, (), per_image=False, bits=0, parameters=parameters))
 
     def summary(self, types: Sequence[str] | None) -> str:
         """PyTorchFI's layer summary of the layers that ``types`` (class names, None for all) leaves."""
@@ -175,15 +214,25 @@ class Injector(fault_injection):
         view.output_size = [self.output_size[i] for i in kept]
         view.layers_type = [self.layers_type[i] for i in kept]
         view.layers_dim = [self.layers_dim[i] for i in kept]
-        view.weights_size = [self.layers[i].weight_shape or () for i in kept]
+        weights = [self.layers[i].parameter("weight") for i in kept]
+        view.weights_size = [() if weight is None else weight.shape for weight in weights]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it returns
             return str(view.print_pytorchfi_layer_summary())
 
-    def weight_of(self, layer: Layer) -> Tensor:
-        """The weight of a layer that has one."""
-        weight = _weight(self.modules[layer.path])
-        assert weight is not None
-        return weight
+    @property
+    def everything(self) -> list[Layer]:
+        """All layers, and what else holds parameters."""
+        return [*self.layers, *self.holders]
+
+    def tensor_of(self, layer: Layer, parameter: str) -> Tensor:
+        """A parameter tensor of a layer."""
+        tensor = self._paths[layer.path]._parameters[parameter]
+        assert tensor is not None
+        return tensor
+
+    def reads(self, layer: Layer, parameter: str) -> bool:
+        """Whether a forward pass reads a parameter tensor of a layer; an auxiliary head is not run in eval mode."""
+        return storage(self.tensor_of(layer, parameter)) in self._read.storages
 
     @contextlib.contextmanager
     def neurons(self, flips: Flips) -> Iterator[Injected]:
@@ -194,12 +243,12 @@ class Injector(fault_injection):
         injected = Injected(torch.empty(0), torch.empty(0))
         calls = 0
 
-        def flip_output(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        def flip_output(module: nn.Module, args: object, output: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls - 1 != flips.layer.call:
                 return None
-            struck = strike(output, flips)
+            struck = strike(flippable_part(module, output), flips)
             injected.original, injected.error = struck.original, struck.error
             return flip_rows(output, struck)
 
@@ -211,8 +260,8 @@ class Injector(fault_injection):
 
     @contextlib.contextmanager
     def weight(self, flips: Flips) -> Iterator[Injected]:
-        """While open, one bit of one element of the weight of ``flips.layer`` is flipped; it is always restored."""
-        weight = self.weight_of(flips.layer)
+        """While open, one bit of one element of a parameter tensor is flipped; it is always restored."""
+        weight = self.tensor_of(flips.layer, flips.parameter)
         index = tuple(flips.coordinates(0, "weight"))
         with torch.no_grad():
             original = weight[index].clone()
@@ -260,16 +309,44 @@ def strike(output: Tensor, flips: Flips) -> Struck:
     return Struck(tuple(where), original, bits.flip(original, chosen))
 
 
-def flip_rows(output: Tensor, struck: Struck) -> Tensor:
-    """A copy of a layer's output, in its memory format, with the struck values flipped."""
+def flippable_part(module: nn.Module, output: Any) -> Any:
+    """What can be flipped in a layer's output: attention returns a tuple, whose first tensor it is."""
+    return output[0] if isinstance(module, nn.MultiheadAttention) and isinstance(output, tuple) else output
+
+
+def flip_rows(output: Any, struck: Struck) -> Any:
+    """A copy of a layer's output, in its memory format, with the struck values flipped; of a tuple, in its first."""
+    if isinstance(output, tuple):
+        return flip_rows(output[0], struck), *output[1:]
     faulty = output.clone()
     faulty[struck.index] = struck.error
     return faulty
 
 
-def _weight(module: nn.Module) -> Tensor | None:
-    weight = module._parameters.get("weight")  # not one that is computed anew for each pass, as by weight_norm
-    return weight if weight is not None and bits.is_flippable(weight.dtype) else None
+def storage(tensor: Tensor) -> int:
+    """Where a tensor's memory is."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _place(tensor: Tensor) -> tuple[int, ...]:
+    """The same for tensors that share all of their memory."""
+    return storage(tensor), int(tensor.storage_offset()), tensor.numel()
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
+    """Notes the memory of all tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(
+        self, operation: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self.storages.add(storage(leaf))
+        return operation(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

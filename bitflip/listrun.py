@@ -68,7 +68,7 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
     started = provenance.now()
     listed = faultlist.read(settings.faults)
     prepared = experiment.prepare(settings, target)
-    listed.check(settings.faults, prepared.injector.layers, prepared.images, target == "neuron")
+    listed.check(settings.faults, prepared.injector.everything, prepared.images, target == "neuron")
     if settings.limit is not None:
         listed = listed.only(faultlist.stratified(listed.faults, settings.limit, settings.seed))
     prepared = replace(prepared, chosen=layers_of(prepared, listed))
@@ -101,11 +101,11 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
 
 
 def layers_of(prepared: Experiment, listed: FaultList) -> list[Numbered]:
-    """The layers that the list has faults in, numbered as in all runs of the model."""
-    numbered = {(item.layer.path, item.layer.call): item for item in prepared.chosen}
-    places = {(fault.path, fault.call): fault.target for fault in listed.faults}
+    """What the list has faults in; layers are numbered as in all runs of the model."""
+    numbered = {(layer.path, layer.call): (i, layer) for i, layer in enumerate(prepared.injector.everything)}
+    places = dict.fromkeys((fault.path, fault.call, fault.target) for fault in listed.faults)
     found = [
-        replace(numbered[place], parameter="" if target == "neuron" else target) for place, target in places.items()
+        Numbered(*numbered[path, call], parameter="" if target == "neuron" else target) for path, call, target in places
     ]
     return sorted(found, key=lambda item: item.number)
 

@@ -32,6 +32,7 @@ HUB_MODELS = (
     *("shufflenetv2_x0_5", "shufflenetv2_x1_0", "shufflenetv2_x1_5", "shufflenetv2_x2_0"),
     *("repvgg_a0", "repvgg_a1", "repvgg_a2"),
 )
+TIMM = "timm:"
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
 
 
@@ -58,7 +59,7 @@ class Classifier:
 
 
 def is_custom(name: str) -> bool:
-    """Whether the name is the user's own model, ``FILE.py:factory`` or ``package.module:factory``."""
+    """Whether the name is the user's own model, ``FILE.py:factory`` or ``package.module:factory``, or timm's."""
     return ":" in name
 
 
@@ -74,7 +75,10 @@ def check(settings: Hyperparameters) -> list[str]:
     """One sentence per mistake in model_name, weights and hub_path that shows without loading anything."""
     name = str(settings.model_name)
     problems = []
-    if is_custom(name):
+    if name.startswith(TIMM):
+        if importlib.util.find_spec("timm") is None:
+            problems.append(f"model_name (--model-name): {name} needs timm; install it with: pip install timm")
+    elif is_custom(name):
         file = Path(name.rpartition(":")[0])
         if file.suffix == ".py" and not file.is_file():
             problems.append(f"model_name (--model-name): expected FILE.py:factory, but there is no file {file}")
@@ -105,39 +109,82 @@ def check(settings: Hyperparameters) -> list[str]:
 def _known(settings: Hyperparameters) -> tuple[str, ...]:
     if settings.dataset == "digits":
         return (digits.NAME,)
-    if settings.dataset == "imagenet":
-        return tuple(torchvision.models.list_models(module=torchvision.models))
+    if settings.dataset in ("imagenet", "folder"):
+        return torchvision_names()
     return HUB_MODELS
 
 
-def load(settings: Hyperparameters) -> Classifier:
+def torchvision_names() -> tuple[str, ...]:
+    """All classifiers of torchvision.models."""
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple[int, ...]]:
+    """A model with random weights, as small an input as it can be built for, and the image sizes to try, if known.
+
+    Args:
+        name: of torchvision.models, an entry of the checkout ``hub_path``, ``timm:NAME`` or ``FILE.py:factory``.
+        hub_path: a checkout with a hubconf.py.
+
+    Raises:
+        BadInput: if there is no such model.
+    """
+    torch.manual_seed(0)
+    if hub_path is not None:
+        with _explained(f"{name} of {hub_path}"):
+            load: Callable[..., nn.Module] = torch.hub.load
+            return load(str(hub_path), name, source="local", pretrained=False, verbose=False), ()
+    if name.startswith(TIMM):
+        model, _, _ = _timm(name, NUM_CLASSES["imagenet"], published=False)
+        return model, ()
+    if is_custom(name):
+        return _custom(name, NUM_CLASSES["imagenet"]), ()
+    if name not in torchvision_names():
+        raise BadInput(f"MODEL: torchvision.models has no {name!r}; {nearest(name, torchvision_names())}")
+    options = dict(_UNINITIALISED.get(name, {}))
+    sizes: tuple[int, ...] = ()
+    if name.startswith("vit_"):  # its position embedding is made for one size
+        sizes = (2 * int(name.rpartition("_")[2]),)
+        options["image_size"] = sizes[0]
+    return torchvision.models.get_model(name, weights=None, **options), sizes
+
+
+def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
     """Load the model and its weights.
+
+    Args:
+        settings: of the run.
+        classes: of the test set; None for those of the data set's name.
 
     Raises:
         BadInput: if the model or its weights can't be had, or don't fit each other.
     """
     name = str(settings.model_name)
     published = settings.weights is None
-    if is_custom(name):
-        model, source, weights = _custom(name, settings.dataset), name, "as the factory made it"
+    classes = NUM_CLASSES[settings.dataset] if classes is None else classes
+    if name.startswith(TIMM):
+        model, source, weights = _timm(name, classes, published=published)
+    elif is_custom(name):
+        model, source, weights = _custom(name, classes), name, "as the factory made it"
     elif settings.dataset == "digits":
         model, source, weights = digits.build(), "bitflip.digits", digits.WEIGHTS.name
         if published:
             _load_weights(model, digits.WEIGHTS)
-    elif settings.dataset == "imagenet":
-        model, source, weights = _torchvision(name, published)
+    elif settings.dataset in ("imagenet", "folder"):
+        model, source, weights = _torchvision(settings, classes)
     else:
         model, source, weights = _hub(settings, f"{settings.dataset}_{name}", published)
     if settings.weights is not None:
         _load_weights(model, settings.weights)
         weights = str(settings.weights)
+    _refuse_quantised(model, name)
     if next(model.parameters(), None) is None:
         raise BadInput(f"model_name (--model-name): expected a model with parameters, {name} has none")
     model.eval().requires_grad_(False)
     return Classifier(model, source, weights, _digest(model))
 
 
-def _custom(name: str, dataset: str) -> nn.Module:
+def _custom(name: str, classes: int) -> nn.Module:
     place, _, attribute = name.rpartition(":")
     path = Path(place)
     try:
@@ -151,7 +198,7 @@ def _custom(name: str, dataset: str) -> nn.Module:
             module = importlib.import_module(place)
         factory: Callable[..., object] = getattr(module, attribute)
         takes = inspect.signature(factory).parameters
-        model = factory(num_classes=NUM_CLASSES[dataset]) if "num_classes" in takes else factory()
+        model = factory(num_classes=classes) if "num_classes" in takes else factory()
     except Exception as error:  # the user's code can raise anything
         raise BadInput(f"model_name (--model-name): {name} can't be built: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
@@ -159,13 +206,71 @@ def _custom(name: str, dataset: str) -> nn.Module:
     return model
 
 
-def _torchvision(name: str, published: bool) -> tuple[nn.Module, str, str]:
+# Random numbers that are overwritten anyway take a minute.
+_UNINITIALISED: dict[str, dict[str, Any]] = {name: {"init_weights": False} for name in ("googlenet", "inception_v3")}
+
+
+def _refuse_quantised(model: nn.Module, name: str) -> None:
+    """Raise BadInput if values of the model are no IEEE floating-point numbers."""
+    for path, module in model.named_modules():
+        kind = type(module)
+        if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            what = f"{path or 'it'} is a quantised {kind.__name__}"
+            break
+    else:
+        narrow = {key: value for key, value in model.named_parameters() if value.element_size() == 1}
+        if not narrow:
+            return
+        path, value = next(iter(narrow.items()))
+        what = f"{path} is of {value.dtype}"
+    raise BadInput(
+        f"model_name (--model-name): expected a model of float64, float32, float16 or bfloat16 values, but {what} in "
+        f"{name}, and quantised models are not supported yet"
+    )
+
+
+def _timm(name: str, classes: int, *, published: bool) -> tuple[nn.Module, str, str]:
+    try:
+        import timm
+    except ImportError as error:
+        raise BadInput(
+            f"model_name (--model-name): {name} needs timm; install it with: pip install timm ({error})"
+        ) from error
+    entry = name.removeprefix(TIMM)
+    source = f"timm {timm.__version__}"
+    if not timm.is_model(entry):
+        raise BadInput(f"model_name (--model-name): timm has no model {entry!r}; {nearest(entry, timm.list_models())}")
+    if not published:
+        with _explained(f"{entry} of {source}"):
+            return timm.create_model(entry, pretrained=False, num_classes=classes), source, ""
+    with _explained(f"{entry} of {source}"):
+        model = timm.create_model(entry, pretrained=True)
+    found: Any = model.num_classes
+    if found != classes:
+        raise BadInput(_other_classes(name, found, classes))
+    return model, source, f"published with {entry}"
+
+
+def _other_classes(name: str, found: int, expected: int) -> str:
+    return (
+        f"weights (--weights): expected a state dict of {name} for {expected} classes, since the published weights "
+        f"have {found}"
+    )
+
+
+def _torchvision(settings: Hyperparameters, classes: int) -> tuple[nn.Module, str, str]:
+    name, published = str(settings.model_name), settings.weights is None
     enum = torchvision.models.get_model_weights(name)
     # IMAGENET1K_V1 is what resize 256, centre crop 224 was made for; a few models were only published otherwise.
     weights = getattr(enum, "IMAGENET1K_V1", None) or enum.DEFAULT
     source = f"torchvision {torchvision.__version__}"
+    options: dict[str, Any] = dict(_UNINITIALISED.get(name, {}))
     if not published:
-        return torchvision.models.get_model(name, weights=None), source, ""
+        if options and settings.dataset == "imagenet":
+            options["transform_input"] = True  # as the published weights expect it
+        return torchvision.models.get_model(name, weights=None, num_classes=classes, **options), source, ""
+    if len(weights.meta["categories"]) != classes:
+        raise BadInput(_other_classes(name, len(weights.meta["categories"]), classes))
     with _explained(f"{name} of {source}"):
         return torchvision.models.get_model(name, weights=weights), source, str(weights)
 

@@ -65,8 +65,7 @@ def of_layers(
         rate = of_tally(tally, target, confidence)
         parts = [(tally, 1.0)]
         if weighted and rate is not None:
-            width = item.layer.bits if target == "neuron" else item.layer.weight_bits
-            parts = [(by_bit[bit][0] if bit in by_bit else Tally(), 1 / width) for bit in range(width)]
+            parts = [(by_bit[bit][0] if bit in by_bit else Tally(), 1 / item.bits) for bit in range(item.bits)]
             rate = mean(parts, confidence)
         found.append(LayerEstimate(item, tally, rate, by_bit, parts))
     return found

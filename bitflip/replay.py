@@ -144,7 +144,8 @@ def flips_of(task: Task, faults: Sequence[Fault], layers: dict[tuple[str, int], 
         whole = one.target == "neuron"
         held = [faults[number] for number in slot.faults] if whole else [one]
         element = [int(np.ravel_multi_index(fault.index, place[0])) if place[0] else 0 for fault in held]
-        flips.append(Flips(layer, np.array(element), np.array([fault.bit for fault in held]), rows=slot.rows))
+        bit, parameter = np.array([fault.bit for fault in held]), "" if whole else one.target
+        flips.append(Flips(layer, np.array(element), bit, rows=slot.rows, parameter=parameter))
     return flips
 
 
@@ -335,7 +336,7 @@ def run(
         The seconds that it took.
     """
     began = time.monotonic()
-    layers = {(layer.path, layer.call): layer for layer in experiment.injector.layers}
+    layers = {(layer.path, layer.call): layer for layer in experiment.injector.everything}
     placement = experiment.placement
     execute = experiment.engine.neurons if experiment.target == "neuron" else experiment.engine.weights
     for number, task in enumerate(plan(listed.faults, experiment.images, experiment.together)):

@@ -100,22 +100,26 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def result_lines(chosen: Sequence[Numbered], estimates: Sequence[LayerEstimate]) -> list[str]:
-    """One line per chosen layer: ``Layer #7: 931 / 7375 = 12.6237%, MaxPool2d``."""
+    """One line per chosen layer, or parameter of it: ``Layer #7: 931 / 7375 = 12.6237%, MaxPool2d``."""
     lines = []
-    by_number = {found.item.number: found for found in estimates}
+    by_number: dict[int, list[LayerEstimate]] = {}
+    for found in estimates:
+        by_number.setdefault(found.item.number, []).append(found)
     for item in chosen:
-        found = by_number.get(item.number)
-        if found is None:
+        if item.number not in by_number:
             reason = "no weight" if item.layer.per_image else "no output of its own for each image"
             lines.append(f"Layer #{item.number} has {reason}")
-        elif found.rate is None:
-            lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {item.layer.type}")
-        else:
-            tally = found.tally
-            count = f"{tally.misclassified} / {tally.correct}"
+        for found in by_number.get(item.number, ()):
+            name = item.layer.type
+            if found.item.parameter not in ("", "weight"):
+                name += f" {found.item.parameter}"
+            if found.rate is None:
+                lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {name}")
+                continue
+            count = f"{found.tally.misclassified} / {found.tally.correct}"
             if found.weighted:
                 count += ", weighted by bit"
-            lines.append(f"Layer #{item.number}: {count} = {found.rate.value:.4f}%, {item.layer.type}")
+            lines.append(f"Layer #{item.number}: {count} = {found.rate.value:.4f}%, {name}")
     return lines
 
 
@@ -185,7 +189,7 @@ def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, bat
     Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
     """
     lines: list[str] = []
-    items = {item.layer: item for item in chosen}
+    items = {item.where: item for item in chosen}
     for start in range(0, len(batch.labels), batch_size):
         number = (batch.first + start) // batch_size
         misclassified = batch.misclassified[:, start : start + batch_size]
@@ -196,7 +200,7 @@ def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, bat
             row = image if target == "neuron" else 0
             where = (*([position] if target == "neuron" else []), *flips.coordinates(row, target))
             values = batch.original[slot][row], batch.error[slot][row]
-            flip = _flip_text(items[flips.layer], number, where, *values, int(flips.bit[row]))
+            flip = _flip_text(items[flips.where], number, where, *values, int(flips.bit[row]))
             broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
             if target == "neuron":
                 lines.append(f"{flip}, {broken}\n")
@@ -207,8 +211,9 @@ def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, bat
 
 
 def _flip_text(item: Numbered, batch: int, where: tuple[int, ...], original: Tensor, error: Tensor, bit: int) -> str:
+    parameter = "" if item.parameter in ("", "weight") else f"Parameter: {item.parameter}, "
     return (
-        f"Layer: {item.number}, Layer type: {item.layer.type}, Batch: {batch}, Position: {list(where)}, "
+        f"Layer: {item.number}, Layer type: {item.layer.type}, {parameter}Batch: {batch}, Position: {list(where)}, "
         f"Original value: {bits.decimal(original)}, Original binary: {bits.text(original)}, Flip bit: {bit}, "
         f"Error value: {bits.decimal(error)}, Error binary: {bits.text(error)}"
     )

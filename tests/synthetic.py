@@ -121,8 +121,7 @@ def write_run(
                 "type": kind,
                 "per_image": True,
                 "bits": 32,
-                "weight_shape": [4],
-                "weight_bits": 32,
+                "parameters": [{"name": "weight", "shape": [4], "bits": 32}],
             }
             for i, (kind, path) in enumerate(layers)
         ],

@@ -69,8 +69,9 @@ def test_a_published_weight_fault(number: int, injector: Injector, images: Tenso
     with (ANCHOR / "published_faults.csv").open() as file:
         (row,) = (row for row in csv.DictReader(file) if int(row["Injection"]) == number)
     (layer,) = (layer for layer in injector.layers if layer.path == row["Layer"])
-    assert layer.weight_shape is not None
-    element = np.ravel_multi_index(ast.literal_eval(row["TensorIndex"]), layer.weight_shape)
+    weight = layer.parameter("weight")
+    assert weight is not None
+    element = np.ravel_multi_index(ast.literal_eval(row["TensorIndex"]), weight.shape)
     bit = 31 - int(row["Bit"])  # published from the least significant end
     flips = Flips(layer, np.array([element]), np.array([bit]))
     clean = top1(injector, images)

@@ -78,13 +78,13 @@ EARLY: list[tuple[str, list[str], dict[str, str], str]] = [
         "unknown data set",
         ["--dataset", "mnist"],
         {},
-        r"dataset \(--dataset\): expected one of cifar10, cifar100, imagenet, digits, got 'mnist'",
+        r"dataset \(--dataset\): expected one of cifar10, cifar100, imagenet, digits, folder, got 'mnist'",
     ),
     (
         "unknown data set in the environment",
         [],
         {"dataset": "CIFAR10"},
-        r"dataset \(--dataset\): expected one of cifar10, cifar100, imagenet, digits, got 'CIFAR10'",
+        r"dataset \(--dataset\): expected one of cifar10, cifar100, imagenet, digits, folder, got 'CIFAR10'",
     ),
     (
         "unknown CIFAR model",

@@ -365,3 +365,64 @@ def test_digits_need_no_input_path(tmp_path: Path, no_network: list[object]) -> 
     assert int(test_set[7][1]) == int(labels[7])
     assert not (tmp_path / "absent").exists()
     assert no_network == []
+
+
+# --- class folders of one's own ---
+
+
+def test_own_class_folders(tmp_path: Path, no_network: list[object]) -> None:
+    """Any number of classes, any size, normalised as asked for."""
+    put_class_folders(tmp_path / "val", ["b", "a", "c"])
+    settings = read(
+        "--dataset=folder", f"--input-path={tmp_path}", "--img-size=32", "--mean=0.5,0.25,0", "--std=1,2,0.5"
+    )
+    test_set = datasets.load(settings)
+    assert (len(test_set), datasets.classes_of(settings, test_set)) == (6, 3)
+    image, label = test_set[2]
+    assert label == 1
+    expected = (pixels(0) / 255 - np.array([0.5, 0.25, 0])) / np.array([1, 2, 0.5])
+    torch.testing.assert_close(image, torch.from_numpy(expected).permute(2, 0, 1).float(), rtol=0, atol=1e-5)
+
+
+def test_own_images_are_resized_in_both_directions(tmp_path: Path) -> None:
+    put_class_folders(tmp_path, ["a", "b"])
+    test_set = datasets.load(read("--dataset=folder", f"--input-path={tmp_path}", "--img-size=20"))
+    assert test_set[0][0].shape == (3, 20, 20)
+
+
+def test_own_images_are_normalised_like_imagenet_by_default(tmp_path: Path) -> None:
+    put_class_folders(tmp_path, ["a", "b"])
+    image, _ = datasets.load(read("--dataset=folder", f"--input-path={tmp_path}", "--img-size=32"))[0]
+    torch.testing.assert_close(image, normalised(pixels(0), "imagenet"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"), [([], "no class folders in .*--dataset digits"), (["a"], "at least 2 class folders")]
+)
+def test_own_folders_without_classes(names: list[str], sentence: str, tmp_path: Path) -> None:
+    put_class_folders(tmp_path, names)
+    with pytest.raises(BadInput, match=rf"input_path \(--input-path\): .*{sentence}"):
+        datasets.load(read("--dataset=folder", f"--input-path={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--mean=0.5"], "mean (--mean): expected 3 numbers, one for each channel, comma-separated, got 1"),
+        (
+            ["--std=1,2", "--channels=1"],
+            "std (--std): expected 1 numbers, one for each channel, comma-separated, got 2",
+        ),
+        (["--dataset=digits", "--std=1,1,1"], "std (--std): expected nothing, since the digits come normalised, got"),
+    ],
+    ids=["too few", "too many", "digits"],
+)
+def test_mean_and_std_that_do_not_fit(arguments: list[str], sentence: str) -> None:
+    (problem,) = datasets.check(read(*arguments))
+    assert problem.startswith(sentence)
+
+
+def read(*arguments: str) -> Hyperparameters:
+    settings, problems = hyperparameters.read(arguments)
+    assert problems == {}
+    return settings

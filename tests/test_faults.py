@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bitflip import faults
 from bitflip.faults import Flips
-from bitflip.layers import Layer
+from bitflip.layers import Layer, Parameter
 
 LAYER = Layer(
     position=3,
@@ -21,8 +21,7 @@ LAYER = Layer(
     shape=(4, 5, 6),
     per_image=True,
     bits=32,
-    weight_shape=(7, 4),
-    weight_bits=32,
+    parameters=(Parameter("weight", (7, 4), 32),),
 )
 
 # Drawn once, with seed 2024.
@@ -92,7 +91,7 @@ def test_neighbouring_images_have_unrelated_faults() -> None:
 
 def test_neurons_and_weights_have_streams_of_their_own() -> None:
     """With an output and a weight of the same shape, image n and batch n still differ."""
-    layer = dataclasses.replace(LAYER, shape=(1000,), weight_shape=(1000,))
+    layer = dataclasses.replace(LAYER, shape=(1000,), parameters=(Parameter("weight", (1000,), 32),))
     neurons = pairs(faults.neurons(5, layer, 0, 64))
     weights = [pairs(faults.weight(5, layer, batch))[0] for batch in range(64)]
     assert sum(a == b for a, b in zip(neurons, weights, strict=True)) == 0
@@ -170,7 +169,7 @@ def test_the_last_element_of_a_large_layer_is_reached_and_not_passed() -> None:
     ids=["last", "middle", "one dimension", "no dimensions"],
 )
 def test_coordinates(shape: tuple[int, ...], element: int, expected: tuple[int, ...]) -> None:
-    layer = dataclasses.replace(LAYER, shape=shape, weight_shape=shape)
+    layer = dataclasses.replace(LAYER, shape=shape, parameters=(Parameter("weight", shape, 32),))
     flips = Flips(layer, np.array([element]), np.array([0]))
     assert flips.coordinates(0, "neuron") == expected
     assert flips.coordinates(0, "weight") == expected

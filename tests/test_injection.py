@@ -19,6 +19,7 @@ from bitflip import bits, digits, faults
 from bitflip.errors import BadInput
 from bitflip.faults import Flips, Target
 from bitflip.injection import Injector, WithInput
+from bitflip.layers import Layer
 
 SHAPE = (3, 8, 8)
 TINY_LAYERS = [
@@ -96,6 +97,11 @@ def flipped(value: float, bit: int) -> float:
     return float(error)
 
 
+def weight_shape(layer: Layer) -> tuple[int, ...] | None:
+    weight = layer.parameter("weight")
+    return None if weight is None else weight.shape
+
+
 def struck(output: Tensor, flips: Flips) -> Tensor:
     """A layer's output with the flips in it, one value after the other."""
     rows = output.clone(memory_format=torch.contiguous_format)
@@ -118,7 +124,7 @@ def run_all(injector: Injector, target: Target, images: Tensor) -> list[Tensor]:
     """The top-1 of all images under a fault in each layer that the target has, layer by layer."""
     top1 = []
     for layer in injector.layers:
-        if target == "weight" and layer.weight_shape is None:
+        if target == "weight" and layer.parameter("weight") is None:
             continue
         inject = injector.neurons if target == "neuron" else injector.weight
         flips = faults.neurons(1, layer, 0, len(images)) if target == "neuron" else faults.weight(1, layer, 0)
@@ -203,10 +209,10 @@ def test_constructor_leaves_nothing_behind_when_the_model_can_not_take_the_image
 def test_layers_are_the_calls_in_order(with_input: bool, tiny: nn.Module) -> None:
     found = injector_of(tiny, with_input=with_input).layers
     expected = TINY_LAYERS if with_input else TINY_LAYERS[1:]
-    assert [(la.path, la.call, la.type, la.shape, la.weight_shape) for la in found] == expected
+    assert [(la.path, la.call, la.type, la.shape, weight_shape(la)) for la in found] == expected
     assert [layer.position for layer in found] == list(range(len(expected)))
     assert {layer.bits for layer in found} == {32}
-    assert {(layer.weight_shape is None, layer.weight_bits) for layer in found} == {(True, 0), (False, 32)}
+    assert {parameter.bits for layer in found for parameter in layer.parameters} == {32}
 
 
 def test_a_module_of_the_name_input_is_not_taken_for_the_image() -> None:
@@ -269,7 +275,7 @@ def test_summary_is_pytorchfis_and_lists_the_layers(types: tuple[str, ...] | Non
     kept = [layer for layer in injector.layers if types is None or layer.type in types]
     assert [row[:3] for row in rows] == [[str(i), la.type, str(1 + len(la.shape))] for i, la in enumerate(kept)]
     for (*_, shapes), layer in zip(rows, kept, strict=True):
-        assert shapes.split() == f"{[*(layer.weight_shape or ())]} {[1, *layer.shape]}".split()
+        assert shapes.split() == f"{[*(weight_shape(layer) or ())]} {[1, *layer.shape]}".split()
 
 
 def test_summary_is_not_printed(tiny: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
@@ -570,7 +576,7 @@ def test_an_exception_in_the_block_is_passed_on_and_leaves_nothing(
     injector, images = injector_of(tiny, with_input=False), random_images(8, *SHAPE)
     before, clean = state(tiny), tiny(images)
     for layer in injector.layers:
-        if target == "weight" and layer.weight_shape is None:
+        if target == "weight" and layer.parameter("weight") is None:
             continue
         inject = injector.neurons if target == "neuron" else injector.weight
         flips = faults.neurons(7, layer, 0, 8, 1) if target == "neuron" else faults.weight(7, layer, 0, 1)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.machinery
+import importlib.util
 import pickle
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,13 +66,13 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-def load(dataset: str, name: str, *arguments: object) -> Classifier:
+def load(dataset: str, name: str, *arguments: object, classes: int | None = None) -> Classifier:
     settings, problems = hyperparameters.read(
         ["--dataset", dataset, "--model-name", name, *(str(argument) for argument in arguments)]
     )
     assert problems == {}
     assert models.check(settings) == []
-    return models.load(settings)
+    return models.load(settings, classes)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -408,3 +412,144 @@ def test_a_factory_of_a_model_without_parameters(tmp_path: Path) -> None:
 )
 def test_the_model_in_file_names(name: str, stem: str) -> None:
     assert models.file_stem(name) == stem
+
+
+# --- heads, quantised models, timm ---
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every enum of torchvision's weights hold random ones, as if they had been downloaded."""
+
+    def get_state_dict(self: Any, *args: object, **kwargs: object) -> dict[str, Any]:
+        name = type(self).__name__.removesuffix("_Weights").lower()
+        state: dict[str, Any] = scatter(models.untrained(name)[0]).state_dict()
+        return state
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 224), ("inception_v3", 299)])
+def test_auxiliary_heads_with_published_weights(name: str, size: int, no_network: list[object]) -> None:
+    """Both were published for images normalised in another way, and convert them themselves."""
+    settings, _ = hyperparameters.read(["--dataset=imagenet", f"--model-name={name}"])
+    assert settings.img_size == size
+    classifier = models.load(settings)
+    assert vars(classifier.model)["transform_input"] is True
+    assert classifier.model(random_images(1, 3, 96, 96)).shape == (1, 1000)
+
+
+def test_auxiliary_heads_with_own_weights(tmp_path: Path) -> None:
+    torch.save(models.untrained("googlenet")[0].state_dict(), tmp_path / "own.pt")
+    as_published = load("imagenet", "googlenet", "--weights", tmp_path / "own.pt").model
+    as_built = load("folder", "googlenet", "--weights", tmp_path / "own.pt", classes=1000).model
+    assert [vars(model)["transform_input"] for model in (as_published, as_built)] == [True, False]
+
+
+@pytest.mark.usefixtures("published")
+def test_published_weights_of_other_classes() -> None:
+    sentence = r"weights \(--weights\): expected a state dict of resnet18 for 3 classes, .* published weights have 1000"
+    with pytest.raises(BadInput, match=sentence):
+        load("folder", "resnet18", classes=3)
+
+
+def test_own_weights_of_own_classes(tmp_path: Path) -> None:
+    expected = scatter(torchvision.models.squeezenet1_1(weights=None, num_classes=3))
+    torch.save({"model": expected.state_dict()}, tmp_path / "own.pt")
+    assert same_weights(load("folder", "squeezenet1_1", "--weights", tmp_path / "own.pt", classes=3).model, expected)
+
+
+QUANTISED = """
+import torch
+from torch import nn
+
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+
+
+def dynamic():
+    return torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}, dtype=torch.qint8)
+
+
+def narrow(dtype):
+    model = net()
+    model[1].weight = nn.Parameter(model[1].weight.to(dtype), requires_grad=False)
+    return model
+
+
+def int8():
+    return narrow(torch.int8)
+
+
+def float8():
+    return narrow(torch.float8_e4m3fn)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize")
+@pytest.mark.parametrize(
+    ("factory", "what"),
+    [
+        ("dynamic", "1 is a quantised Linear"),
+        ("int8", "1.weight is of torch.int8"),
+        ("float8", "1.weight is of torch.float8_e4m3fn"),
+    ],
+)
+def test_quantised_models_are_refused(factory: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(QUANTISED)
+    with pytest.raises(BadInput) as refused:
+        load("cifar10", f"{tmp_path / 'own.py'}:{factory}")
+    (sentence,) = refused.value.problems
+    assert sentence.startswith("model_name (--model-name): expected a model of float64, float32, float16 or bfloat16")
+    assert f"but {what} in " in sentence
+
+
+class Timm(types.ModuleType):
+    """Stands in for timm, which is optional: one model, published for 10 classes."""
+
+    __version__ = "1.0"
+
+    @staticmethod
+    def is_model(name: str) -> bool:
+        return name == "tiny.v1"
+
+    @staticmethod
+    def list_models() -> list[str]:
+        return ["tiny"]
+
+    @staticmethod
+    def create_model(name: str, *, pretrained: bool, num_classes: int = 10) -> nn.Module:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))
+        model.num_classes = num_classes  # type: ignore[assignment]
+        return scatter(model, seed=int(pretrained))
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Timm("timm")
+    module.__spec__ = importlib.machinery.ModuleSpec("timm", None)
+    monkeypatch.setitem(sys.modules, "timm", module)
+
+
+@pytest.mark.usefixtures("timm")
+def test_timm(tmp_path: Path) -> None:
+    classifier = load("cifar10", "timm:tiny.v1")
+    assert (classifier.source, classifier.weights) == ("timm 1.0", "published with tiny.v1")
+    assert same_weights(classifier.model, Timm.create_model("tiny.v1", pretrained=True))
+    expected = Timm.create_model("tiny.v1", pretrained=False, num_classes=3)
+    torch.save(expected.state_dict(), tmp_path / "own.pt")
+    assert same_weights(load("folder", "timm:tiny.v1", "--weights", tmp_path / "own.pt", classes=3).model, expected)
+    with pytest.raises(BadInput, match=r"expected a state dict of timm:tiny.v1 for 100 classes, .* have 10"):
+        load("cifar100", "timm:tiny.v1")
+    with pytest.raises(BadInput, match=r"model_name \(--model-name\): timm has no model 'tinny'; did you mean 'tiny'"):
+        load("cifar10", "timm:tinny")
+
+
+def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    settings, _ = hyperparameters.read(["--model-name=timm:resnet18"])
+    assert models.check(settings) == [
+        "model_name (--model-name): timm:resnet18 needs timm; install it with: pip install timm"
+    ]

@@ -431,7 +431,12 @@ def test_detailed_log_of_weights(bit: str, run_digits: RunDigits, few_digits: Fe
     few_digits(96)
     result = run_digits("weight.py", "--detailed-log", "--batch-size", "8", "--bit-flip-pos", bit)
     labels = digits.load("test").tensors[1].tolist()
-    shapes = {layer["number"]: layer["weight_shape"] for layer in result.run["layers"]}
+    shapes = {
+        layer["number"]: parameter["shape"]
+        for layer in result.run["layers"]
+        for parameter in layer["parameters"]
+        if parameter["name"] == "weight"
+    }
     count: Counter[str] = Counter()
     flips: list[tuple[str, str]] = []
     for line in result.text("_detailed.txt").splitlines():

@@ -9,9 +9,9 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
-from bitflip.layers import Layer
+from bitflip.injection import storage
+from bitflip.layers import Layer, is_leaf
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
 _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
@@ -82,11 +83,24 @@ class Step:
     masks: bool
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Where a parameter reaches the values of the images.
+
+    Attributes:
+        step: place of the one step that does it.
+        anew: the results before it, the same for all images, that depend on the parameter, such as a position bias.
+    """
+
+    step: int
+    anew: frozenset[fx.Node]
+
+
 class _LeafTracer(fx.Tracer):
-    """Keeps whole what has no children, so that every layer is one step, and attention, which fx can't look into."""
+    """Keeps whole what is a layer, so that every layer is one step."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not list(m.children()) or isinstance(m, nn.MultiheadAttention)
+        return is_leaf(m)
 
 
 class Program:
@@ -118,12 +132,15 @@ class Program:
             raise Untraceable("it does not take one tensor and return one tensor")
         self.logits: fx.Node = logits
         last_use = {used: i for i, node in enumerate(nodes) for used in node.all_input_nodes}
-        dead: dict[int, list[fx.Node]] = {}
-        for i, node in enumerate(nodes[1:-1], start=1):
-            dead.setdefault(last_use.get(node, i), []).append(node)  # at once, if nothing reads it
         self._bytes: dict[fx.Node, int] = {}
         self._in_place: set[fx.Node] = set()
-        layouts = self._rehearse(nodes, dead, images)
+        layouts = self._rehearse(nodes, _deaths(nodes, last_use), images)
+        # To make constants anew for a flipped parameter, what they are made from must still be there.
+        for node in reversed(nodes[1:-1]):
+            for used in node.all_input_nodes:
+                if not is_data(layouts[node]) and not is_data(layouts[used]):
+                    last_use[used] = max(last_use[used], last_use.get(node, 0))
+        dead = _deaths(nodes, last_use)
         calls: Counter[str] = Counter()
         self.steps: list[Step] = []
         for i, node in enumerate(nodes[1:-1], start=1):
@@ -143,7 +160,11 @@ class Program:
         missing = {(item.path, item.call) for item in layers} - {step.layer for step in self.steps}
         if missing:
             raise Untraceable(f"its traced form does not call {sorted(missing)[0][0]}")
-        self._readers = Counter(storage for step in self.steps for storage in self._parameters_read(step.node))
+        self._reads = [self._parameters_read(step.node) for step in self.steps]
+        # Values that tracing computed, perhaps from parameters that it read outside of the graph.
+        made = [getattr(model, str(n.target)) for n in nodes if str(n.target).startswith("_tensor_constant")]
+        self._baked = any(value.is_floating_point() for value in made)
+        self._entries: dict[int, Entry | Literal["none", "several"]] = {}
 
     def run(self, node: fx.Node, load: Callable[[fx.Node], Any]) -> Any:
         """Carry out one operation; ``load`` gives the results that it reads."""
@@ -161,17 +182,54 @@ class Program:
         """The module that an operation calls."""
         return self._modules[str(node.target)]
 
-    def readers(self, parameter: Tensor) -> int:
-        """How many steps read a parameter, or another one that shares its memory."""
-        return self._readers[_storage(parameter)]
+    def entry(self, parameter: Tensor) -> Entry | Literal["none", "several"]:
+        """Where a parameter, or another one that shares its memory, reaches the values of the images.
+
+        ``none`` if no step reads it; ``several`` if it can't be said to be one step.
+        """
+        place = storage(parameter)
+        if place not in self._entries:
+            self._entries[place] = self._find_entry(place)
+        return self._entries[place]
+
+    def _find_entry(self, place: int) -> Entry | Literal["none", "several"]:
+        anew: set[fx.Node] = set()
+        found = []
+        for i, step in enumerate(self.steps):
+            if place not in self._reads[i] and anew.isdisjoint(step.inputs):
+                continue
+            if step.in_place or self._baked:
+                return "several"
+            if is_data(step.layout):
+                found.append(i)
+            elif any(is_data(self.layouts[node]) for node in step.inputs):
+                return "several"  # made from values of the images that are no longer there
+            else:
+                anew.add(step.node)
+        if not found:
+            return "none" if not anew and not self._baked else "several"
+        return Entry(found[0], frozenset(anew)) if len(found) == 1 else "several"
+
+    def run_anew(self, entry: Entry, clean: Mapping[fx.Node, Any]) -> Any:
+        """Carry out the step through which a flipped parameter reaches the images, on clean values but for that."""
+        made: dict[fx.Node, Any] = {}
+
+        def load(node: fx.Node) -> Any:
+            if node not in entry.anew:
+                return clean[node]
+            if node not in made:
+                made[node] = self.run(node, load)
+            return made[node]
+
+        return self.run(self.steps[entry.step].node, load)
 
     def _parameters_read(self, node: fx.Node) -> set[int]:
         """Where the memory is of the parameters that an operation reads."""
         if node.op == "call_module":
-            return {_storage(parameter) for parameter in self.module(node).parameters()}
+            return {storage(parameter) for parameter in self.module(node).parameters()}
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.model)
-            return {_storage(value)} if isinstance(value, Tensor) else set()
+            return {storage(value)} if isinstance(value, Tensor) else set()
         return set()
 
     def _rehearse(self, nodes: list[fx.Node], dead: dict[int, list[fx.Node]], images: Tensor) -> dict[fx.Node, Layout]:
@@ -220,8 +278,12 @@ def _masks(node: fx.Node, module: nn.Module | None) -> bool:
     return bool(_MASKING_FUNCTION.search(function_name(node)))
 
 
-def _storage(value: Tensor) -> int:
-    return value.untyped_storage().data_ptr()
+def _deaths(nodes: Sequence[fx.Node], last_use: Mapping[fx.Node, int]) -> dict[int, list[fx.Node]]:
+    """The results that are no longer needed after each operation."""
+    dead: dict[int, list[fx.Node]] = {}
+    for i, node in enumerate(nodes[1:-1], start=1):
+        dead.setdefault(last_use.get(node, i), []).append(node)  # at once, if nothing reads it
+    return dead
 
 
 def _like(value: Any, parts: list[Any]) -> Any:

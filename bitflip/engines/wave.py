@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from bitflip import bits
-from bitflip.engines.graph import Program, Rows, Step, by_image, bytes_of, is_data, take
+from bitflip.engines.graph import Entry, Program, Rows, Step, by_image, bytes_of, is_data, take
 from bitflip.engines.pool import Budget, Chunk, Packer
 from bitflip.engines.reference import Reference
 from bitflip.engines.windows import (
@@ -34,8 +34,7 @@ from bitflip.engines.windows import (
     unpadded,
 )
 from bitflip.faults import Flips
-from bitflip.injection import Injector, flip_rows, strike
-from bitflip.layers import Layer
+from bitflip.injection import Injector, flip_rows, flippable_part, storage, strike
 from bitflip.outcomes import BatchOutcomes
 
 Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean values) -> the faulty rows
@@ -74,7 +73,7 @@ class Wave:
 
         def fork(slot: int, step: Step, clean: Mapping[fx.Node, Any]) -> Any:
             output = clean[step.node]
-            struck = strike(output, flips[slot])
+            struck = strike(flippable_part(self.program.module(step.node), output), flips[slot])
             outcomes.struck(slot, struck.original, struck.error)
             if self.windows and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
                 return Window.around(output, struck)
@@ -82,32 +81,41 @@ class Wave:
             rows = flips[slot].rows
             return faulty if rows is None else take(faulty, step.layout, torch.from_numpy(rows).to(faulty.device))
 
-        self._sweep(images, flips, range(len(flips)), outcomes, fork)
+        places = [self._step_of[one.layer.path, one.layer.call] for one in flips]
+        self._sweep(images, dict(enumerate(places)), outcomes, fork)
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
 
+        tensors = [self.injector.tensor_of(one.layer, one.parameter) for one in flips]
+        entries = [self.program.entry(tensor) for tensor in tensors]
+
         def fork(slot: int, step: Step, clean: Mapping[fx.Node, Any]) -> Any:
-            cut = self.windows and self._channel_is_exact(step, clean)
-            with self.injector.weight(flips[slot]) as injected:
+            one, entry, place = flips[slot], entries[slot], storage(tensors[slot])
+            assert isinstance(entry, Entry)
+            own = step.layer == (one.layer.path, one.layer.call) and one.parameter in ("weight", "bias")
+            cut = own and self.windows and self._channel_is_exact(step, clean)
+            with self.injector.weight(one) as injected:
                 if cut:
-                    channel = flips[slot].coordinates(0, "weight")[0]
+                    channel = one.coordinates(0, "weight")[0]
                     output: Any = Window.of_channel(self._channel(step, clean, channel), channel)
                 else:
-                    output = self.program.run(step.node, clean.__getitem__)
+                    output = self.program.run_anew(entry, clean)
+                    # What only views the parameter, such as a class token for every image, must outlive the flip.
+                    output = tree_map(lambda leaf: _kept(leaf, place), output)
             outcomes.struck(slot, injected.original, injected.error)
             return output
 
-        # A weight that several steps read changes all of them, and a layer that has no rows, or works in place, can't
-        # be forked; those few faults take the obvious way.
-        alone = [slot for slot, one in enumerate(flips) if self._forks_alone(one.layer)]
-        self._sweep(images, flips, alone, outcomes, fork)
-        for slot in sorted(set(range(len(flips))) - set(alone)):
-            self._reference.weight(images, slot, flips[slot], outcomes)
-
-    def _forks_alone(self, layer: Layer) -> bool:
-        step = self.program.steps[self._step_of[layer.path, layer.call]]
-        return is_data(step.layout) and not step.in_place and self.program.readers(self.injector.weight_of(layer)) == 1
+        self._sweep(images, {i: e.step for i, e in enumerate(entries) if isinstance(e, Entry)}, outcomes, fork)
+        for slot, one in enumerate(flips):
+            if entries[slot] == "none" and not self.injector.reads(one.layer, one.parameter):
+                with self.injector.weight(one) as injected:
+                    outcomes.struck(slot, injected.original, injected.error)
+                outcomes.masked(len(images))
+            elif not isinstance(entries[slot], Entry):
+                # A weight that several steps read changes all of them, and a step that works in place can't be forked;
+                # those few faults take the obvious way.
+                self._reference.weight(images, slot, one, outcomes)
 
     def _channel(self, step: Step, clean: Mapping[fx.Node, Any], channel: int) -> Tensor:
         output = one_channel(self.program.module(step.node), clean[step.inputs[0]], channel)
@@ -125,12 +133,11 @@ class Wave:
             self._exact[key] = alone is not None and torch.equal(_bits(alone), _bits(whole[:, :1]))
         return self._exact[key]
 
-    def _sweep(
-        self, images: Tensor, flips: Sequence[Flips], slots: Sequence[int], outcomes: BatchOutcomes, fork: Fork
-    ) -> None:
+    def _sweep(self, images: Tensor, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork) -> None:
+        """Run the slots that fork at the given places in the program."""
         forks: dict[int, list[int]] = {}
-        for slot in slots:
-            forks.setdefault(self._step_of[flips[slot].layer.path, flips[slot].layer.call], []).append(slot)
+        for slot, place in places.items():
+            forks.setdefault(place, []).append(slot)
         _Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive).walk(
             0, {self.program.placeholder: images}, []
         )
@@ -368,6 +375,11 @@ class _Sweep:
 def _bits(value: Tensor) -> Tensor:
     """The values as integers, so that -0 differs from 0 and a NaN equals itself."""
     return bits.as_integers(value) if bits.is_flippable(value.dtype) else value
+
+
+def _kept(leaf: Any, place: int) -> Any:
+    """A copy of a tensor in the given memory, anything else as it is."""
+    return leaf.clone() if isinstance(leaf, Tensor) and storage(leaf) == place else leaf
 
 
 def _copy(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bitflip.errors import BadInput, first_line
-from bitflip.report.runs import Place, Run
+from bitflip.report.runs import Place, Run, parameters_of
 
 COUNT = 12  # faults that are shown
 COLUMNS = (
@@ -130,11 +130,13 @@ def _broken(columns: Mapping[str, Any], most: int | None) -> list[int]:
     return at if most is None else heapq.nsmallest(most, at, key=lambda i: (-change[i], i))
 
 
-def _shapes(run: Run) -> dict[int, list[int]]:
-    """Shape of what is struck, by layer number, where it is known."""
-    name = "weight_shape" if run.target == "weight" else "shape"
-    items = [item for item in run.facts.get("layers", []) if isinstance(item, dict)]
-    return {item["number"]: item[name] for item in items if isinstance(item.get(name), list) and "number" in item}
+def _shapes(run: Run) -> dict[tuple[int, str], list[int]]:
+    """Shape of what is struck, by layer number and parameter (empty for neurons), where it is known."""
+    items = [item for item in run.facts.get("layers", []) if isinstance(item, dict) and "number" in item]
+    found = {(item["number"], ""): item.get("shape") for item in items}
+    if run.target == "weight":
+        found = {(item["number"], it.get("name", "")): it.get("shape") for item in items for it in parameters_of(item)}
+    return {place: shape for place, shape in found.items() if isinstance(shape, list)}
 
 
 def _where(element: int, shape: Sequence[int] | None) -> str:
@@ -145,7 +147,7 @@ def _where(element: int, shape: Sequence[int] | None) -> str:
 
 
 def _recorded(
-    row: Mapping[str, Any], places: Mapping[tuple[int, str], Place], shapes: Mapping[int, list[int]]
+    row: Mapping[str, Any], places: Mapping[tuple[int, str], Place], shapes: Mapping[tuple[int, str], list[int]]
 ) -> Damage:
     layer, parameter = int(row["layer"]), str(row["parameter"] or "")
     place = places.get((layer, parameter)) or Place(layer, "", f"layer {layer}", 0, parameter)
@@ -153,8 +155,7 @@ def _recorded(
     values = (_value(row["original"]), _value(row["error"]))
     change = row["change"]
     known = change is not None and math.isfinite(change)
-    shape = shapes.get(layer) if parameter in ("", "weight") else None
-    where = _where(int(row["element"]), shape)
+    where = _where(int(row["element"]), shapes.get((layer, parameter)))
     return Damage(place, where, int(row["bit"]), *values, 1, effect, float(change) if known else None)
 
 

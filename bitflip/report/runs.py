@@ -232,9 +232,13 @@ class Run:
 
     def width_of(self, place: Place | None = None) -> int:
         """Bits of the values of a layer, or of the widest; at least as many as a flip has hit."""
-        name = "weight_bits" if self.target == "weight" else "bits"
         layers = [item for item in self.facts.get("layers", []) if isinstance(item, dict)]
-        known = [item.get(name) for item in layers if place is None or item.get("number") == place.layer]
+        chosen = [item for item in layers if place is None or item.get("number") == place.layer]
+        known = [item.get("bits") for item in chosen]
+        if self.target == "weight":
+            tensors = [tensor for item in chosen for tensor in parameters_of(item)]
+            name = None if place is None else place.parameter or "weight"
+            known = [tensor.get("bits") for tensor in tensors if name in (None, tensor.get("name"))]
         widest = max([bits for bits in known if isinstance(bits, int) and bits <= 64], default=0)
         hit = [row.bit for row in self.bits if row.bit is not None and place in (None, row.place)]
         seen = max(hit, default=0) + 1
@@ -339,6 +343,14 @@ def read(table: Path) -> Run:
     return Run(files, (seed,), layers, bits, means, facts)
 
 
+def parameters_of(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parameter tensors of a layer in the ``.json``: name, shape and bits of each."""
+    if isinstance(layer.get("weight_shape"), list):  # an earlier version knew only the weight
+        return [{"name": "weight", "shape": layer["weight_shape"], "bits": layer.get("weight_bits")}]
+    found = layer.get("parameters")
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
 def _idle(row: Row) -> bool:
     return row.outcomes is not None and row.outcomes.flips == 0
 
@@ -350,10 +362,16 @@ def _check_facts(files: Files, seed: int, layers: Sequence[Row], facts: Mapping[
     said = facts["settings"].get("seed")
     if said is not None and said != seed and "seeds" not in facts["settings"]:
         raise BadInput(f"{files.run}: expected the seed of {files.table.name}, {seed}, got {said}")
-    has = "weight_shape" if facts.get("target") == "weight" else "per_image"
+    names = str(facts["settings"].get("parameters", "weight")).split(",")
+
+    def has(item: Mapping[str, Any]) -> bool:
+        if facts.get("target") != "weight":
+            return bool(item.get("per_image"))
+        return any("all" in names or parameter.get("name") in names for parameter in parameters_of(item))
+
     items = [item for item in facts.get("layers", []) if isinstance(item, dict)]
     have = {row.place.layer for row in layers}
-    missing = [item["number"] for item in items if item.get(has) and item.get("number", 0) not in have]
+    missing = [item["number"] for item in items if has(item) and item.get("number", 0) not in have]
     if missing:
         raise BadInput(
             f"{files.table}: expected a row for each layer of {files.run.name}, layer {missing[0]} is missing"

@@ -1,0 +1,65 @@
+"""``python -m bitflip coverage``: what of a network faults can reach."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bitflip import coverage, models
+from bitflip.errors import BadInput
+
+INTRODUCTION = """\
+# Coverage
+
+Layers that were found and parameters that faults can reach, on random weights.
+
+- *side*: height and width of the image in pixels, the smallest that was tried and taken.
+- *layers*: calls of modules without children, and of attention, with the input image; *neuron layers*: those of them
+  that have an output for each image.
+- *tensors*: parameter tensors that weight faults can strike; one that is shared counts once; *never read*: those of
+  them that no forward pass reads (auxiliary heads).
+- *scalars* and *share*: the values of the tensors, and what part of all parameters they are.
+- *engine*: what runs the faults by default.
+"""
+CHECKED = """\
+- *engines agree*: one random bit of one random value per image in each neuron layer's output, and one in each tensor,
+  run by both engines on two images; they agree on a fault if top-1, NaNs and logits are the same, to within the
+  rounding of a kernel.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="of torchvision.models, timm:NAME, or FILE.py:factory; default: every classifier of torchvision.models",
+    )
+    parser.add_argument("--hub-path", type=Path, help="checkout of pytorch-cifar-models that the names are entries of")
+    parser.add_argument("--sizes", default="", help="image sizes to try, comma-separated, smallest first")
+    parser.add_argument("--check", action="store_true", help="also run one fault per target through both engines")
+    parser.add_argument("--rows", action="store_true", help="print the rows of the table only")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table; the exit code is 1 if a parameter is out of reach, or the engines disagree."""
+    if not all(part.strip().isdigit() and int(part) for part in arguments.sizes.split(",") if arguments.sizes):
+        raise BadInput(f"--sizes: expected whole numbers of at least 1, comma-separated, got {arguments.sizes!r}")
+    sizes = tuple(map(int, arguments.sizes.split(","))) if arguments.sizes else None
+    if not arguments.rows:
+        options = " --check" * arguments.check + "".join(f" {name}" for name in arguments.models)
+        words = [INTRODUCTION, *([CHECKED] if arguments.check else [])]
+        print(
+            "".join(words), f"Made by `python -m bitflip coverage{options}`.\n", coverage.HEADER, sep="\n", flush=True
+        )
+    good = True
+    for name in arguments.models or models.torchvision_names():
+        model, usual = models.untrained(name, arguments.hub_path)
+        found = coverage.of(name, model, sizes or usual or coverage.SIZES, check=arguments.check)
+        good = good and found.scalars == found.parameters and not found.differing
+        print(found.row(), flush=True)
+    if not good:
+        print("not every parameter is reachable, or the engines disagree; see the table", file=sys.stderr)
+    return 0 if good else 1
