@@ -133,6 +133,7 @@ def write_summary(path: Path, heading: str, seed: int, bit: int | None, lines: S
 LAYER_COLUMNS = ("layer", "path", "call", "parameter")
 RATE_COLUMNS = ("low", "high")
 COUNT_COLUMNS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "largest_change")
+SUM_COLUMNS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.counts.Tally
 
 
 def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate]) -> None:
@@ -140,7 +141,7 @@ def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate])
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         head = ["index", "name", f"seed_{seed}", *LAYER_COLUMNS, "misclassified", "correct", *RATE_COLUMNS]
-        writer.writerow([*head, "flips", "injections", *COUNT_COLUMNS])
+        writer.writerow([*head, "flips", "injections", *COUNT_COLUMNS, *SUM_COLUMNS])
         for index, found in enumerate(estimates):
             tally, (rate, low, high) = found.tally, _rate_texts(found.rate)
             row = [index, found.item.layer.type, rate, *_layer_texts(found.item), tally.misclassified, tally.correct]
@@ -152,7 +153,7 @@ def write_bits(path: Path, estimates: Sequence[LayerEstimate]) -> None:
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         head = ["layer", "name", "path", "call", "parameter", "bit", "flips", "injections", "misclassified", "correct"]
-        writer.writerow([*head, "rate", *RATE_COLUMNS, *COUNT_COLUMNS])
+        writer.writerow([*head, "rate", *RATE_COLUMNS, *COUNT_COLUMNS, *SUM_COLUMNS])
         for found in estimates:
             number, *where = _layer_texts(found.item)
             for bit, (tally, rate) in found.by_bit.items():
@@ -171,7 +172,7 @@ def _rate_texts(rate: Rate | None) -> list[str]:
 
 def _count_texts(tally: Tally) -> list[object]:
     *counts, change = (getattr(tally, name) for name in COUNT_COLUMNS)
-    return [*counts, f"{change:.6f}"]
+    return [*counts, f"{change:.6f}", *(getattr(tally, name) for name in SUM_COLUMNS)]
 
 
 def write_run(path: Path, run: Mapping[str, Any]) -> None:

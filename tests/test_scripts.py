@@ -174,6 +174,7 @@ def test_table(run_digits: RunDigits, few_digits: FewDigits) -> None:
     assert result.text(".csv").splitlines()[0].split(",") == [
         *("index", "name", "seed_5", "layer", "path", "call", "parameter", "misclassified", "correct", "low", "high"),
         *("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "largest_change"),
+        *("mm", "mn", "nn"),
     ]
     assert [row["index"] for row in result.rows] == [str(i) for i in range(len(result.rows))]
     assert [(row["layer"], row["name"], row["path"]) for row in result.rows] == [

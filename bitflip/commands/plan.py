@@ -166,10 +166,10 @@ def need(item: Numbered, target: Target, images: int, margin: float, confidence:
     from bitflip.sampling import sample_size
 
     layer = item.layer
-    shape, width = (layer.shape, layer.bits) if target == "neuron" else (layer.weight_shape, layer.weight_bits)
-    elements = math.prod(shape or ())
+    tensor = layer.parameter(item.parameter)
+    elements = math.prod(layer.shape if tensor is None else tensor.shape)
     per_bit = elements * (images if target == "neuron" else 1)
-    bits = width if bit is None else 1
+    bits = item.bits if bit is None else 1
     return Need(
         item.number,
         layer.type,

@@ -86,7 +86,7 @@ def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run
     """Join single-seed runs.
 
     The rate of a layer is the mean over its seeds. Its interval is that of the whole sample: Wilson for neurons; for
-    weights clustered by flip, where a flip whose images are not known apart counts as breaking all or none.
+    weights clustered by flip.
 
     Raises:
         BadInput: if runs differ in more than the seed, a seed comes twice, or a run was interrupted; all together.

@@ -18,6 +18,7 @@ T = TypeVar("T")
 OLDEST = ("index", "name", "layer", "path", "call", "misclassified", "correct")  # columns that every table has
 COUNTS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")
 BITS = ("layer", "name", "path", "call", "parameter", "bit", "misclassified", "correct", *COUNTS, "largest_change")
+SQUARES = ("mm", "mn", "nn")
 ROUNDING = 1e-3  # percent, of the ends of an interval in a file
 LARGEST = 10**15  # count that a file may hold; larger ones are damage
 
@@ -129,7 +130,11 @@ class Rate:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What happened to the faulty inferences of a row; ``sdc5`` to ``nonfinite`` are counted beside the first three."""
+    """What happened to the faulty inferences of a row; ``sdc5`` to ``nonfinite`` are counted beside the first three.
+
+    Attributes:
+        squares: sums over flips that clustered intervals need, see :class:`bitflip.counts.Tally`; None if not known.
+    """
 
     flips: int
     injections: int
@@ -141,10 +146,14 @@ class Outcomes:
     sdc20: int
     nonfinite: int
     largest_change: float
+    squares: tuple[int, ...] | None = None
 
     def __add__(self, other: Outcomes) -> Outcomes:
         counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
-        return Outcomes(**counts, largest_change=max(self.largest_change, other.largest_change))
+        squares = None
+        if self.squares is not None and other.squares is not None:
+            squares = tuple(a + b for a, b in zip(self.squares, other.squares, strict=True))
+        return Outcomes(**counts, largest_change=max(self.largest_change, other.largest_change), squares=squares)
 
 
 @dataclass(frozen=True)
@@ -434,7 +443,8 @@ class _Reader:
         if "flips" not in self:
             return None
         counts = {name: self.count(name) for name in COUNTS}
-        return Outcomes(**counts, largest_change=self.optional("largest_change", 1) or 0.0)
+        squares = tuple(self.count(name) for name in SQUARES) if all(name in self for name in SQUARES) else None
+        return Outcomes(**counts, largest_change=self.optional("largest_change", 1) or 0.0, squares=squares)
 
     def row(self, rate: str, bit: int | None = None) -> Row:
         place = Place(

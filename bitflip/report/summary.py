@@ -44,8 +44,8 @@ def means(run: Run) -> list[Mean]:
 def sums(rows: Sequence[Row], target: str) -> Sums[float]:
     """What intervals need to know about all faults of some rows.
 
-    How the images of a row spread over its flips is not in the files: where there are several flips, each is taken to
-    break all of its images or none, which makes the interval the widest that it can be.
+    Where a file does not say how the images of a row spread over its flips, each flip is taken to break all of its
+    images or none, which makes the interval the widest that it can be.
     """
     wrong, correct = (float(sum(getattr(row, name) for row in rows)) for name in ("misclassified", "correct"))
     if target == "neuron":
@@ -54,6 +54,10 @@ def sums(rows: Sequence[Row], target: str) -> Sums[float]:
     for row in rows:
         count = row.outcomes.flips if row.outcomes else 1  # without a count, a run's flips are taken as one
         if count == 0:
+            continue
+        if row.outcomes and row.outcomes.squares:
+            flips += count
+            mm, mn, nn = (a + b for a, b in zip((mm, mn, nn), row.outcomes.squares, strict=True))
             continue
         flips += count
         mm += row.misclassified**2 if count == 1 else row.misclassified * row.correct / count
