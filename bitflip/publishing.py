@@ -48,15 +48,24 @@ def report(experiment: Experiment, done: Done, prefix: str, started: str) -> Non
             else:
                 path.unlink(missing_ok=True)  # of an earlier run, whose other files are replaced here
         if done.complete:
-            final.partial().remove()
+            _remove(final.partial())
     if settings.plots and done.complete:
-        from bitflip import report as pictures  # brings matplotlib, which is slow to import
+        from bitflip import report as reports  # brings matplotlib, which is slow to import
 
-        written += pictures.draw([Paths.of(settings, prefix, seed).table for seed in settings.all_seeds])
+        written += reports.draw([Paths.of(settings, prefix, seed).table for seed in settings.all_seeds])
     print("Results:", *written, sep="\n  ")
     all_layers = [_line(found) for found in experiment.estimates(counts)]
     pretty = terminal.is_pretty(sys.stdout)
     print(terminal.most_fragile(all_layers, confidence=settings.confidence, pretty=pretty))
+
+
+def _remove(paths: Paths) -> None:
+    """Delete the results of an interrupted run, and what was drawn from them."""
+    from bitflip import report as reports
+
+    for path in reports.outputs(reports.Files(paths.folder, paths.stem)):
+        path.unlink(missing_ok=True)
+    paths.remove()
 
 
 def _line(found: LayerEstimate) -> terminal.Line:
