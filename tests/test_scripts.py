@@ -116,6 +116,7 @@ def test_a_run_ends_with_plots(script: str, run_digits: RunDigits, few_digits: F
     few_digits(40)
     result = run_digits(script, "--layer-num", "1,4", "--plots")
     drawn = {f"{result.stem}_{name}.{kind}" for name in ("layers", "bits", "heatmap") for kind in ("png", "svg")}
+    drawn.add(f"{result.stem}.html")
     assert set(names(result.folder)) == drawn | {f"{result.stem}{suffix}" for suffix in SUFFIXES}
     assert all(f"  {result.folder / name}" in result.done.out.splitlines() for name in drawn)
     assert re.search("most fragile layers|without a misclassification", result.done.out, flags=re.I)
