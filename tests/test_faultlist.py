@@ -450,6 +450,18 @@ def test_a_damaged_journal_is_refused(stopped: tuple[object, ...], run_script: R
     assert log.read_bytes() == data, "a refused file is left as it is"
 
 
+def test_records_of_another_shape_are_refused(
+    stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path
+) -> None:
+    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
+    first, *records = log.read_bytes().splitlines(keepends=True)
+    assert len(records) > 2
+    log.write_bytes(first + records[-1] + records[0])
+    done = run_script("weight.py", *stopped)
+    assert done.code == 2
+    assert f"{log} is damaged in line 2" in done.errors[-1]
+
+
 def test_two_runs_do_not_share_a_folder(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:
     (log,) = tmp_path.glob("*.unfinished/outcomes.log")
     with FileLock(log.with_name("lock")):
