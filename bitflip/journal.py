@@ -89,6 +89,10 @@ class Journal:
         with contextlib.suppress(OSError):  # something else is in it
             self.folder.rmdir()
 
+    def damaged(self, record: int) -> BadInput:
+        """What to raise if a record, given by its place, is not what it should be."""
+        return BadInput(f"output_path (--output-path): {self.path} is damaged in line {record + 2}; {HINT}")
+
     def _append(self, line: bytes) -> None:
         with writable(self.folder):
             self._file.write(line)
@@ -106,7 +110,7 @@ class Journal:
         for number, line in enumerate(whole[1:], start=2):
             record = _parsed(line)
             if record is None:
-                raise BadInput(f"output_path (--output-path): {self.path} is damaged in line {number}; {HINT}")
+                raise self.damaged(number - 2)
             self.records.append(record[0])
         return sum(len(line) + 1 for line in whole)
 

@@ -341,7 +341,10 @@ def run(
     execute = experiment.engine.neurons if experiment.target == "neuron" else experiment.engine.weights
     for number, task in enumerate(plan(listed.faults, experiment.images, experiment.together)):
         if number < len(journal.records):
-            outcome = Outcome.read(journal.records[number], task)
+            try:
+                outcome = Outcome.read(journal.records[number], task)
+            except (ValueError, LookupError, TypeError, AttributeError, zlib.error) as error:
+                raise journal.damaged(number) from error
             progress(sum(len(slot.faults) for slot in task.slots))
         else:
             batch, labels = images[task.images]

@@ -282,8 +282,18 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 TOTALS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "misclassified")
 
 
-@pytest.mark.parametrize("extra", [(), ("--repeats", "3"), ("--seeds", "4,9")], ids=["plain", "repeats", "seeds"])
-@pytest.mark.parametrize("script", ["neuron", "weight"])
+@pytest.mark.parametrize(
+    ("script", "extra"),
+    [
+        pytest.param("neuron", (), id="neurons"),
+        pytest.param("neuron", ("--repeats", "3"), id="neurons-repeats"),
+        pytest.param("neuron", ("--seeds", "4,9"), id="neurons-seeds"),
+        pytest.param("weight", (), id="weights"),
+        pytest.param("weight", ("--repeats", "3"), id="weights-repeats"),
+        pytest.param("weight", ("--seeds", "4,9"), id="weights-seeds"),
+        pytest.param("weight", ("--parameters", "all"), id="all-parameters"),
+    ],
+)
 def test_a_saved_list_does_the_same_again(
     script: str, extra: tuple[str, ...], run_script: RunScript, few_digits: FewDigits, tmp_path: Path
 ) -> None:
@@ -298,7 +308,7 @@ def test_a_saved_list_does_the_same_again(
     assert (again.code, again.err) == (0, "")
     assert (tmp_path / "again.csv").read_bytes() == saved.read_bytes()
     stem = f"{script}_digits_vgg_digits"
-    for end, key in (("", ("path", "call")), ("_bits", ("path", "call", "bit"))):
+    for end, key in (("", ("path", "call", "parameter")), ("_bits", ("path", "call", "parameter", "bit"))):
         counted: list[Counter[tuple[str, ...]]] = []
         for runs in (
             [f"{stem}_4{end}.csv", f"{stem}_9{end}.csv"] if not seed else [f"{stem}_4{end}.csv"],
@@ -448,6 +458,18 @@ def test_a_damaged_journal_is_refused(stopped: tuple[object, ...], run_script: R
     assert done.code == 2
     assert f"{log} is damaged in line 2; --fresh starts over" in done.errors[0]
     assert log.read_bytes() == data, "a refused file is left as it is"
+
+
+def test_records_of_another_shape_are_refused(
+    stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path
+) -> None:
+    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
+    first, *records = log.read_bytes().splitlines(keepends=True)
+    assert len(records) > 2
+    log.write_bytes(first + records[-1] + records[0])
+    done = run_script("weight.py", *stopped)
+    assert done.code == 2
+    assert f"{log} is damaged in line 2" in done.errors[-1]
 
 
 def test_two_runs_do_not_share_a_folder(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:
