@@ -359,6 +359,8 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
         raise BadInput(f"{str(error).rpartition('error parsing CLI: ')[2]}; --help lists all flags") from error
     given = source(parsed_args=known)()
     problems = _unknown(unknown)
+    if len([name for name in ("seed", "seeds") if given.get(name) or os.environ.get(name)]) == 2:
+        problems["seeds"] = "seeds (--seeds): expected either seed or seeds, got both"
     if rerun := given.get("rerun") or os.environ.get("rerun"):  # noqa: SIM112
         earlier, problem = _earlier(Path(str(rerun)))
         given = {**earlier, **given}
