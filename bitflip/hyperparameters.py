@@ -412,6 +412,13 @@ def _unknown(arguments: Sequence[str]) -> dict[str, str]:
     return problems
 
 
+def check_seeds(settings: Hyperparameters) -> list[str]:
+    """One sentence if seeds are given with a margin, which a run of one seed reaches by further flips."""
+    if settings.seeds is None or settings.margin is None:
+        return []
+    return [f"seeds (--seeds): expected one seed with margin, got seeds {settings.seeds}"]
+
+
 def check_bit(settings: Hyperparameters, width: int) -> list[str]:
     """One sentence if ``bit_flip_pos`` is no bit of a value ``width`` bits wide."""
     if settings.bit is None or settings.bit < width:
