@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from bitflip import campaign, datasets, fault_table, results, sampling
 from bitflip.checkpoint import Checkpoint, Progress, damaged, writable
+from bitflip.cluster import Cluster
 from bitflip.counts import Counts
 from bitflip.errors import BadInput
 from bitflip.experiment import Experiment
@@ -131,8 +132,8 @@ class Done:
         return f"{self.counts.images} of {self.images} images"
 
 
-def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker) -> Done:
-    """Run the campaign, or what is left of it.
+def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, workers: Cluster | None = None) -> Done:
+    """Run the campaign, or what is left of it, here or by workers.
 
     Ctrl-C, a full disk or an image that can't be read ends it after the batches that were finished.
 
@@ -161,7 +162,7 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker) ->
             bar.update(faulty)
 
         try:
-            for turn, batch in _batches(experiment, counts, progress, advance):
+            for turn, batch in _batches(experiment, counts, progress, advance, workers):
                 with _uninterrupted():
                     logs.add(batch, turn)
                     counts.add(batch, again=turn > 0)
@@ -181,22 +182,30 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker) ->
 
 
 def _batches(
-    experiment: Experiment, counts: Counts, progress: Progress, advance: Callable[[int], None]
+    experiment: Experiment,
+    counts: Counts,
+    progress: Progress,
+    advance: Callable[[int], None],
+    workers: Cluster | None,
 ) -> Iterator[tuple[int, BatchOutcomes]]:
     """The outcomes of what is left of a campaign, with the number of the round through the test set."""
     turn, first = progress.turn, progress.image
     if first >= experiment.images and experiment.settings.margin is not None:
         turn, first = turn + 1, 0
     while items := _open(experiment, counts, turn, first):
-        for batch in campaign.run(
-            experiment.engine,
-            experiment.target,
-            datasets.batches(experiment.test_set, experiment.together, experiment.images, first),
-            partial(experiment.sampling.flips, items, turn=turn),
-            placement=experiment.placement,
-            progress=advance,
-            first=first,
-        ):
+        if workers is not None:
+            ran = workers.run(experiment, items, turn, first, advance)
+        else:
+            ran = campaign.run(
+                experiment.engine,
+                experiment.target,
+                datasets.batches(experiment.test_set, experiment.together, experiment.images, first),
+                partial(experiment.sampling.flips, items, turn=turn),
+                placement=experiment.placement,
+                progress=advance,
+                first=first,
+            )
+        for batch in ran:
             yield turn, batch
         if experiment.settings.margin is None:
             return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bitflip import datasets, devices, engines, faultlist, hyperparameters, layers, models, rates, results
+from bitflip import datasets, devices, engines, faultlist, hyperparameters, joining, layers, models, rates, results
 from bitflip.campaign import Sampling
 from bitflip.counts import Counts
 from bitflip.datasets import TestSet
@@ -39,9 +39,11 @@ def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
     checks: list[tuple[set[str], Callable[[], list[str]]]] = [
         ({"dataset", "model_name", "weights", "hub_path"}, lambda: models.check(settings)),
         ({"bit_flip_pos", "model_name"}, lambda: hyperparameters.check_bit(settings, 64 if custom else 32)),
+        ({"seeds", "margin"}, lambda: hyperparameters.check_seeds(settings)),
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
         ({"mean", "std", "channels", "dataset"}, lambda: datasets.check(settings)),
-        ({"device"}, lambda: devices.check(settings.device)),
+        ({"device"}, lambda: [] if settings.ray else devices.check(settings.device)),
+        ({"ray", "device", "faults"}, lambda: joining.check(settings)),
         ({"output_path"}, lambda: results.check_folder(settings.output_path)),
         ({"faults", "save_faults", "limit"}, lambda: faultlist.check_settings(settings)),
         ({"rerun"}, lambda: _check_rerun(settings.rerun, target)),
@@ -64,6 +66,7 @@ class Experiment:
         layers: where faults strike: those of them with an output for each image, or each chosen parameter of theirs.
         images: number of images that will be run.
         together: images that are run together; more than a batch where that is faster and changes no fault.
+        device: what computes, in words.
     """
 
     settings: Hyperparameters
@@ -76,6 +79,7 @@ class Experiment:
     engine: Engine
     chosen: list[Numbered]
     together: int
+    device: str
 
     @property
     def layers(self) -> list[Numbered]:
@@ -107,7 +111,7 @@ class Experiment:
         return (
             f"{s.model_name} on {s.dataset}: {self.target} faults in {count} layers, {self.images} images, "
             f"{'seed' if s.seeds is None else 'seeds'} {s.seed if s.seeds is None else s.seeds}, "
-            f"{devices.describe(self.placement.device)}, {s.precision}, {self.engine.name} engine"
+            f"{self.device}, {s.precision}, {self.engine.name} engine"
         )
 
 
@@ -165,7 +169,8 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
     together = settings.batch_size
     if target == "neuron" and isinstance(engine, Wave):
         together *= max(1, engine.budget.images(injector.layers) // together)
-    return Experiment(settings, target, placement, test_set, images, classifier, injector, engine, chosen, together)
+    loaded = (settings, target, placement, test_set, images, classifier, injector, engine, chosen, together)
+    return Experiment(*loaded, device=devices.describe(device))
 
 
 def _check_rerun(path: Path | None, target: Target) -> list[str]:

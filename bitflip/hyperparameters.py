@@ -34,7 +34,7 @@ NOT_OF_A_LIST = (  # settings that say which faults are sampled, or log them
     *("layer_type", "layer_num", "parameters", "bit_flip_pos", "bit_sampling", "repeats", "seeds", "margin"),
     *("detailed_log", "fault_table"),
 )
-NOT_RERUN = ("output_path", "fresh", "rerun")  # settings that are not taken from an earlier run
+NOT_RERUN = ("output_path", "fresh", "rerun", "ray")  # settings that are not taken from an earlier run
 
 
 def _field(default: Any, meaning: str, valid: str, **kwargs: Any) -> Any:
@@ -159,6 +159,12 @@ class Hyperparameters(BaseSettings):
         "the path of a run's .json",
     )
     device: str = _field("auto", "auto (a GPU when there is one), cpu, cuda or cuda:N", "auto, cpu, cuda or cuda:N")
+    ray: str | None = _field(
+        None,
+        "run on all GPUs (CPUs) of a Ray cluster: auto for the one on this machine, which is started if there is none, "
+        "or HOST:PORT; needs pip install ray",
+        "auto, or HOST:PORT of a Ray cluster that runs",
+    )
     precision: Precision = _field(
         "ieee",
         "float32 arithmetic on CUDA: ieee, or tf32, which drops the low 13 mantissa bits and so hides flips there",
@@ -205,6 +211,13 @@ class Hyperparameters(BaseSettings):
     def _device_name(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError("unknown device")
+        return value
+
+    @field_validator("ray")
+    @classmethod
+    def _ray_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"auto|(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", value):
+            raise ValueError("no address")
         return value
 
     @field_validator("seeds", mode="before")
@@ -346,6 +359,8 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
         raise BadInput(f"{str(error).rpartition('error parsing CLI: ')[2]}; --help lists all flags") from error
     given = source(parsed_args=known)()
     problems = _unknown(unknown)
+    if len([name for name in ("seed", "seeds") if given.get(name) or os.environ.get(name)]) == 2:
+        problems["seeds"] = "seeds (--seeds): expected either seed or seeds, got both"
     if rerun := given.get("rerun") or os.environ.get("rerun"):  # noqa: SIM112
         earlier, problem = _earlier(Path(str(rerun)))
         given = {**earlier, **given}
@@ -395,6 +410,13 @@ def _unknown(arguments: Sequence[str]) -> dict[str, str]:
         elif not before.startswith("-") or "=" in before:
             problems[argument] = f"{argument!r}: expected flags and their values only; --help lists all flags"
     return problems
+
+
+def check_seeds(settings: Hyperparameters) -> list[str]:
+    """One sentence if seeds are given with a margin, which a run of one seed reaches by further flips."""
+    if settings.seeds is None or settings.margin is None:
+        return []
+    return [f"seeds (--seeds): expected one seed with margin, got seeds {settings.seeds}"]
 
 
 def check_bit(settings: Hyperparameters, width: int) -> list[str]:

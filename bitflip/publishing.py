@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bitflip import devices, provenance, rates, results, terminal
+from bitflip import provenance, rates, results, terminal
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.rates import LayerEstimate
@@ -85,7 +85,7 @@ def _facts(
         "target": experiment.target,
         "engine": experiment.engine.name,
         "settings": {**settings.model_dump(mode="json"), "seed": seed, "seeds": None},
-        "device": devices.describe(experiment.placement.device),
+        "device": experiment.device,
         "precision": settings.precision,
         "model": {
             "source": experiment.classifier.source,

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
-from bitflip import execution, experiment, listrun, provenance, publishing, tracking
+from bitflip import execution, experiment, joining, listrun, provenance, publishing, tracking
 from bitflip.checkpoint import Checkpoint, writable
+from bitflip.cluster import Cluster
 from bitflip.errors import BadInput
 from bitflip.execution import Done
+from bitflip.experiment import Experiment
 from bitflip.faults import Target
+from bitflip.hyperparameters import Hyperparameters
 from bitflip.results import Paths
+from bitflip.shards import Facts
 
 # Settings that a run may change when it is gone on with: they change no result, or name the folder.
 NOT_SHARED = {
-    *("input_path", "output_path", "weights", "hub_path", "device", "pool_mib", "fresh", "rerun"),
+    *("input_path", "output_path", "weights", "hub_path", "device", "pool_mib", "fresh", "rerun", "ray"),
     *("seed", "seeds", "save_faults"),
 }
 
@@ -36,12 +42,16 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
             return listrun.main(settings, target, prefix)
         paths = Paths.of(settings, prefix, settings.seeds or settings.seed)
         shared = {"target": target, **settings.model_dump(mode="json", exclude=NOT_SHARED)}
-        with Checkpoint(paths.unfinished, shared, provenance.now(), fresh=settings.fresh) as checkpoint:
-            loaded = experiment.prepare(settings, target)
+        with ExitStack() as stack:
+            checkpoint = stack.enter_context(
+                Checkpoint(paths.unfinished, shared, provenance.now(), fresh=settings.fresh)
+            )
+            workers = None if settings.ray is None else stack.enter_context(Cluster(settings, target))
+            loaded = _loaded(settings, target, workers)
             print(loaded.title, flush=True)
             checkpoint.require(
                 {
-                    "device": loaded.placement.device.type,
+                    "device": loaded.placement.device.type if workers is None else workers.kind,
                     "model sha256": loaded.classifier.sha256,
                     "images": loaded.images,
                     "layers": [[item.number, item.layer.path] for item in loaded.layers],
@@ -50,7 +60,9 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
             if settings.save_faults is not None:
                 listrun.save(settings.save_faults, loaded)
             with tracking.connect() as tracker:
-                done = execution.execute(loaded, checkpoint, tracker)
+                done = execution.execute(loaded, checkpoint, tracker, workers)
+                if workers is not None:
+                    loaded = replace(loaded, device=workers.device)  # further nodes may have come
                 with writable(settings.output_path):
                     publishing.report(loaded, done, prefix, checkpoint.started)
                 publishing.track(loaded, done, tracker)
@@ -68,6 +80,20 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
     if isinstance(done.stopped, BadInput):
         return _refused(done.stopped)
     return 0 if done.complete else 130
+
+
+def _loaded(settings: Hyperparameters, target: Target, workers: Cluster | None) -> Experiment:
+    """The experiment, ready to be run here, or by workers."""
+    if workers is None:
+        loaded = experiment.prepare(settings, target)
+        if note := joining.hint(settings, loaded.placement.device):
+            print(note, file=sys.stderr)
+        return loaded
+    # The driver only counts; it may be on a machine without a GPU.
+    loaded = experiment.prepare(settings.model_copy(update={"device": "cpu"}), target)
+    workers.meet(Facts.of(loaded), -(-loaded.images // settings.batch_size))
+    print(f"ray: {workers}", file=sys.stderr)
+    return replace(loaded, settings=settings, device=workers.device)
 
 
 def _refused(error: BadInput) -> int:

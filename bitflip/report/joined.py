@@ -17,7 +17,7 @@ from bitflip.report.runs import COUNTS, Files, Place, Rate, Row, Run
 from bitflip.report.summary import interval, mean, means_of, parts_of, spread, total
 
 FREE = {
-    *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "engine", "pool_mib"),
+    *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "ray", "engine", "pool_mib"),
     *("detailed_log", "fault_table", "save_faults", "fresh", "rerun"),
 }
 """Settings that change no fault and no outcome but for rounding; the weights are compared by their hash instead."""

@@ -1,0 +1,358 @@
+"""A run on a Ray cluster ends in the bytes of the run in one process, whatever becomes of its workers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, RunScript
+from PIL import Image
+
+from bitflip import joining, shards
+from bitflip.faults import Flips
+from bitflip.hyperparameters import Hyperparameters
+from bitflip.layers import Layer
+from bitflip.outcomes import BatchOutcomes
+from bitflip.shards import Facts, Parcel, Refusal, Worker
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs Ray, which is not made for every Python"
+)
+PATIENCE_S = 200.0  # says that it ends, not that it is fast
+BATCH = 10
+
+# A network that takes its time, so that a run is still under way when a test has found what to kill.
+SLOW = """
+import time
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, x):
+        time.sleep({seconds})
+        return self.linear(self.relu(self.conv(x)).flatten(1))
+
+def build(num_classes):
+    return Slow()
+"""
+
+
+# --- without a cluster ---
+
+
+def test_without_ray_a_sentence_says_what_to_install(
+    run_script: RunScript, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = run_script("main.py", "--dataset", "digits", "--output-path", tmp_path, "--ray", "auto")
+    assert done.code == 2
+    assert done.errors == ["ray (--ray): Ray is not installed; pip install 'ray>=2.49', or leave --ray out"]
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 400 Bad Request\r\n\r\n", None], ids=["hangs up", "http", "mute"])
+@needs_ray
+def test_an_address_without_ray_is_refused_at_once(
+    answer: bytes | None, run_script: RunScript, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(joining, "PATIENCE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                if answer is not None:
+                    connection.sendall(answer)
+                    return
+                released.wait(PATIENCE_S)
+
+        released = threading.Event()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = run_script("main.py", "--dataset", "digits", "--output-path", tmp_path, "--ray", address)
+        released.set()
+        thread.join()
+    (error,) = done.errors
+    assert error.startswith(
+        f"ray (--ray): expected auto, or HOST:PORT of a Ray cluster that runs (ray start --head), got '{address}' ("
+    )
+
+
+@needs_ray
+def test_mistakes_are_told_together(run_script: RunScript, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    done = run_script(
+        "main.py", "--dataset", "digits", "--output-path", tmp_path, "--ray", closed, "--device", "cuda:1"
+    )
+    assert done.code == 2
+    refused, device = done.errors
+    assert "Connection refused" in refused
+    assert device == "device (--device): expected auto, cpu or cuda with ray, got 'cuda:1'"
+    done = run_script("main.py", "--dataset", "digits", "--output-path", tmp_path, "--ray", "nowhere")
+    assert done.errors == ["ray (--ray): expected auto, or HOST:PORT of a Ray cluster that runs, got 'nowhere'"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_several_gpus_and_no_ray_are_worth_a_hint(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    settings, gpu = Hyperparameters(), torch.device("cuda", 0)
+    text = joining.hint(settings, gpu)
+    assert text is not None
+    assert text.startswith("one of 4 GPUs is used; ")
+    assert ("pip install" in text) is not installed
+    assert "--ray auto" in text
+    assert joining.hint(settings, torch.device("cpu")) is None
+    assert joining.hint(Hyperparameters(device="cuda:2"), gpu) is None
+
+
+# --- what travels ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("classes", [10, 100_000])
+def test_a_parcel_holds_what_was_packed(dtype: torch.dtype, classes: int) -> None:
+    layer = Layer(0, "a", 0, "Conv2d", (4,), True, 32)
+    index = torch.arange(3).numpy()
+    flips = [Flips(layer, index, index, seed=1), Flips(layer, index[:1], index[:1], seed=1)]
+    labels = torch.tensor([0, 1, classes - 1])
+    batch = BatchOutcomes(labels, flips, 6, lambda count: None)
+    batch.clean_top1 = labels.flip(0)
+    batch.top1 = torch.stack([labels, labels.flip(0)])
+    batch.effects = torch.tensor([[0, 1, 63], [2, 3, 4]], dtype=torch.uint8)
+    batch.change = torch.rand(2, 3)
+    nan = torch.tensor([float("nan"), -0.0, 1.5], dtype=dtype)
+    batch.original, batch.error = [nan, nan[:1]], [-nan, nan[1:2]]
+    parcel = Parcel.of(batch, values=True)
+    back = parcel.outcomes(flips)
+    assert parcel.images == 3
+    for name in ("labels", "clean_top1", "top1", "effects", "change"):
+        assert torch.equal(getattr(back, name), getattr(batch, name)), name
+    for old, new in zip([*batch.original, *batch.error], [*back.original, *back.error], strict=True):
+        assert old.dtype == new.dtype
+        assert old.view(torch.uint8).tolist() == new.view(torch.uint8).tolist()
+    assert Parcel.of(batch, values=False).values.size == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "together", "workers", "expected"),
+    [(600, 128, 2, 30), (50_000, 2000, 8, 780), (50_000, 2000, 1000, 10), (7, 128, 2, 10), (50_000, 128, 4, 120)],
+)
+def test_shards_are_whole_batches_and_no_larger_than_a_worker_takes(
+    images: int, together: int, workers: int, expected: int
+) -> None:
+    assert shards.size(images, BATCH, together, workers) == expected
+
+
+def test_a_worker_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Hyperparameters(dataset="imagenet", input_path=tmp_path / "absent", model_name="resnet18").resolved()
+    refusal = Worker(shards.portable(settings, "cpu"), "neuron", 1).load()
+    assert isinstance(refusal, Refusal)
+    (here,) = refusal.error().problems
+    assert here.startswith(f"input_path (--input-path): no ImageNet in {tmp_path / 'absent'}")
+    assert here.endswith(f", on node {refusal.node}")
+    (elsewhere,) = Refusal("far", refusal.problems).error().problems
+    assert elsewhere.endswith(", on node far (every node reads the same paths: use a shared file system)")
+
+
+def test_a_worker_with_other_files_or_packages_is_told_apart() -> None:
+    mine = Facts("a", "cpu", 10, {"the model": "sha256 1", "layers": [1], "torch": "2.6"})
+    other = Facts("b", "cpu", 10, {"the model": "sha256 2", "layers": [2], "torch": "2.6"})
+    assert mine.differences(mine) == []
+    assert other.differences(mine) == ["the model is sha256 2, expected sha256 1", "layers differs"]
+
+
+def test_paths_travel_as_absolute_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Hyperparameters(model_name="net.py:build", weights=Path("w.pt"), input_path=Path("in"), ray="auto")
+    sent = shards.portable(settings, "cuda")
+    assert (sent.model_name, sent.weights) == (f"{tmp_path}/net.py:build", tmp_path / "w.pt")
+    assert (sent.input_path, sent.device, sent.ray) == (tmp_path / "in", "cuda", None)
+
+
+# --- on a cluster of several nodes, on this machine ---
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A Ray cluster: a head without a worker, to which tests add nodes."""
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+    os.environ |= joining.QUIET
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def two_nodes(nodes: Any) -> Iterator[list[Any]]:
+    """Two nodes for one worker each."""
+    added = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    yield added
+    for node in added:
+        if node in nodes.list_all_nodes():
+            nodes.remove_node(node, allow_graceful=False)
+
+
+class Slowly:
+    """Runs a script on a folder of images with a network that takes its time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        generator = torch.Generator().manual_seed(3)
+        for label in range(10):
+            place = folder / "images" / str(label)
+            place.mkdir(parents=True)
+            for i in range(20):
+                pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(place / f"{i}.png")
+        (folder / "net.py").write_text(SLOW.format(seconds=0))
+        weights = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (10, 256), "linear.bias": (10,)}
+        torch.save({k: torch.randn(s, generator=generator) for k, s in weights.items()}, folder / "net.pt")
+
+    def start(self, script: str, output: str, *arguments: str, seconds: float = 0.0) -> subprocess.Popen[str]:
+        (self.folder / "net.py").write_text(SLOW.format(seconds=seconds))
+        command = [sys.executable, str(ROOT / script), "--dataset", "cifar10", "--input-path", "images"]
+        command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt", "--seed", "5"]
+        command += ["--batch-size", str(BATCH), "--engine", "reference", "--detailed-log", "--fault-table"]
+        return subprocess.Popen(
+            [*command, "--output-path", output, *arguments],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def alone(self, script: str) -> dict[str, Any]:
+        """The files of the run in one process."""
+        if not (self.folder / script).exists():
+            assert ended(self.start(script, script))[0] == 0
+        return self.files(script)
+
+    def saved(self, output: str) -> bool:
+        """Whether a run has a checkpoint."""
+        return any((self.folder / output).glob("*.unfinished/counts.npz"))
+
+    def files(self, output: str) -> dict[str, Any]:
+        """Every file of a run; of the ``.json``, all that may not differ."""
+        found: dict[str, Any] = {}
+        for path in sorted((self.folder / output).iterdir()):
+            found[path.name] = path.read_bytes()
+            if path.suffix == ".json":
+                run = json.loads(found[path.name])
+                for name in ("started", "ended", "campaign_seconds"):
+                    del run[name]
+                for name in ("output_path", "ray"):
+                    del run["settings"][name]
+                found[path.name] = run
+        return found
+
+
+@pytest.fixture(scope="module")
+def slowly(tmp_path_factory: pytest.TempPathFactory) -> Slowly:
+    return Slowly(tmp_path_factory.mktemp("slowly"))
+
+
+def test_an_image_that_cannot_be_read_ends_a_shard_with_what_came_before(tmp_path: Path) -> None:
+    Slowly(tmp_path)
+    (tmp_path / "images" / "1" / "10.png").write_bytes(b"no image")
+    settings = Hyperparameters(
+        dataset="cifar10",
+        input_path=tmp_path / "images",
+        img_size=8,
+        model_name=f"{tmp_path}/net.py:build",
+        weights=tmp_path / "net.pt",
+        engine="reference",
+        batch_size=BATCH,
+        seed=5,
+    )
+    worker = Worker(shards.portable(settings, "cpu"), "neuron", 1)
+    assert isinstance(worker.load(), Facts)
+    parcels, refusal = worker.run(shards.Shard(0, 60, 0, (0, 1)))
+    assert [(parcel.first, parcel.images) for parcel in parcels] == [(0, BATCH), (BATCH, BATCH)]
+    assert refusal is not None
+    assert "1/10.png is no readable image" in refusal.problems[0]
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code of a process, and what it wrote to stderr."""
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, errors
+
+
+def actors_of(node: Any) -> list[int]:
+    """The processes on a node of the cluster that hold a worker."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [int(pid) for pid, parent, name in rows if int(parent) == raylet and name.startswith("ray::Worker")]
+
+
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+@needs_ray
+def test_a_lost_node_and_a_killed_worker_change_no_byte(
+    script: str, slowly: Slowly, nodes: Any, two_nodes: list[Any]
+) -> None:
+    driver = slowly.start(script, f"ray-{script}", "--ray", nodes.address, seconds=0.1)
+    wait_until(lambda: slowly.saved(f"ray-{script}") and all(map(actors_of, two_nodes)))
+    for pid in actors_of(two_nodes[0]):
+        os.kill(pid, signal.SIGKILL)
+    nodes.remove_node(two_nodes[1], allow_graceful=False)
+    code, errors = ended(driver)
+    assert code == 0, errors
+    assert errors.count("ray: lost a worker on node") >= 2
+    assert slowly.files(f"ray-{script}") == slowly.alone(script)
+
+
+@needs_ray
+def test_a_killed_driver_goes_on_from_its_checkpoint(slowly: Slowly, nodes: Any, two_nodes: list[Any]) -> None:
+    driver = slowly.start("weight.py", "driver", "--ray", nodes.address, seconds=0.1)
+    wait_until(lambda: slowly.saved("driver"))
+    driver.kill()
+    assert ended(driver)[0] == -signal.SIGKILL
+    code, errors = ended(slowly.start("weight.py", "driver", "--ray", nodes.address))
+    assert code == 0, errors
+    assert "going on after" in errors
+    assert slowly.files("driver") == slowly.alone("weight.py")
+
+
+@needs_ray
+def test_a_cluster_of_its_own_ends_with_the_run(slowly: Slowly) -> None:
+    driver = slowly.start("main.py", "auto", "--ray", "auto", seconds=0.1)
+    wait_until(lambda: slowly.saved("auto"))
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+    code, errors = ended(driver)
+    assert code == 130, errors
+    listed = subprocess.run(["ps", "-eo", "sid="], capture_output=True, text=True, check=True).stdout
+    assert str(driver.pid) not in listed.split()
+    assert ended(slowly.start("main.py", "auto"))[0] == 0  # in one process, it goes on from there
+    assert slowly.files("auto") == slowly.alone("main.py")
