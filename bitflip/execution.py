@@ -192,7 +192,7 @@ def _batches(
     turn, first = progress.turn, progress.image
     if first >= experiment.images and experiment.settings.margin is not None:
         turn, first = turn + 1, 0
-    while items := _open(experiment, counts, turn, first):
+    while (items := _open(experiment, counts, turn, first)) or turn == 0:  # without a layer, one clean round
         if workers is not None:
             ran = workers.run(experiment, items, turn, first, advance)
         else:
