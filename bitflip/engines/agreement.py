@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,11 +21,14 @@ TOLERANCE = 1e-4
 class Recorder(BatchOutcomes):
     """Keeps the logits of every fault; those of masked faults are the clean ones."""
 
+    def __init__(self, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]) -> None:
+        super().__init__(labels, flips, first, progress)
+        self.found: dict[int, Tensor] = {}
+
     def clean(self, logits: Tensor) -> None:
-        """See :class:`bitflip.outcomes.BatchOutcomes`."""
+        """See :class:`bitflip.outcomes.BatchOutcomes`; the wave calls it once for each part of its pool."""
         super().clean(logits)
         self.clean_logits = logits
-        self.found: dict[int, Tensor] = {}
 
     def finished(self, faults: Tensor, logits: Tensor) -> None:
         """See :class:`bitflip.outcomes.BatchOutcomes`."""
