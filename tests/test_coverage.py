@@ -57,13 +57,13 @@ def test_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["coverage", "--check", "--sizes=32", f"{__file__}:tied"]) == 0
     *_, header, _, row = capsys.readouterr().out.splitlines()
     assert header.startswith("| model | side | layers ")
-    assert row.endswith("| 32 | 4 | 4 | 3 | 0 | 93 | 100 % | wave, 1 tensors on reference | on all 14 |")
+    assert row.endswith("| 32 | 4 | 4 | 3 | 0 | 87 | 100 % | wave, 1 tensors on reference | on all 14 |")
 
 
 def test_what_is_out_of_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["coverage", "--rows", f"{__file__}:counts"]) == 1
     out, err = capsys.readouterr()
-    assert "| 90 | 98.90 % |" in out
+    assert "| 92 | 98.92 % |" in out
     assert err == "not every parameter is reachable, or the engines disagree; see the table\n"
 
 
@@ -90,7 +90,7 @@ def counts() -> nn.Module:
     """A whole number is a parameter that can't be flipped."""
     model = Tied()
     model.second = nn.Conv2d(3, 2, 1)
-    model.register_parameter("steps", nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False))
+    model.second.register_parameter("steps", nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False))
     return model
 
 
