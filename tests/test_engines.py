@@ -227,14 +227,14 @@ def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPat
 
 def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     model = PLACEMENT.model(trained_digits())
-    images = PLACEMENT.images(digits.load("test").tensors[0][:8])
+    images = PLACEMENT.images(digits.load("test").tensors[0][:16])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
     expected, _ = record(Reference(injector), "neuron", images, flips)
     real, refused = nn.Linear.forward, []
 
     def small_device(self: nn.Linear, x: Tensor) -> Tensor:
-        if len(x) > 8:  # the clean batch has 8 images
+        if len(x) > 16:  # the clean batch has 16 images
             refused.append(len(x))
             raise torch.OutOfMemoryError("out of memory")
         return real(self, x)
