@@ -15,6 +15,7 @@ from bitflip.engines import Engine
 from bitflip.faultlist import Fault
 from bitflip.faults import BitShares, Flips, Target
 from bitflip.layers import Layer, Numbered
+from bitflip.memory import Portions
 from bitflip.outcomes import BatchOutcomes
 from bitflip.sampling import allocation
 
@@ -94,14 +95,25 @@ def run(
         batches: images (B, C, H, W) and labels (B,), in the order of the test set.
         flips: gives the flips of a batch from the index of its first image and its size, when its turn comes.
         placement: where to run.
-        progress: called with the number of further faulty images whose outcome is known.
+        progress: called with the number of further faulty images whose outcome is known; with a negative one, if they
+            have to be run again in smaller portions.
         first: index in the test set of the first batch's first image.
+
+    Raises:
+        BadInput: if the memory does not suffice for a single image.
     """
-    for images, labels in batches:
-        outcomes = BatchOutcomes(labels.to(placement.device), flips(first, len(images)), first, progress)
+    execute = engine.neurons if target == "neuron" else engine.weights
+
+    def attempt(
+        images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]
+    ) -> BatchOutcomes:
+        outcomes = BatchOutcomes(labels.to(placement.device), flips, first, progress)
         with torch.no_grad():
-            execute = engine.neurons if target == "neuron" else engine.weights
             execute(placement.images(images), outcomes.flips, outcomes)
         outcomes.to_host()
-        yield outcomes
+        return outcomes
+
+    portions = Portions(attempt)
+    for images, labels in batches:
+        yield portions.run(images, labels, flips(first, len(images)), first, progress)
         first += len(images)

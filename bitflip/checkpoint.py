@@ -1,27 +1,31 @@
 """What an unfinished run has done so far, kept in a folder beside its results until they are written.
 
 A run that was killed and is started again goes on where the last checkpoint was. The counts are written beside and
-renamed; the logs only grow, and what is beyond the length that the counts name is cut off. So whatever the moment at
-which a run dies, counts and logs fit each other.
+renamed; the logs only grow, and what is beyond the length that is saved with the counts is cut off. So whatever the
+moment at which a run dies, counts and logs fit each other. Without counts, nothing else in the folder counts either.
+Result files are made in the folder too, and take their places when all of them are whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from bitflip.errors import BadInput, first_line
-from bitflip.results import replacing, replacing_bytes
+from bitflip.files import publish, replacing, replacing_bytes
+
+TRIES = 5  # to lock a folder that other processes finish with and remove
+LONG = 60  # characters of a value that a sentence still quotes
 
 
 @dataclass
@@ -34,7 +38,7 @@ class Progress:
         seconds: that the campaign took so far.
         together: images that are run together; a run goes on as it began.
         arrays: what was counted, by name.
-        lengths: of the logs in bytes, by file name.
+        logs: length in bytes and CRC-32 of each log, by file name.
     """
 
     turn: int = 0
@@ -42,7 +46,7 @@ class Progress:
     seconds: float = 0.0
     together: int = 0
     arrays: dict[str, Any] = field(default_factory=dict)
-    lengths: dict[str, int] = field(default_factory=dict)
+    logs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Checkpoint:
@@ -67,21 +71,14 @@ class Checkpoint:
         self.started = started
         self._identity = _plain(settings)
         self._there: dict[str, Any] = {}
-        self._counts, self._run = folder / "counts.npz", folder / "run.json"
+        self._counts, self._run, self._written = folder / "counts.npz", folder / "run.json", folder / "results"
         with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / "lock", timeout=0)
+            self._lock = _locked(folder)
         try:
             with writable(folder):
-                self._lock.acquire()
-        except Timeout:
-            raise BadInput(
-                f"output_path (--output-path): another process is at work on {folder}; wait for it, "
-                "or choose another folder"
-            ) from None
-        try:
-            if fresh:
-                self._empty()
+                if fresh or not self._counts.is_file():
+                    self._empty()
+                self._sweep()
             self.progress = self._read()
             self.require({})
         except BaseException:
@@ -94,10 +91,11 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.folder.is_dir() and not self._counts.is_file():
-            self._empty()  # nothing was finished
-            self._remove()
-        self._lock.release()
+        try:
+            if self.folder.is_dir() and not self._counts.is_file():
+                self.discard()  # nothing was finished
+        finally:
+            self._lock.release()
 
     @property
     def resumed(self) -> bool:
@@ -114,7 +112,7 @@ class Checkpoint:
         here, there = self._identity, self._there
         names = [name for name in here if self.resumed and there.get(name) != here[name]]
         if names:
-            differ = ", ".join(f"{name} {there.get(name)} there, {here[name]} here" for name in names)
+            differ = "; ".join(_difference(name, there.get(name), here[name]) for name in names)
             raise BadInput(
                 f"output_path (--output-path): {self.folder} holds an unfinished run with other settings ({differ}); "
                 "go on with those, give --fresh to start over, or choose another folder"
@@ -123,10 +121,12 @@ class Checkpoint:
     def log(self, name: str) -> Path:
         """A file that grows with the run, cut to the length that the last checkpoint knows."""
         path = self.folder / name
-        with writable(path), path.open("ab") as file:
-            if file.seek(0, os.SEEK_END) < self.progress.lengths.get(name, 0):
-                raise BadInput(f"{_setting(path)} is shorter than it was; --fresh starts over")
-            file.truncate(self.progress.lengths.get(name, 0))
+        length, checksum = self.progress.logs.get(name, (0, 0))
+        with writable(path), path.open("a+b") as file:
+            file.seek(0)
+            with damaged(path):
+                _check(file, length, checksum)
+            file.truncate(length)
         return path
 
     def save(self, progress: Progress) -> None:
@@ -140,25 +140,37 @@ class Checkpoint:
                 np.savez(
                     binary,
                     progress=np.array(numbers, dtype=np.float64),
-                    lengths=np.array(json.dumps(progress.lengths)),
+                    logs=np.array(json.dumps(progress.logs)),
                     **{f"array_{name}": value for name, value in progress.arrays.items()},
                 )
 
-    def discard(self) -> None:
-        """Remove the folder: the results are written."""
-        self._empty()
-        self._remove()
+    @contextlib.contextmanager
+    def publishing(self, folder: Path) -> Iterator[Path]:
+        """An empty folder, whose files take their places in ``folder`` when the block ends well."""
+        with writable(folder):
+            self._sweep()
+            self._written.mkdir()
+            yield self._written
+            publish(self._written, folder)
+            self._written.rmdir()
 
-    def _remove(self) -> None:
-        (self.folder / "lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another process may have come to wait for the lock
+    def discard(self) -> None:
+        """Remove the folder: the results are written, or there will be none."""
+        with contextlib.suppress(OSError):  # what can't be removed is no obstacle to the next run
+            self._empty()
+            (self.folder / "lock").unlink(missing_ok=True)
             self.folder.rmdir()
 
     def _empty(self) -> None:
         self._counts.unlink(missing_ok=True)  # first: without it, the rest counts for nothing
         for path in self.folder.iterdir():
             if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
+
+    def _sweep(self) -> None:
+        """Remove what a run that was killed was just writing."""
+        for path in (self._written, *self.folder.glob(".bitflip-*.tmp")):
+            _remove(path)
 
     def _read(self) -> Progress:
         if not self._counts.is_file():
@@ -169,8 +181,51 @@ class Checkpoint:
         with damaged(self._counts), np.load(self._counts, allow_pickle=False) as file:
             turn, image, together, seconds = file["progress"].tolist()
             arrays = {name.removeprefix("array_"): file[name] for name in file.files if name.startswith("array_")}
-            lengths = {str(name): int(size) for name, size in json.loads(str(file["lengths"])).items()}
-            return Progress(int(turn), int(image), float(seconds), int(together), arrays, lengths)
+            logs = {name: (int(size), int(crc)) for name, (size, crc) in json.loads(str(file["logs"])).items()}
+            return Progress(int(turn), int(image), float(seconds), int(together), arrays, logs)
+
+
+def _locked(folder: Path) -> FileLock:
+    """The lock of a folder, which is made."""
+    for _ in range(TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except (Timeout, FileNotFoundError):
+            if (folder / "lock").exists():
+                break
+            continue  # another process has just finished, and removed its folder
+        return lock
+    raise BadInput(
+        f"output_path (--output-path): another process is at work on {folder}; wait for it, or choose another folder"
+    )
+
+
+def _check(file: BinaryIO, length: int, checksum: int) -> None:
+    """See that a file begins with what was written to it."""
+    found = 0
+    while length:
+        block = file.read(min(length, 1 << 20))
+        if not block:
+            raise EOFError("shorter than it was")
+        found = zlib.crc32(block, found)
+        length -= len(block)
+    if found != checksum:
+        raise ValueError("not what was written")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _difference(name: str, there: object, here: object) -> str:
+    if max(len(str(there)), len(str(here))) > LONG:
+        return f"other {name}"
+    return f"{name} {there} there, {here} here"
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +243,8 @@ def damaged(path: Path) -> Iterator[None]:
     """Name a file of a checkpoint that can't be read."""
     try:
         yield
+    except BadInput:
+        raise
     except Exception as error:  # a damaged file makes its reader raise anything
         raise BadInput(
             f"{_setting(path)} is damaged ({type(error).__name__}: {first_line(error)}); --fresh starts over"

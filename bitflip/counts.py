@@ -138,6 +138,10 @@ class Counts:
         table, largest = self._of(seed, item)
         return _tally(table.sum(axis=0), largest.max())
 
+    def injections(self, seed: int) -> int:
+        """All injections by the flips of a seed, given its place."""
+        return int(self.table[seed, ..., COLUMNS.index("injections")].sum())
+
     def bits(self, seed: int | None, item: int) -> dict[int, Tally]:
         """The counts of one layer by bit, for the bits that were flipped."""
         table, largest = self._of(seed, item)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -113,7 +116,8 @@ def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:
 def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
     if any(root.glob("ILSVRC2012_*.tar*")) or (root / "meta.bin").is_file():
         try:
-            return cast(TestSet, tv.ImageNet(str(root), split="val", transform=transform))
+            with _safe_extraction():
+                return cast(TestSet, tv.ImageNet(str(root), split="val", transform=transform))
         except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged meta.bin
             raise BadInput(
                 f"input_path (--input-path): {root} holds an ImageNet that can't be read: "
@@ -144,11 +148,10 @@ def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor])
     extracted, archive = root / cifar.base_folder, root / cifar.filename
     if not extracted.is_dir() and archive.is_file():
         _check_archive(archive, cifar.tgz_md5)
+        root = _extracted(archive, cifar.base_folder)
     if extracted.is_dir() or archive.is_file():
-        if not extracted.is_dir() and not os.access(root, os.W_OK):  # a read-only mount: extract elsewhere
-            root = _extracted(archive)
         try:
-            return cast(TestSet, cifar(str(root), train=False, transform=transform, download=not extracted.is_dir()))
+            return cast(TestSet, cifar(str(root), train=False, transform=transform))
         except (RuntimeError, OSError, EOFError) as error:
             raise BadInput(
                 f"input_path (--input-path): {extracted} is damaged or incomplete ({first_line(error)}); "
@@ -158,8 +161,9 @@ def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor])
     if folders is not None:
         return folders
     try:
-        return cast(TestSet, cifar(str(root), train=False, transform=transform, download=True))
-    except (OSError, RuntimeError) as error:
+        with _safe_extraction():
+            return cast(TestSet, cifar(str(root), train=False, transform=transform, download=True))
+    except (OSError, RuntimeError, tarfile.TarError) as error:
         raise BadInput(
             f"input_path (--input-path): no {dataset} in {root}, and no download ({error}); put "
             f"{cifar.filename} or the extracted {cifar.base_folder} there, or a folder per class, "
@@ -182,13 +186,45 @@ def _check_archive(archive: Path, md5: str) -> None:
 _temporary: list[tempfile.TemporaryDirectory[str]] = []  # kept until the process ends, then deleted
 
 
-def _extracted(archive: Path) -> Path:
-    from torchvision.datasets.utils import extract_archive
+def _extracted(archive: Path, name: str) -> Path:
+    """The folder in which the folder ``name`` of an archive is, now that it is extracted: as a whole, or not at all.
 
-    _temporary.append(tempfile.TemporaryDirectory(prefix="bitflip-"))
-    folder = Path(_temporary[-1].name)
-    extract_archive(str(archive), str(folder))
-    return folder
+    It is beside the archive, or where nothing can be written, as on a read-only mount, in a temporary folder.
+    """
+    root = archive.parent
+    try:
+        if not os.access(root, os.W_OK):
+            _temporary.append(tempfile.TemporaryDirectory(prefix="bitflip-"))
+            root = Path(_temporary[-1].name)
+        with tempfile.TemporaryDirectory(prefix=".bitflip-", dir=root) as beside, _safe_extraction():
+            with tarfile.open(archive) as file:
+                file.extractall(beside)
+            if not (root / name).is_dir():  # another process may have been faster
+                os.replace(Path(beside, name), root / name)
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
+        raise BadInput(
+            f"input_path (--input-path): {archive} can't be extracted ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return root
+
+
+@contextlib.contextmanager
+def _safe_extraction() -> Iterator[None]:
+    """Let nothing that is extracted from a tar archive land, or link to, outside its folder.
+
+    Raises:
+        BadInput: if this Python is too old for that.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise BadInput(
+            "input_path (--input-path): to extract an archive safely takes Python 3.10.12, 3.11.4 or newer; extract it"
+        )
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 class _ClassFolders(tv.ImageFolder):  # type: ignore[misc] # torchvision has no types

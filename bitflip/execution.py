@@ -9,16 +9,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
 from tqdm import tqdm
 
-from bitflip import campaign, datasets, fault_table, results, sampling
+from bitflip import campaign, datasets, fault_table, files, results, sampling
 from bitflip.checkpoint import Checkpoint, Progress, damaged, writable
 from bitflip.cluster import Cluster
 from bitflip.counts import Counts
@@ -43,11 +45,14 @@ class Logs:
         self._folder = checkpoint.folder
         self._seeds = settings.all_seeds
         self._files: dict[int, BinaryIO] = {}
-        self._sizes: dict[int, int] = {}
-        for seed in self._seeds if settings.detailed_log else ():
-            self._files[seed] = checkpoint.log(self._detail(seed).name).open("ab")
-            self._sizes[seed] = self._files[seed].tell()
+        self._written: dict[int, tuple[int, int]] = {}  # bytes of each detailed log that count, and their CRC-32
+        self._rows: dict[int, list[pa.Table]] = {seed: [] for seed in self._seeds if settings.fault_table}
+        self._begin: tuple[int, int] | None = None  # turn and image at which the rows that wait begin
         progress = checkpoint.progress
+        for seed in self._seeds if settings.detailed_log else ():
+            name = self._detail(seed).name
+            self._files[seed] = checkpoint.log(name).open("ab")
+            self._written[seed] = progress.logs.get(name, (0, 0))
         for part in self._folder.glob("faults-*.parquet"):
             if tuple(int(n) for n in re.findall(r"\d+", part.name)[1:]) >= (progress.turn, progress.image):
                 part.unlink()  # the run died before its counts were saved
@@ -77,27 +82,53 @@ class Logs:
             for seed, text in texts.items():
                 self._files[seed].write(text)
                 self._files[seed].flush()
-            if settings.fault_table:
-                for seed in self._seeds:
-                    part = self._folder / f"faults-{seed}-{turn:06d}-{batch.first:012d}.parquet"
-                    fault_table.write_part(part, fault_table.rows(batch, items, seed))
-        self._sizes = {seed: self._sizes[seed] + len(text) for seed, text in texts.items()}
+        for seed, text in texts.items():
+            length, checksum = self._written[seed]
+            self._written[seed] = length + len(text), zlib.crc32(text, checksum)
+        for seed, tables in self._rows.items():
+            tables.append(fault_table.rows(batch, items, seed))
+        self._begin = self._begin or (turn, batch.first)
 
-    def lengths(self) -> dict[str, int]:
-        """Bring what was logged to the disk; the lengths of the logs in bytes."""
+    def save(self) -> dict[str, tuple[int, int]]:
+        """Bring what was logged to the disk; length in bytes and CRC-32 of each log, by file name.
+
+        Raises:
+            BadInput: if there is no room.
+        """
         with writable(self._folder):
             for file in self._files.values():
                 os.fsync(file.fileno())
-        return {self._detail(seed).name: size for seed, size in self._sizes.items()}
+            for seed, tables in self._rows.items():
+                if tables:
+                    assert self._begin is not None
+                    turn, image = self._begin
+                    part = self._folder / f"faults-{seed}-{turn:06d}-{image:012d}.parquet"
+                    fault_table.write_part(part, tables)
+                    tables.clear()
+            self._begin = None
+        return {self._detail(seed).name: written for seed, written in self._written.items()}
 
     def copy_detail(self, seed: int, path: Path) -> None:
         """Write the ``_detailed.txt`` of one seed."""
-        results.copy(self._detail(seed), path)
+        files.copy(self._detail(seed), self._written[seed][0], path)
 
     def join_faults(self, seed: int, path: Path) -> None:
         """Write the ``_faults.parquet`` of one seed."""
-        with damaged(self._folder):
-            fault_table.join(sorted(self._folder.glob(f"faults-{seed}-*.parquet")), path)
+        fault_table.join(self._parts(seed), path)
+
+    def require(self, rows: Mapping[int, int]) -> None:
+        """See that the parts of the fault table hold so many rows for each seed.
+
+        Raises:
+            BadInput: if they don't.
+        """
+        for seed in self._rows:
+            with damaged(self._folder):
+                if sum(map(fault_table.rows_of, self._parts(seed))) != rows[seed]:
+                    raise ValueError(f"a part of the fault table of seed {seed} is missing, or there twice")
+
+    def _parts(self, seed: int) -> list[Path]:
+        return sorted(self._folder.glob(f"faults-{seed}-*.parquet"))
 
     def _detail(self, seed: int) -> Path:
         return self._folder / f"detail-{seed}.txt"
@@ -145,9 +176,14 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, wo
     if checkpoint.resumed:
         with damaged(checkpoint.folder):
             counts.restore(progress.arrays)
+            if not 0 <= progress.image <= experiment.images:
+                raise ValueError(f"{progress.image} of {experiment.images} images")
+    else:
+        progress.together = experiment.together
     began = time.monotonic() - progress.seconds
     with ExitStack() as stack:
         logs = stack.enter_context(Logs(experiment, checkpoint))
+        logs.require({seed: counts.injections(place) for place, seed in enumerate(settings.all_seeds)})
         done = Done(counts, logs, experiment.images)
         saver = _Saver(checkpoint, logs, counts, began)
         each = len(experiment.layers) * settings.repeats * len(settings.all_seeds)
@@ -199,7 +235,7 @@ def _batches(
             ran = campaign.run(
                 experiment.engine,
                 experiment.target,
-                datasets.batches(experiment.test_set, experiment.together, experiment.images, first),
+                datasets.batches(experiment.test_set, progress.together, experiment.images, first),
                 partial(experiment.sampling.flips, items, turn=turn),
                 placement=experiment.placement,
                 progress=advance,
@@ -251,7 +287,7 @@ class _Saver:
         """Save now."""
         before = time.monotonic()
         self._progress.seconds = before - self._began
-        self._progress.arrays, self._progress.lengths = self._counts.arrays(), self._logs.lengths()
+        self._progress.arrays, self._progress.logs = self._counts.arrays(), self._logs.save()
         self._checkpoint.save(self._progress)
         now = time.monotonic()
         self._due = now + max(SAVE_EVERY, (now - before) / SAVE_SHARE)

@@ -1,7 +1,7 @@
 """Every injection of a run as one row of a Parquet file.
 
-Each batch is a part of its own, written as soon as it is known; at the end the parts are strung together, so that
-neither the run nor its end needs memory for more than one batch.
+The rows are written in parts, as the run goes on; at the end the parts are strung together, so that neither the run nor
+its end needs memory for all of them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitflip.checkpoint import damaged
+from bitflip.files import replacing_bytes
 from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes, Effect
-from bitflip.results import replacing_bytes
 
 _EFFECTS = {
     "sdc1": Effect.SDC1,
@@ -100,18 +101,35 @@ def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table
     return pa.table([pa.array(columns[field.name]).cast(field.type) for field in SCHEMA], schema=SCHEMA)
 
 
-def write_part(path: Path, table: pa.Table) -> None:
-    """Write the rows of one batch."""
+def write_part(path: Path, tables: Sequence[pa.Table]) -> None:
+    """Write the rows of some batches."""
+    table = pa.concat_tables(tables).unify_dictionaries()
     with replacing_bytes(path) as file:
-        pq.write_table(table, file, row_group_size=max(1, len(table)))
+        pq.write_table(table, file, row_group_size=max(1, len(table)), write_page_checksum=True)
+
+
+def rows_of(part: Path) -> int:
+    """The number of rows of a part.
+
+    Raises:
+        BadInput: if it is damaged.
+    """
+    with damaged(part):
+        return int(pq.read_metadata(part).num_rows)
 
 
 def join(parts: Sequence[Path], path: Path) -> None:
-    """String parts together, to the same bytes however the rows are spread over the parts."""
-    with replacing_bytes(path) as file, pq.ParquetWriter(file, SCHEMA) as writer:
+    """String parts together, to the same bytes however the rows are spread over the parts.
+
+    Raises:
+        BadInput: if a part is damaged.
+    """
+    with replacing_bytes(path) as file, pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer:
         waiting = SCHEMA.empty_table()
         for part in parts:
-            waiting = pa.concat_tables([waiting, pq.read_table(part, schema=SCHEMA)])
+            with damaged(part):
+                table = pq.read_table(part, schema=SCHEMA, page_checksum_verification=True)
+            waiting = pa.concat_tables([waiting, table])
             whole = len(waiting) // ROW_GROUP * ROW_GROUP
             for start in range(0, whole, ROW_GROUP):
                 writer.write_table(waiting.slice(start, ROW_GROUP).combine_chunks().unify_dictionaries())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +42,28 @@ def replacing(path: Path) -> Iterator[TextIO]:
         text.detach()
 
 
-def copy(source: Path, path: Path) -> None:
-    """Let a copy of a file take the place of ``path``."""
+def copy(source: Path, size: int, path: Path) -> None:
+    """Let a copy of the first ``size`` bytes of a file take the place of ``path``.
+
+    Raises:
+        EOFError: if the file is shorter.
+    """
     with source.open("rb") as file, replacing_bytes(path) as target:
-        shutil.copyfileobj(file, target, 1 << 20)
+        while size:
+            block = file.read(min(size, 1 << 20))
+            if not block:
+                raise EOFError(f"{source} is shorter than it was")
+            target.write(block)
+            size -= len(block)
+
+
+def publish(written: Path, folder: Path) -> None:
+    """Let all files of one folder, each of them whole, take their places in another one of the same file system."""
+    for path in sorted(written.iterdir()):
+        os.replace(path, folder / path.name)
+    with contextlib.suppress(OSError):  # not every file system can bring renames to the disk
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

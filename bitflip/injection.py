@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from bitflip import bits
+from bitflip import bits, memory
 from bitflip.errors import BadInput, first_line
 from bitflip.faults import Flips
 from bitflip.layers import Layer, Parameter, is_leaf
@@ -100,6 +100,8 @@ class Injector(fault_injection):
                 self._find_shared_outputs(images.to(device=device, dtype=bits.dtype_of(model)))
             self._find_holders()
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            if memory.ran_out(error):
+                raise
             channels, size, _ = input_shape
             reason = first_line(error)
             raise BadInput(

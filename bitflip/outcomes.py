@@ -6,7 +6,7 @@ accelerators and applications", SC '17: SDC-1, SDC-5, SDC-10 % and SDC-20 % (SDC
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntFlag
 
 import torch
@@ -145,6 +145,30 @@ class BatchOutcomes:
     def having(self, effect: Effect) -> Tensor:
         """Which faults had an effect, (L, B) of bool."""
         return (self.effects & int(effect)) != 0
+
+
+def join(parts: Sequence[BatchOutcomes], flips: list[Flips]) -> BatchOutcomes:
+    """The outcomes of a batch whose images were run in parts, one after the other; all on the host.
+
+    Args:
+        parts: at least one.
+        flips: those of the whole batch.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    whole = BatchOutcomes(torch.cat([part.labels for part in parts]), flips, parts[0].first, _nothing)
+    whole.clean_top1 = torch.cat([part.clean_top1 for part in parts])
+    whole.top1, whole.effects, whole.change = (
+        torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("top1", "effects", "change")
+    )
+    for slot, one in enumerate(flips):
+        of_each = parts[:1] if len(one) == 1 else parts  # a weight's value is the same in all parts
+        whole.struck(
+            slot,
+            torch.cat([part.original[slot] for part in of_each]),
+            torch.cat([part.error[slot] for part in of_each]),
+        )
+    return whole
 
 
 def _on_host(values: list[Tensor]) -> list[Tensor]:

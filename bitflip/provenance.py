@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bitflip import __version__
 
@@ -27,6 +30,27 @@ def versions() -> dict[str, str]:
     }
 
 
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was, of all that the results of a run depend on beside its settings.
+
+    Args:
+        then, now: what the ``.json`` of a run says: device, precision, engine, model, versions, git_commit.
+    """
+    found = []
+    for name in ("device", "precision", "engine", "git_commit"):
+        if then.get(name) is not None and then[name] != now[name]:
+            found.append(f"{name.replace('_', ' ')} {then[name]} then, {now[name]} now")
+    for group in ("model", "versions"):
+        known = then.get(group)
+        earlier = known if isinstance(known, dict) else {}
+        for name, value in now[group].items():
+            if name in earlier and earlier[name] != value:
+                words = (f"{text:.12}..." if name == "sha256" else str(text) for text in (earlier[name], value))
+                found.append(f"{'model ' if group == 'model' else ''}{name} {' then, '.join(words)} now")
+    return found
+
+
+@functools.cache
 def git_commit() -> str | None:
     """The commit that the program runs from, with ``-dirty`` if files differ from it; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bitflip import provenance, rates, results, terminal
+from bitflip.checkpoint import Checkpoint, writable
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.rates import LayerEstimate
@@ -16,8 +18,12 @@ from bitflip.results import Paths
 from bitflip.tracking import Tracker
 
 
-def report(experiment: Experiment, done: Done, prefix: str, started: str) -> None:
-    """Print the table and write the result files of each seed."""
+def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoint) -> None:
+    """Print the table and write the result files of each seed.
+
+    Raises:
+        BadInput: if there is no room; then the files of earlier runs are as they were.
+    """
     settings, counts = experiment.settings, done.counts
     accuracy = f"Clean accuracy: {counts.correct} / {counts.images} = {100 * counts.correct / counts.images:.2f}%"
     print(accuracy, *results.result_lines(experiment.chosen, experiment.estimates(counts)), sep="\n")
@@ -28,44 +34,46 @@ def report(experiment: Experiment, done: Done, prefix: str, started: str) -> Non
         again = f"the same command with seed {settings.seeds or settings.seed} goes on from there"
         print(f"interrupted after {done.where}; {again}", file=sys.stderr)
     written: list[Path] = []
-    for place, seed in enumerate(settings.all_seeds):
-        final = Paths.of(settings, prefix, seed)
-        paths = final if done.complete else final.partial()
-        estimates = experiment.estimates(counts, place)
-        lines = results.result_lines(experiment.chosen, estimates)
-        results.write_summary(paths.summary, "\n".join(heading), seed, settings.bit, lines)
-        results.write_table(paths.table, seed, estimates)
-        results.write_bits(paths.bits, estimates)
-        results.write_run(paths.run, _facts(experiment, done, estimates, seed, started))
-        written += [paths.summary, paths.table, paths.bits, paths.run]
-        for path, write, wanted in (
-            (paths.detail, done.logs.copy_detail, settings.detailed_log),
-            (paths.faults, done.logs.join_faults, settings.fault_table),
-        ):
-            if wanted:
-                write(seed, path)
-                written.append(path)
-            else:
-                path.unlink(missing_ok=True)  # of an earlier run, whose other files are replaced here
-        if done.complete:
-            _remove(final.partial())
-    if settings.plots and done.complete:
-        from bitflip import report as reports  # brings matplotlib, which is slow to import
+    unwanted: list[Path] = []  # of earlier runs, whose other files are replaced here
+    with checkpoint.publishing(settings.output_path) as folder:
+        for place, seed in enumerate(settings.all_seeds):
+            final = Paths.of(settings, prefix, seed)
+            paths = final if done.complete else final.partial()
+            new = replace(paths, folder=folder)
+            estimates = experiment.estimates(counts, place)
+            lines = results.result_lines(experiment.chosen, estimates)
+            results.write_summary(new.summary, "\n".join(heading), seed, settings.bit, lines)
+            results.write_table(new.table, seed, estimates)
+            results.write_bits(new.bits, estimates)
+            results.write_run(new.run, _facts(experiment, done, estimates, seed, checkpoint.started))
+            if settings.detailed_log:
+                done.logs.copy_detail(seed, new.detail)
+            if settings.fault_table:
+                done.logs.join_faults(seed, new.faults)
+            written += [path for path in paths.all if (folder / path.name).exists()]
+            unwanted += [path for path in paths.all if not (folder / path.name).exists()]
+            unwanted += [*final.partial().all, *_drawn(final.partial())] if done.complete else []
+        if settings.plots and done.complete:
+            from bitflip import report as reports  # brings matplotlib, which is slow to import
 
-        written += reports.draw([Paths.of(settings, prefix, seed).table for seed in settings.all_seeds])
+            of = [Paths.of(settings, prefix, seed) for seed in settings.all_seeds]
+            new_ones = reports.draw([folder / paths.table.name for paths in of])
+            written += [settings.output_path / path.name for path in new_ones]
+            unwanted += [path for paths in of for path in _drawn(paths) if path not in written]
+    with writable(settings.output_path):
+        for path in unwanted:
+            path.unlink(missing_ok=True)
     print("Results:", *written, sep="\n  ")
     all_layers = [_line(found) for found in experiment.estimates(counts)]
     pretty = terminal.is_pretty(sys.stdout)
     print(terminal.most_fragile(all_layers, confidence=settings.confidence, pretty=pretty))
 
 
-def _remove(paths: Paths) -> None:
-    """Delete the results of an interrupted run, and what was drawn from them."""
+def _drawn(paths: Paths) -> list[Path]:
+    """What may have been drawn from the results of a run."""
     from bitflip import report as reports
 
-    for path in reports.outputs(reports.Files(paths.folder, paths.stem)):
-        path.unlink(missing_ok=True)
-    paths.remove()
+    return reports.outputs(reports.Files(paths.folder, paths.stem))
 
 
 def _line(found: LayerEstimate) -> terminal.Line:
@@ -83,15 +91,8 @@ def _facts(
     return {
         "complete": done.complete,
         "target": experiment.target,
-        "engine": experiment.engine.name,
         "settings": {**settings.model_dump(mode="json"), "seed": seed, "seeds": None},
-        "device": experiment.device,
-        "precision": settings.precision,
-        "model": {
-            "source": experiment.classifier.source,
-            "weights": experiment.classifier.weights,
-            "sha256": experiment.classifier.sha256,
-        },
+        **circumstances(experiment),
         "images": done.counts.images,
         "clean_correct": done.counts.correct,
         "confidence": settings.confidence,
@@ -100,12 +101,40 @@ def _facts(
             for (of, name), rate in rates.means(estimates, settings.confidence).items()
         ],
         "layers": [{"number": item.number, **asdict(item.layer)} for item in experiment.chosen],
-        "versions": provenance.versions(),
-        "git_commit": provenance.git_commit(),
         "started": started,
         "ended": provenance.now(),
         "campaign_seconds": round(done.seconds, 3),
     }
+
+
+def circumstances(experiment: Experiment) -> dict[str, Any]:
+    """What results depend on beside the settings."""
+    return {
+        "engine": experiment.engine.name,
+        "device": experiment.device,
+        "precision": experiment.settings.precision,
+        "model": {
+            "source": experiment.classifier.source,
+            "weights": experiment.classifier.weights,
+            "sha256": experiment.classifier.sha256,
+        },
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+    }
+
+
+def warn_of_changes(experiment: Experiment) -> None:
+    """Say, in one line, what is not as it was when the run was made that this one repeats.
+
+    It is no mistake: to run another model, or on another device, with the same settings is what some repeat a run for.
+    """
+    path = experiment.settings.rerun
+    if path is None:
+        return
+    then = json.loads(path.read_text(encoding="utf-8"))
+    changes = provenance.changes(then, circumstances(experiment))
+    if changes:
+        print(f"not as in {path}, so the results may differ: {', '.join(changes)}", file=sys.stderr)
 
 
 def track(experiment: Experiment, done: Done, tracker: Tracker) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from bitflip import bits, models
 from bitflip.counts import Tally
 from bitflip.faults import Target
-from bitflip.files import copy as copy
 from bitflip.files import replacing as replacing
 from bitflip.files import replacing_bytes as replacing_bytes
 from bitflip.hyperparameters import Hyperparameters
@@ -72,10 +71,10 @@ class Paths:
         """Everything that is needed to repeat the run."""
         return self.folder / f"{self.stem}.json"
 
-    def remove(self) -> None:
-        """Delete the files that are there."""
-        for path in (self.summary, self.table, self.bits, self.run, self.detail, self.faults):
-            path.unlink(missing_ok=True)
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """All files that a run may write."""
+        return (self.summary, self.table, self.bits, self.run, self.detail, self.faults)
 
     @property
     def unfinished(self) -> Path:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-import torch
-
-from bitflip import execution, experiment, joining, listrun, provenance, publishing, tracking
-from bitflip.checkpoint import Checkpoint, writable
+from bitflip import execution, experiment, joining, listrun, memory, provenance, publishing, tracking
+from bitflip.checkpoint import Checkpoint
 from bitflip.cluster import Cluster
-from bitflip.errors import BadInput
+from bitflip.errors import BadInput, first_line
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.faults import Target
@@ -23,7 +21,7 @@ from bitflip.shards import Facts
 # Settings that a run may change when it is gone on with: they change no result, or name the folder.
 NOT_SHARED = {
     *("input_path", "output_path", "weights", "hub_path", "device", "pool_mib", "fresh", "rerun", "ray"),
-    *("seed", "seeds", "save_faults"),
+    *("seed", "seeds", "save_faults", "plots"),
 }
 
 
@@ -35,47 +33,46 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
         prefix: of the result files' names.
         argv: command line arguments; None for those of the process.
     """
+    kept = "nothing was written"
     done: Done | None = None
     try:
         settings = experiment.checked(sys.argv[1:] if argv is None else argv, target)
         if settings.faults is not None:
             return listrun.main(settings, target, prefix)
-        paths = Paths.of(settings, prefix, settings.seeds or settings.seed)
+        seed = settings.seeds or str(settings.seed)
+        paths = Paths.of(settings, prefix, seed)
         shared = {"target": target, **settings.model_dump(mode="json", exclude=NOT_SHARED)}
         with ExitStack() as stack:
             checkpoint = stack.enter_context(
                 Checkpoint(paths.unfinished, shared, provenance.now(), fresh=settings.fresh)
             )
+            if checkpoint.resumed:
+                kept = f"the same command with seed {seed} goes on from where the run was"
             workers = None if settings.ray is None else stack.enter_context(Cluster(settings, target))
             loaded = _loaded(settings, target, workers)
             print(loaded.title, flush=True)
-            checkpoint.require(
-                {
-                    "device": loaded.placement.device.type if workers is None else workers.kind,
-                    "model sha256": loaded.classifier.sha256,
-                    "images": loaded.images,
-                    "layers": [[item.number, item.layer.path] for item in loaded.layers],
-                }
-            )
+            publishing.warn_of_changes(loaded)
+            checkpoint.require(_shared(loaded, workers))
             if settings.save_faults is not None:
                 listrun.save(settings.save_faults, loaded)
             with tracking.connect() as tracker:
                 done = execution.execute(loaded, checkpoint, tracker, workers)
+                kept = f"the same command with seed {seed} goes on from there"
                 if workers is not None:
                     loaded = replace(loaded, device=workers.device)  # further nodes may have come
-                with writable(settings.output_path):
-                    publishing.report(loaded, done, prefix, checkpoint.started)
+                publishing.report(loaded, done, prefix, checkpoint)
                 publishing.track(loaded, done, tracker)
             if done.complete:
                 checkpoint.discard()
     except BadInput as error:
         return _refused(error)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = str(error).split(". ")[0]
-        return _refused(BadInput(f"batch_size (--batch-size): expected a batch that fits the memory: {reason}"))
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        return _refused(BadInput(f"device (--device): the memory does not suffice for the run ({first_line(error)})"))
     except KeyboardInterrupt:
-        when = "before the first batch was finished; nothing was written" if done is None else "while reporting"
-        print(f"interrupted {when}", file=sys.stderr)
+        when = "before the first batch was finished" if done is None else "while reporting"
+        print(f"interrupted {when}; {kept}", file=sys.stderr)
         return 130
     if isinstance(done.stopped, BadInput):
         return _refused(done.stopped)
@@ -94,6 +91,18 @@ def _loaded(settings: Hyperparameters, target: Target, workers: Cluster | None) 
     workers.meet(Facts.of(loaded), -(-loaded.images // settings.batch_size))
     print(f"ray: {workers}", file=sys.stderr)
     return replace(loaded, settings=settings, device=workers.device)
+
+
+def _shared(loaded: Experiment, workers: Cluster | None) -> dict[str, object]:
+    """What else two runs must share, for one to go on with the other."""
+    return {
+        "device": loaded.placement.device.type if workers is None else workers.kind,
+        "engine that can run it": loaded.engine.name,
+        "model sha256": loaded.classifier.sha256,
+        "images": loaded.images,
+        "layers": [[item.number, item.layer.path] for item in loaded.layers],
+        **{f"{name} version": version for name, version in provenance.versions().items()},
+    }
 
 
 def _refused(error: BadInput) -> int:

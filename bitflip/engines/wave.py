@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from bitflip import bits
+from bitflip import bits, memory
 from bitflip.engines.graph import Entry, Program, Rows, Step, by_image, bytes_of, is_data, take
 from bitflip.engines.pool import Budget, Chunk, Packer
 from bitflip.engines.reference import Reference
@@ -41,6 +41,7 @@ Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean v
 
 FEW = 20  # a check that frees less than one row in so many was not worth its time
 MAX_PATIENCE = 7
+TOO_LARGE = object()  # stands for the output of a step that did not fit the memory
 
 
 class Wave:
@@ -246,15 +247,9 @@ class _Sweep:
     def _advance(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> list[Chunk]:
         """Carry out a step on a chunk, in parts where it does not fit the memory."""
         if any(node in chunk.values for node in step.inputs):
-            try:
-                if self._keeps_windows(step, chunk, clean):
-                    output = self._on_windows(step, chunk, clean)
-                else:
-                    output = self.program.run(step.node, lambda node: self._load(node, chunk, clean))
-            except torch.OutOfMemoryError:
-                if len(chunk) == 1:
-                    raise
-                torch.cuda.empty_cache()
+            output = self._output(step, chunk, clean)
+            if output is TOO_LARGE:
+                memory.let_go()
                 halves = self.packer.split(chunk, -(-len(chunk) // 2))
                 return [done for half in halves for done in self._advance(step, half, clean)]
             if is_data(step.layout):
@@ -262,6 +257,17 @@ class _Sweep:
         for node in step.dead:
             chunk.values.pop(node, None)
         return [chunk] if chunk.values else self._gone(chunk)
+
+    def _output(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> Any:
+        """The step's output, or TOO_LARGE where the memory does not suffice for the chunk, but may for half of it."""
+        try:
+            if self._keeps_windows(step, chunk, clean):
+                return self._on_windows(step, chunk, clean)
+            return self.program.run(step.node, lambda node: self._load(node, chunk, clean))
+        except (RuntimeError, MemoryError) as error:
+            if len(chunk) == 1 or not memory.ran_out(error):
+                raise
+            return TOO_LARGE
 
     def _load(self, node: fx.Node, chunk: Chunk, clean: dict[fx.Node, Any]) -> Any:
         """What a step reads: the rows' own values, as whole maps, or the clean ones of their images."""

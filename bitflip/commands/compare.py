@@ -1,0 +1,104 @@
+"""Hold two runs against each other, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitflip.errors import BadInput
+from bitflip.files import replacing
+
+if TYPE_CHECKING:
+    from bitflip.comparison import Comparison, Difference
+
+HEAD = ("layer", "name", "path", "call", "parameter", "first", "second", "difference", "low", "high", "compared")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument(
+        "first", type=Path, metavar="A", help="a run: its .json or .csv, or what their names start with"
+    )
+    parser.add_argument("second", type=Path, metavar="B", help="another one, whose rates less those of A are shown")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to a file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the comparison, and return the exit code.
+
+    Raises:
+        BadInput: if a file is damaged, the runs have nothing in common, or the file can't be written.
+    """
+    from bitflip import comparison
+    from bitflip.report import runs
+
+    first, second = (runs.read(runs.table_of(_file(path))) for path in (arguments.first, arguments.second))
+    found = comparison.compare(first, second)
+    print(f"A: {first.files.folder / first.files.stem}", f"B: {second.files.folder / second.files.stem}", sep="\n")
+    print(text(found))
+    if arguments.csv is not None:
+        write(arguments.csv, found)
+    return 0
+
+
+def _file(path: Path) -> Path:
+    """The table of a run that is given by what the names of its files start with."""
+    table = path.with_name(f"{path.name}.csv")
+    return table if path.name and table.is_file() else path
+
+
+def text(found: Comparison) -> str:
+    """The comparison for people."""
+    lines = [
+        f"{'Paired' if found.paired else 'Not paired'}: {found.why}.",
+        *(f"Not compared: {sentence}." for sentence in found.unmatched),
+        f"Misclassification rates in percent, B - A in percentage points ({100 * found.confidence:g} % confidence):",
+    ]
+    rows = [("layer", "A", "B", "B - A", "interval", "", "")]
+    for place, difference in found.layers:
+        rows.append((f"#{place.layer}", *_cells(difference), f"{_printable(place.type)}  {_printable(place.label)}"))
+    if found.network is not None:
+        rows.append(("mean", *_cells(found.network), "of all layers"))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines += [
+        ("  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[6]])).rstrip()
+        for row in rows
+    ]
+    chance = 1 / (1 - found.confidence)
+    sure = sum(difference.sure for _, difference in found.layers)
+    lines.append(
+        f"* {sure} of {len(found.layers)} layers differ: the interval leaves out 0 (1 in {chance:.0f} does by chance)."
+    )
+    return "\n".join(lines)
+
+
+def _cells(difference: Difference) -> tuple[str, str, str, str, str]:
+    first, second = ("-" if rate is None else f"{rate:.4f}" for rate in (difference.first, difference.second))
+    value = "-" if difference.value is None else f"{difference.value:+.4f}"
+    ends = "" if difference.low is None else f"({difference.low:+.4f} to {difference.high:+.4f})"
+    return first, second, value, ends, "*" if difference.sure else " "
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def write(path: Path, found: Comparison) -> None:
+    """Write the table of a comparison.
+
+    Raises:
+        BadInput: if the file can't be written.
+    """
+    try:
+        with replacing(path) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(HEAD)
+            for place, difference in found.layers:
+                numbers = (difference.first, difference.second, difference.value, difference.low, difference.high)
+                cells = ["" if number is None else f"{number:.6f}" for number in numbers]
+                where = [place.layer, place.type, place.path, place.call, place.parameter]
+                writer.writerow([*where, *cells, difference.compared])
+    except OSError as error:
+        raise BadInput(f"--csv: expected a file that can be written, got {path} ({error.strerror})") from error

@@ -1,0 +1,143 @@
+"""Runs of the entry scripts that are killed with SIGKILL: at any moment, or just before their n-th file operation.
+
+A killed run is a process of its own, forked from one that has imported everything already.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from bitflip import digits, execution, runner
+from bitflip.faults import Target
+
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
+PREFIX: dict[Target, str] = {"neuron": "", "weight": "weight_"}
+IMAGES = 60
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["killing", "sklearn.datasets", "pyarrow.compute", "pyarrow.pandas_compat"])
+
+
+@dataclass
+class Run:
+    """A run on the first few digits, started as often as it takes, always with the same settings.
+
+    Attributes:
+        target: of its faults.
+        folder: for its results.
+        arguments: further ones.
+        images: of the digits' test part that are used.
+        save_every: seconds between two checkpoints.
+        codes: exit codes of its starts so far; -9 for one that was killed.
+    """
+
+    target: Target
+    folder: Path
+    arguments: Sequence[str]
+    images: int = IMAGES
+    save_every: float = 0.0
+    codes: list[int] = field(default_factory=list)
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files start with."""
+        return f"{PREFIX[self.target]}digits_vgg_digits_5"
+
+    @property
+    def said(self) -> str:
+        """What the last start printed."""
+        return self._printed.read_text()
+
+    @property
+    def _printed(self) -> Path:
+        return self.folder.parent / f"{self.folder.name}.printed"
+
+    def start(self, die_before: int | None = None) -> BaseProcess:
+        """Start it, or start it again; with a number, it kills itself before its n-th file operation in its folder."""
+        arguments = ["--dataset=digits", "--seed=5", "--no-plots", f"--output-path={self.folder}", *self.arguments]
+        process = _context.Process(
+            target=_child,
+            args=(self.target, arguments, self._printed, self.images, self.save_every, self.folder, die_before),
+        )
+        process.start()
+        return process
+
+    def ended(self, process: BaseProcess) -> int:
+        """Wait for a start to end, and take note of its exit code."""
+        process.join()
+        assert process.exitcode is not None
+        self.codes.append(process.exitcode)
+        return process.exitcode
+
+    def finish(self) -> None:
+        """Start it and let it come to its end."""
+        assert self.ended(self.start()) == 0, self.said
+
+    def killed_after(self, seconds: float) -> int:
+        """Start it and kill it after some seconds; its exit code, which is 0 if it was faster."""
+        process = self.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+        return self.ended(process)
+
+    def files(self) -> dict[str, bytes]:
+        """Its result files but the ``.json``, which holds times; nothing else may be in its folder."""
+        there = {path.name: path for path in self.folder.iterdir()}
+        suffixes = (".txt", ".csv", "_bits.csv", "_detailed.txt", "_faults.parquet", ".json")
+        assert sorted(there) == sorted(f"{self.stem}{suffix}" for suffix in suffixes)
+        return {name: path.read_bytes() for name, path in there.items() if path.suffix != ".json"}
+
+
+def _child(
+    target: Target,
+    arguments: list[str],
+    printed: Path,
+    images: int,
+    save_every: float,
+    folder: Path,
+    die_before: int | None,
+) -> None:
+    """A run, in a process of its own."""
+    out = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    tqdm.set_lock(threading.RLock())  # its own would outlive a killed process
+    torch.set_num_threads(1)
+    load = digits.load
+
+    def load_few(part: digits.Part, img_size: int = 32, channels: int = 3) -> TensorDataset:
+        inputs, labels = load(part, img_size, channels).tensors
+        return TensorDataset(inputs[:images], labels[:images])
+
+    left = die_before
+
+    def count(event: str, args: tuple[object, ...]) -> None:
+        nonlocal left
+        if left is not None and event in OPERATIONS and str(folder) in str(args[0]):
+            if event == "open" and args[1] == "r":
+                return
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load", load_few)
+        patch.setattr(execution, "SAVE_EVERY", save_every)
+        patch.setattr(execution, "SAVE_SHARE", 1.0 if save_every == 0 else execution.SAVE_SHARE)
+        sys.addaudithook(count)
+        code = runner.main(target, PREFIX[target], arguments)
+    sys.exit(code)

@@ -1,0 +1,252 @@
+"""Two runs against each other: the same faults are compared one by one, others as two independent rates."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import FewDigits, RunScript
+
+from bitflip import __main__ as program
+from bitflip import comparison, intervals
+from bitflip.comparison import Comparison
+from bitflip.report import runs
+
+SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
+
+
+class Make:
+    """Makes runs on a few digits, each in a folder of its own."""
+
+    def __init__(self, run_script: RunScript, folder: Path) -> None:
+        self._run_script, self._folder = run_script, folder
+        self._count = 0
+
+    def __call__(self, script: str, *arguments: str) -> Path:
+        """Run a script; the ``.csv`` of the run."""
+        self._count += 1
+        folder = self._folder / f"run{self._count}"
+        common = ("--dataset=digits", "--seed=5", "--no-plots", "--fault-table", f"--output-path={folder}")
+        done = self._run_script(script, *common, "--layer-num=1,4,8", "--batch-size=8", *arguments)
+        assert done.code == 0, done.err
+        (facts,) = folder.glob("*.json")
+        return facts.with_suffix(".csv")
+
+
+@pytest.fixture
+def make(run_script: RunScript, few_digits: FewDigits, tmp_path: Path) -> Make:
+    """Return a function that makes runs."""
+    few_digits(64)
+    return Make(run_script, tmp_path)
+
+
+def compared(first: Path, second: Path) -> Comparison:
+    return comparison.compare(runs.read(first), runs.read(second))
+
+
+@SCRIPTS
+def test_a_run_against_itself(script: str, make: Make) -> None:
+    table = make(script, "--bit-flip-pos=1")
+    found = compared(table, table)
+    assert found.paired
+    assert len(found.layers) == 3
+    assert found.network is not None
+    for difference in (*(difference for _, difference in found.layers), found.network):
+        assert difference.value == pytest.approx(0)
+        assert difference.first == difference.second
+        assert difference.low is not None
+        assert difference.low <= 0 <= (difference.high or 0)
+        assert not difference.sure
+
+
+@SCRIPTS
+def test_the_same_faults_of_another_model(script: str, make: Make) -> None:
+    """Counted again from the fault tables, over the images that both models classify correctly."""
+    first = make(script, "--bit-flip-pos=1")
+    second = first.parent.parent / "other" / first.name
+    shutil.copytree(first.parent, second.parent)
+    faults = second.with_name(f"{second.stem}_faults.parquet")
+    table = pq.read_table(faults)
+    top1, clean = table.column("top1").to_numpy().copy(), table.column("clean_top1").to_numpy().copy()
+    random = np.random.default_rng(0)
+    mended = random.random(len(top1)) < 0.5
+    top1[mended] = clean[mended]
+    wrong = table.column("image").to_numpy() == 3  # which the other model gets wrong
+    clean[wrong] += 1
+    for name, values in (("top1", top1), ("clean_top1", clean)):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(name), [values.astype(np.int32)])
+    pq.write_table(table, faults)
+    found = compared(first, second)
+    assert found.paired
+    before = pq.read_table(first.with_name(f"{first.stem}_faults.parquet"))
+    for place, difference in found.layers:
+        own = (before.column("layer").to_numpy() == place.layer) & ~wrong
+        own &= before.column("label").to_numpy() == before.column("clean_top1").to_numpy()
+        a = (before.column("top1").to_numpy() != before.column("clean_top1").to_numpy())[own]
+        b = (top1 != clean)[own]
+        assert difference.compared == len(a)
+        assert difference.first == pytest.approx(100 * a.mean())
+        assert difference.second == pytest.approx(100 * b.mean())
+        assert difference.value == pytest.approx(100 * (b.mean() - a.mean()))
+        assert difference.low is not None
+        assert difference.high is not None
+        assert difference.low <= (difference.value or 0) <= difference.high
+        if script == "main.py":
+            expected = intervals.paired(float((b & ~a).sum()), float((a & ~b).sum()), float(len(a)))
+            assert (difference.low, difference.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert any(difference.value for _, difference in found.layers)
+
+
+@SCRIPTS
+def test_other_engines_and_batches_make_the_same_neuron_faults(script: str, make: Make) -> None:
+    first, second = make(script), make(script, "--engine=reference", "--batch-size=16")
+    found = compared(first, second)
+    assert found.paired == (script == "main.py")
+    if not found.paired:
+        assert found.why == "the batches that a weight flip hits differ in size"
+
+
+@SCRIPTS
+def test_other_faults(script: str, make: Make) -> None:
+    first, second = make(script, "--bit-flip-pos=1"), make(script, "--bit-flip-pos=1", "--seed=6")
+    found = compared(first, second)
+    assert not found.paired
+    assert found.why == "the runs made other faults, or on other images (such as in the layer features.0)" or (
+        script == "weight.py"
+    )
+    rows, others = (list(csv.DictReader(table.read_text().splitlines())) for table in (first, second))
+    for (place, difference), a, b in zip(found.layers, rows, others, strict=True):
+        assert place.path == a["path"] == b["path"]
+        assert difference.first == pytest.approx(float(a["seed_5"]), abs=1e-4)
+        assert difference.second == pytest.approx(float(b["seed_6"]), abs=1e-4)
+        assert difference.compared is None
+        assert difference.low is not None
+        assert difference.high is not None
+        assert difference.low < (difference.value or 0) < difference.high
+        if script == "main.py":
+            counts = (float(row[name]) for row in (b, a) for name in ("misclassified", "correct"))
+            expected = intervals.unpaired(*counts)
+            assert (difference.low, difference.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
+@SCRIPTS
+def test_importance_sampling_weighs_the_bits(script: str, make: Make) -> None:
+    first, second = make(script, "--bit-sampling=importance"), make(script, "--bit-sampling=importance")
+    found = compared(first, second)
+    assert found.paired
+    rows = list(csv.DictReader(first.read_text().splitlines()))
+    for (_, difference), row in zip(found.layers, rows, strict=True):
+        assert difference.value == pytest.approx(0)
+        assert difference.first == pytest.approx(difference.second)
+        if row["seed_5"]:
+            assert difference.first == pytest.approx(float(row["seed_5"]), abs=1e-4)
+
+
+def test_without_a_fault_table(make: Make) -> None:
+    first, second = make("main.py"), make("main.py")
+    gone = second.with_name(f"{second.stem}_faults.parquet")
+    gone.unlink()
+    found = compared(first, second)
+    assert (found.paired, found.why) == (False, f"faults can't be paired without {gone.name} (--fault-table)")
+
+
+def test_layers_that_only_one_run_has_are_named(make: Make) -> None:
+    found = compared(make("main.py", "--layer-num=1,4"), make("main.py", "--layer-num=4,8"))
+    assert [place.path for place, _ in found.layers] == ["features.3"]
+    assert found.unmatched == ("features.0 is only in the first run", "features.7 is only in the second run")
+    assert found.network is None
+
+
+def test_the_layer_numbers_may_differ(make: Make) -> None:
+    """With another layer_type, a layer has another number; its path tells."""
+    found = compared(make("main.py", "--layer-type=Conv2d", "--layer-num=1"), make("main.py", "--layer-num=5"))
+    assert found.paired
+    assert [(place.path, difference.value) for place, difference in found.layers] == [("features.4", 0.0)]
+
+
+# --- the command ---
+
+
+def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = make("main.py", "--bit-flip-pos=1"), make("main.py", "--bit-flip-pos=1", "--seed=6")
+    capsys.readouterr()
+    stem = first.with_name(first.stem)
+    table = tmp_path / "difference.csv"
+    assert program.main(["compare", str(stem), str(second.with_suffix(".json")), "--csv", str(table)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"A: {stem}"
+    assert printed[2].startswith("Not paired: the runs made other faults")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["path"] for row in rows] == ["features.0", "features.4", "features.7"] or len(rows) == 3
+    for row in rows:
+        (line,) = (line for line in printed if line.split()[0] == f"#{row['layer']}")
+        assert float(line.split()[3]) == pytest.approx(float(row["difference"]), abs=1e-4)
+        assert line.split()[-1] == row["path"]
+
+
+def test_a_name_forges_no_line(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    table = make("main.py", "--layer-num=1")
+    for path in table.parent.iterdir():
+        if path.suffix in (".csv", ".json"):
+            quoted = '"features.0\n#7  99.9"' if path.suffix == ".csv" else "features.0\\n#7  99.9"
+            path.write_text(path.read_text().replace("features.0", quoted))
+    capsys.readouterr()
+    assert program.main(["compare", str(table), str(table)]) == 0
+    printed = capsys.readouterr().out
+    assert "features.0\\n#7  99.9" in printed
+    assert not any(line.startswith("#7") for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("problem", ["target", "confidence", "no layer", "damaged", "missing", "csv"])
+def test_bad_input(problem: str, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = make("main.py", "--layer-num=1")
+    second, arguments = first, []
+    if problem == "target":
+        second = make("weight.py", "--layer-num=1")
+        sentence = (
+            f"expected two runs of one target, got neuron faults in {first.name} and weight faults in {second.name}"
+        )
+    elif problem == "confidence":
+        second = make("main.py", "--layer-num=1", "--confidence=0.9")
+        sentence = f"expected two runs with the same confidence, got 0.95 in {first.name} and 0.9 in {second.name}"
+    elif problem == "no layer":
+        second = make("main.py", "--layer-num=4")
+        sentence = f"{first.name} and {second.name} have no layer in common (module path, call and parameter)"
+    elif problem == "damaged":
+        faults = first.with_name(f"{first.stem}_faults.parquet")
+        faults.write_bytes(faults.read_bytes()[:-100])
+        sentence = f"{faults}: expected a table of faults, and it is damaged ("
+    elif problem == "missing":
+        second = tmp_path / "nothing"
+        sentence = f"{second}: expected a folder, or the .csv or .json of a run"
+    else:
+        arguments = ["--csv", str(tmp_path / "nowhere" / "x.csv")]
+        sentence = f"--csv: expected a file that can be written, got {arguments[1]} (No such file or directory)"
+    capsys.readouterr()
+    assert program.main(["compare", str(first), str(second), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {sentence}")
+
+
+def test_the_interval_of_paired_weight_flips_holds() -> None:
+    """As often as it says or more, whether a flip breaks a few images, most, or none; simulated."""
+    random = np.random.default_rng(11)
+    held = total = 0
+    for _ in range(600):
+        flips, images = int(random.choice([5, 20, 80])), 16
+        size = np.full(flips, images)
+        bad = random.random(flips) < 0.15  # flips that break 60 % of the images in one run, 30 % in the other
+        first, second = (random.binomial(images, np.where(bad, share, 0.01)) for share in (0.6, 0.3))
+        nothing = np.zeros(flips, dtype=np.int64)
+        pairs = comparison._Pairs(size, first, second, nothing, nothing, nothing)
+        found = comparison._paired(pairs, pairs.parts(None), 0.95, simple=False)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 100 * 0.15 * (0.3 - 0.6) <= found.high
+        total += 1
+    assert held / total >= 0.93
