@@ -256,10 +256,10 @@ class Slowly:
         return any((self.folder / output).glob("*.unfinished/counts.npz"))
 
     def files(self, output: str) -> dict[str, Any]:
-        """Every file of a run; of the ``.json``, all that may not differ."""
+        """Every file of a run; of the ``.json``, all that may not differ; of the page, which shows it, that it is there."""
         found: dict[str, Any] = {}
         for path in sorted((self.folder / output).iterdir()):
-            found[path.name] = path.read_bytes()
+            found[path.name] = None if path.suffix == ".html" else path.read_bytes()
             if path.suffix == ".json":
                 run = json.loads(found[path.name])
                 for name in ("started", "ended", "campaign_seconds"):
