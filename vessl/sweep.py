@@ -11,10 +11,12 @@ enough, `python main.py --seeds 1-30` does all seeds on one clean pass, which is
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 METRIC = "Misclassification_rate"
 IMAGE = "pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime"
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
     seeds = Hyperparameters(seeds=given.seeds).all_seeds
     os.environ.setdefault("NO_COLOR", "1")  # else the import queries the terminal
-    import vessl
+    vessl: Any = importlib.import_module("vessl")
 
     where = {"organization_name": given.organization, "project_name": given.project}
     sweep = vessl.create_sweep(
