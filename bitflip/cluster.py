@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -291,5 +292,6 @@ class Cluster:
         name, numbers = self._names.get(hand.node, hand.node), [n for n in hand.jobs.values() if n != NOBODYS]
         if self._losses > LOSSES * max(1, self._places, len(numbers)):
             raise BadInput(f"ray (--ray): workers die without finishing anything, the last one on node {name}: {error}")
-        tqdm.write(f"ray: lost a worker on node {name} ({first_line(error)}); others take over", file=sys.stderr)
+        reason = textwrap.shorten(first_line(error), 100)
+        tqdm.write(f"ray: lost a worker on node {name} ({reason}); others take over", file=sys.stderr)
         return numbers

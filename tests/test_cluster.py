@@ -234,7 +234,7 @@ class Slowly:
         (self.folder / "net.py").write_text(SLOW.format(seconds=seconds))
         command = [sys.executable, str(ROOT / script), "--dataset", "cifar10", "--input-path", "images"]
         command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt", "--seed", "5"]
-        command += ["--batch-size", str(BATCH), "--engine", "reference", "--detailed-log", "--fault-table"]
+        command += ["--batch-size", str(BATCH), "--engine", "reference", "--detailed-log", "--fault-table", "--no-plots"]
         return subprocess.Popen(
             [*command, "--output-path", output, *arguments],
             cwd=self.folder,
@@ -256,10 +256,10 @@ class Slowly:
         return any((self.folder / output).glob("*.unfinished/counts.npz"))
 
     def files(self, output: str) -> dict[str, Any]:
-        """Every file of a run; of the ``.json``, all that may not differ."""
+        """Every file of a run; of the ``.json``, all that may not differ; of the page, which shows that, its name."""
         found: dict[str, Any] = {}
         for path in sorted((self.folder / output).iterdir()):
-            found[path.name] = path.read_bytes()
+            found[path.name] = None if path.suffix == ".html" else path.read_bytes()
             if path.suffix == ".json":
                 run = json.loads(found[path.name])
                 for name in ("started", "ended", "campaign_seconds"):
@@ -356,3 +356,36 @@ def test_a_cluster_of_its_own_ends_with_the_run(slowly: Slowly) -> None:
     assert str(driver.pid) not in listed.split()
     assert ended(slowly.start("main.py", "auto"))[0] == 0  # in one process, it goes on from there
     assert slowly.files("auto") == slowly.alone("main.py")
+
+
+# --- the examples ---
+
+
+def test_the_kubernetes_example_is_a_ray_job() -> None:
+    """Its keys are those of KubeRay's reference; a Kubernetes to try it on is not to be had in a test."""
+    import yaml
+
+    job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert spec["entrypoint"].startswith("python -u /code/main.py --ray auto ")
+    cluster = spec["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+    for part in (cluster["headGroupSpec"], group):
+        (container,) = part["template"]["spec"]["containers"]
+        claimed = {volume["name"] for volume in part["template"]["spec"]["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == claimed
+    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@pytest.mark.parametrize("example", ["slurm.sh", "rayjob.yaml"])
+def test_the_settings_of_the_examples_are_settings(example: str) -> None:
+    command = (ROOT / "docs" / example).read_text().partition("main.py ")[2].split("\n  shutdown")[0]
+    flags = [word for word in command.split() if word.startswith("--")]
+    assert "--ray" in flags
+    assert {flag[2:].replace("-", "_") for flag in flags} <= Hyperparameters.model_fields.keys()
+
+
+def test_the_slurm_example_is_a_script(tmp_path: Path) -> None:
+    done = subprocess.run(["bash", "-n", ROOT / "docs" / "slurm.sh"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -47,6 +47,7 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("fresh", False, "1", True, "0", False),
     ("rerun", None, RERUN, Path(RERUN), RERUN, Path(RERUN)),
     ("device", "auto", "cpu", "cpu", "cuda:1", "cuda:1"),
+    ("ray", None, "auto", "auto", "head:6379", "head:6379"),
     ("precision", "ieee", "tf32", "tf32", "ieee", "ieee"),
     ("drop_last", False, "1", True, "0", False),
     ("repeats", 1, "2", 2, "3", 3),

@@ -15,7 +15,7 @@ from bitflip.outcomes import BatchOutcomes
 
 SEEDS = (2, 3, 7)
 ARGUMENTS = ("--dataset=digits", "--layer-type=Conv2d,Linear", "--batch-size=16", "--engine=reference")
-LOGS = ("--detailed-log", "--fault-table")
+LOGS = ("--detailed-log", "--fault-table", "--no-plots")
 
 
 def of_seed(folder: Path, seed: int) -> dict[str, Any]:

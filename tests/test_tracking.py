@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from bitflip import tracking
+from bitflip.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUND_S = 30.0  # for a whole process; says "it ends", not "it is fast"
@@ -61,7 +62,7 @@ def run_script(
         [sys.executable, "-c", script, *map(str, patience)],
         cwd=cwd,
         env={**inherited, **home, "PYTHONPATH": str(ROOT), **environ},
-        timeout=BOUND_S,
+        timeout=options.pop("timeout", BOUND_S),
         check=False,
         text=True,
         **({"capture_output": True} | options),
@@ -197,6 +198,7 @@ def test_metrics_arrive_in_order_and_no_token_is_written(mode: str, vessl: Vessl
     assert list(home.rglob("*")) == []
 
 
+WHOLE_S = 200.0  # for a process that runs a campaign and draws its plots
 WHOLE_RUN = """
 import runpy, sys
 from bitflip import tracking
@@ -213,7 +215,7 @@ def test_a_run_reports_the_rates_of_its_table(script: str, vessl: Vessl, tmp_pat
     """Hyperparameters come as environment variables, as in a sweep; metrics arrive layer by layer, then the means."""
     settings = {"dataset": "digits", "seed": "7", "bit_flip_pos": "1", "layer_num": "1,4", "output_path": str(tmp_path)}
     begin = f"import sys; sys.argv += [{str(ROOT / script)!r}]\n"
-    result = run_script(begin + WHOLE_RUN, tmp_path, {**vessl.environ, **EXPERIMENT, **settings})
+    result = run_script(begin + WHOLE_RUN, tmp_path, {**vessl.environ, **EXPERIMENT, **settings}, timeout=WHOLE_S)
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stderr
     (table,) = tmp_path.glob("*digits_vgg_digits_7.csv")
@@ -230,6 +232,114 @@ def test_a_run_reports_the_rates_of_its_table(script: str, vessl: Vessl, tmp_pat
     assert fields["seed"] == 7
     assert fields.keys() == {"seed", *(f"mean/{row['name']}" for row in rows)}
     assert len(sent) == 3
+    setup = [("GET", ME)] * 2 + [("GET", EXPERIMENT_42)]
+    assert vessl.seen() == setup + [("POST", METRICS)] * len(sent)
+
+
+@needs_sdk
+def test_a_run_of_many_seeds_reports_means_over_them(vessl: Vessl, tmp_path: Path) -> None:
+    settings = {"dataset": "digits", "seeds": "1-3", "bit_flip_pos": "1", "layer_num": "1,4"}
+    begin = f"import sys; sys.argv += [{str(ROOT / 'main.py')!r}]\n"
+    environ = {**vessl.environ, **EXPERIMENT, **settings, "output_path": str(tmp_path)}
+    result = run_script(begin + WHOLE_RUN, tmp_path, environ, timeout=WHOLE_S)
+    assert result.returncode == 0, result.stderr
+    tables = {seed: tmp_path / f"digits_vgg_digits_{seed}.csv" for seed in (1, 2, 3)}
+    rates = [
+        [float(row[f"seed_{seed}"]) for row in csv.DictReader(table.read_text().splitlines())]
+        for seed, table in tables.items()
+    ]
+    means = [sum(each) / len(each) for each in zip(*rates, strict=True)]
+    sent = [entry["fields"] for entry in metric_entries(vessl.requests)]
+    assert [fields["Misclassification_rate"] for fields in sent[:2]] == pytest.approx(means, abs=1e-6)
+    assert "seed" not in sent[2]
+    assert len(sent) == 3
+
+
+SWEEPS, RUN_SPEC = (
+    f"/api/v1/organizations/ORG/projects/PROJ/{what}" for what in ("sweeps", "run/spec/create_from_yaml")
+)
+ANSWERS: dict[str, dict[str, Any]] = {
+    "/api/v1/organizations/ORG": {"name": "ORG"},
+    "/api/v1/organizations/ORG/projects": {"results": [{"id": 2, "name": "PROJ"}]},
+    "/api/v1/organizations/ORG/clusters": {"clusters": [{"id": 3, "name": "CLUSTER"}]},
+    "/api/v1/organizations/ORG/clusters/3/resource_specs": {"results": [{"id": 5, "name": "PRESET"}]},
+    SWEEPS: {"name": "first-sweep"},
+}
+
+
+def as_user(vessl: Vessl, home: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user of vessl does, who has an organization and a project."""
+    vessl.respond = lambda path, count: ANSWERS.get(path, {})
+    config = home / "vessl-config"
+    config.write_text('[user]\naccess_token = "tok"\ndefault_organization = "ORG"\ndefault_project = "PROJ"\n')
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VESSL_")}
+    environ = {"HOME": str(home), "VESSL_CONFIG_PATH": str(config), "VESSL_DATA_COLLECTION_OPT_OUT": "true"}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**inherited, **vessl.environ, **environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * BOUND_S,
+    )
+
+
+@needs_sdk
+def test_a_sweep_over_seeds_is_created(vessl: Vessl, tmp_path: Path) -> None:
+    where = ["--cluster", "CLUSTER", "--preset", "PRESET", "--repository", "github/OWNER/REPOSITORY/abc"]
+    what = ["--seeds", "1-3,7", "--script", "weight.py", "--parallel", "2", "batch_size=64"]
+    done = as_user(vessl, tmp_path, sys.executable, "vessl/sweep.py", *where, *what)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "sweep first-sweep over 4 seeds"
+    (body,) = (request.body for request in vessl.requests if request.method == "POST")
+    assert vessl.seen()[-1] == ("POST", SWEEPS)
+    assert body["objective"]["metric"] == "Misclassification_rate"
+    seeds = {"name": "seed", "type": "int", "range": {"list": ["1", "2", "3", "7"]}}
+    assert body["search_space"] == {"parameters": [seeds]}
+    assert (body["algorithm"], body["max_experiment_count"], body["parallel_experiment_count"]) == ("grid", 4, 2)
+    assert (body["cluster_id"], body["resource_spec_id"]) == (3, 5)
+    assert body["start_command"] == "pip install -r requirements.txt && python weight.py --detailed-log"
+    assert body["hyperparameters"] == [{"key": "batch_size", "value": "64"}]
+    code = {"git_provider": "github", "git_owner": "OWNER", "git_repo": "REPOSITORY", "git_ref": "abc"}
+    assert {"source_type": "code", "mount_path": "/code", "code": code} in body["volumes"]["requests"]
+    assert body["volumes"]["working_dir"] == "/code"
+
+
+@needs_sdk
+def test_the_run_spec_is_sent_as_it_is(vessl: Vessl, tmp_path: Path) -> None:
+    """What the server makes of it can't be seen here; the keys are those that the command line is known to take."""
+    import yaml
+
+    client = str(Path(sys.executable).with_name("vessl"))
+    as_user(vessl, tmp_path, client, "run", "create", "-f", "vessl/run.yaml")
+    (body,) = (request.body for request in vessl.requests if request.method == "POST")
+    assert vessl.seen()[-1] == ("POST", RUN_SPEC)
+    text = (ROOT / "vessl" / "run.yaml").read_text()
+    spec = yaml.safe_load(text)
+    assert yaml.safe_load(body["yaml_spec"]) == spec
+    assert spec.keys() == {"name", "description", "resources", "image", "import", "export", "run", "env"}
+    assert spec["run"] == [
+        {"command": "pip install -r requirements.txt && python main.py --detailed-log", "workdir": "/code"}
+    ]
+    assert all(isinstance(value, str) for value in spec["env"].values())
+    assert spec["env"].keys() <= Hyperparameters.model_fields.keys()
+
+
+@needs_sdk
+@pytest.mark.parametrize("first", [".", "vessl"])
+def test_the_folder_of_the_sweep_does_not_hide_the_sdk(first: str, tmp_path: Path) -> None:
+    """Neither from the entry scripts, whose sys.path begins with the repository, nor from vessl/sweep.py."""
+    script = f"import sys; sys.path.insert(0, {str(ROOT / first)!r}); import vessl; print(vessl.__file__)"
+    done = run_script(script, tmp_path, {"NO_COLOR": "1"})
+    assert Path(done.stdout.splitlines()[-1]).parts[-2:] == ("vessl", "__init__.py"), done.stderr
+
+
+def test_without_the_sdk_the_folder_is_not_taken_for_it(tmp_path: Path) -> None:
+    done = run_script(
+        "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]\n" + RUN, tmp_path, EXPERIMENT
+    )
+    assert_one_warning(done, "no metrics are sent", "No module named 'vessl'")
 
 
 Respond = Callable[[str, int], "int | dict[str, Any] | str"]
