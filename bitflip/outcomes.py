@@ -1,8 +1,8 @@
 """What happened to each image: the class of each fault's outcome.
 
-The classes are after Li et al. 2017, "Understanding error propagation in deep learning neural network (DNN) accelerators
-and applications", SC '17: SDC-1, SDC-5, SDC-10 % and SDC-20 % (SDC: silent data corruption). Their SDC-5 asks whether
-the faulty top-1 is among the clean top 5; this one asks whether the clean top-1 is still among the top 5.
+The classes are after Li et al. 2017, "Understanding error propagation in deep learning neural network (DNN)
+accelerators and applications", SC '17: SDC-1, SDC-5, SDC-10 % and SDC-20 % (SDC: silent data corruption). Their SDC-5
+asks whether the faulty top-1 is among the clean top 5; this one asks whether the clean top-1 is still among the top 5.
 """
 
 from __future__ import annotations
