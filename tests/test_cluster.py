@@ -234,7 +234,15 @@ class Slowly:
         (self.folder / "net.py").write_text(SLOW.format(seconds=seconds))
         command = [sys.executable, str(ROOT / script), "--dataset", "cifar10", "--input-path", "images"]
         command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt", "--seed", "5"]
-        command += ["--batch-size", str(BATCH), "--engine", "reference", "--detailed-log", "--fault-table", "--no-plots"]
+        command += [
+            "--batch-size",
+            str(BATCH),
+            "--engine",
+            "reference",
+            "--detailed-log",
+            "--fault-table",
+            "--no-plots",
+        ]
         return subprocess.Popen(
             [*command, "--output-path", output, *arguments],
             cwd=self.folder,

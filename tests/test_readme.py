@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from bitflip import report as reports
 from bitflip.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SAMPLES = ROOT / "sample-output"
+TEN = SAMPLES / "ten-seeds"
+LAST_BITS = {"masked", "benign", "sdc10", "sdc20", "largest_change"}  # decided by the processor's last bits
 RUNS = {"main": "", "neuron": "neuron_", "weight": "weight_"}
 
 
@@ -37,7 +40,7 @@ def test_the_table_of_hyperparameters_is_complete() -> None:
 def test_the_defaults_are_those_of_the_program(name: str) -> None:
     default = Hyperparameters.model_fields[name].default
     if default is not None:  # the others are said in words
-        assert table()[name] == {False: "off"}.get(default, str(default))
+        assert table()[name] == ({True: "on", False: "off"}[default] if isinstance(default, bool) else str(default))
 
 
 def test_the_numbers_are_those_of_the_sample_run() -> None:
@@ -76,13 +79,8 @@ def test_sample_summary_is_what_the_scripts_write(run: tuple[Path, str]) -> None
 @pytest.mark.parametrize("suffix", [".csv", "_bits.csv"])
 def test_sample_tables_are_what_the_scripts_write(run: tuple[Path, str], suffix: str) -> None:
     """All but what the last bits of a logit decide, which are the processor's."""
-    last_bits = {"masked", "benign", "sdc10", "sdc20", "largest_change"}
-    old, new = ([*csv.DictReader((f / f"{stem}{suffix}").open())] for f, stem in ((SAMPLES, run[1]), run))
-    assert new[0].keys() > last_bits
-    for row, sample in zip(new, old, strict=True):
-        assert {k: v for k, v in row.items() if k not in last_bits} == {
-            k: v for k, v in sample.items() if k not in last_bits
-        }
+    new, old = (rows(f / f"{run[1]}{suffix}") for f in (run[0], SAMPLES))
+    assert new == old
 
 
 def test_sample_detail_names_the_same_faults(run: tuple[Path, str]) -> None:
@@ -105,5 +103,32 @@ def test_sample_json_has_the_same_keys(run: tuple[Path, str]) -> None:
 
 
 def test_no_other_sample_is_left_over() -> None:
-    assert {p.name.split("digits_vgg")[0] for p in SAMPLES.iterdir()} == set(RUNS.values())
+    assert {p.name.split("digits_vgg")[0] for p in SAMPLES.iterdir()} == {*RUNS.values(), TEN.name}
     assert shutil.which("git") is None or not list(SAMPLES.glob(".*"))
+
+
+def test_the_joined_sample_is_made_from_its_ten_seeds(tmp_path: Path) -> None:
+    for path in TEN.iterdir():
+        if "_seeds" not in path.name:
+            shutil.copy(path, tmp_path)
+    tables = [tmp_path / f"digits_vgg_digits_{seed}.csv" for seed in range(1, 11)]
+    reports.write(reports.join([reports.read(table) for table in tables], tmp_path))
+    for name in ("seeds.csv", "seeds_bits.csv", "seeds_means.csv", "seeds_layers.svg"):
+        assert (tmp_path / f"digits_vgg_digits_{name}").read_text() == (TEN / f"digits_vgg_digits_{name}").read_text()
+
+
+def test_a_seed_of_the_joined_sample_can_be_run_again(tmp_path: Path) -> None:
+    sample = TEN / "digits_vgg_digits_3.json"
+    command = [sys.executable, "main.py", f"--rerun={sample}", "--no-plots", f"--output-path={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=240, capture_output=True)
+    for suffix in (".txt", ".csv"):
+        new, old = (rows(folder / f"digits_vgg_digits_3{suffix}") for folder in (tmp_path, TEN))
+        assert new == old
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, or the lines of a text, but for what the last bits of a logit decide."""
+    if path.suffix != ".csv":
+        return [{"line": line} for line in path.read_text().splitlines()]
+    with path.open() as file:
+        return [{k: v for k, v in row.items() if k not in LAST_BITS} for row in csv.DictReader(file)]
