@@ -137,7 +137,7 @@ class Checkpoint:
                     json.dump({"identity": self._identity, "started": self.started}, file, indent=2)
             numbers = (progress.turn, progress.image, progress.together, progress.seconds)
             with replacing_bytes(self._counts) as binary:
-                np.savez(
+                np.savez_compressed(
                     binary,
                     progress=np.array(numbers, dtype=np.float64),
                     logs=np.array(json.dumps(progress.logs)),
@@ -150,9 +150,11 @@ class Checkpoint:
         with writable(folder):
             self._sweep()
             self._written.mkdir()
-            yield self._written
-            publish(self._written, folder)
-            self._written.rmdir()
+            try:
+                yield self._written
+                publish(self._written, folder)
+            finally:
+                shutil.rmtree(self._written, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove the folder: the results are written, or there will be none."""

@@ -276,19 +276,24 @@ class _Saver:
         self._checkpoint, self._logs, self._counts, self._began = checkpoint, logs, counts, began
         self._progress = checkpoint.progress
         self._due = 0.0
+        self._saved = True
 
     def at(self, turn: int, image: int) -> None:
         """Take note of where the run is, and save it when the time has come."""
         self._progress.turn, self._progress.image = turn, image
+        self._saved = False
         if time.monotonic() >= self._due:
             self.save()
 
     def save(self) -> None:
-        """Save now."""
+        """Save now, unless nothing was done since."""
+        if self._saved:
+            return
         before = time.monotonic()
         self._progress.seconds = before - self._began
         self._progress.arrays, self._progress.logs = self._counts.arrays(), self._logs.save()
         self._checkpoint.save(self._progress)
+        self._saved = True
         now = time.monotonic()
         self._due = now + max(SAVE_EVERY, (now - before) / SAVE_SHARE)
 

@@ -131,6 +131,11 @@ class FewDigits(Protocol):
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> FewDigits:
     """Return a function that cuts the digits' test part down to its first ``count`` images, in this process."""
+    return few_digits_with(monkeypatch)
+
+
+def few_digits_with(monkeypatch: pytest.MonkeyPatch) -> FewDigits:
+    """The fixture ``few_digits``, for fixtures of a wider scope."""
     load = digits.load
 
     def use(count: int) -> None:

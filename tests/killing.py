@@ -5,8 +5,11 @@ A killed run is a process of its own, forked from one that has imported everythi
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -58,19 +61,25 @@ class Run:
 
     @property
     def said(self) -> str:
-        """What the last start printed."""
-        return self._printed.read_text()
+        """What the last start printed that was not killed."""
+        return self.printed.read_text()
 
     @property
-    def _printed(self) -> Path:
+    def printed(self) -> Path:
+        """The file that it is in."""
         return self.folder.parent / f"{self.folder.name}.printed"
 
-    def start(self, die_before: int | None = None) -> BaseProcess:
-        """Start it, or start it again; with a number, it kills itself before its n-th file operation in its folder."""
+    def start(self, die_before: int | None = None, largest_file: int | None = None) -> BaseProcess:
+        """Start it, or start it again.
+
+        Args:
+            die_before: it kills itself before its n-th file operation in its folder.
+            largest_file: no file that it writes can be longer, in bytes.
+        """
         arguments = ["--dataset=digits", "--seed=5", "--no-plots", f"--output-path={self.folder}", *self.arguments]
         process = _context.Process(
             target=_child,
-            args=(self.target, arguments, self._printed, self.images, self.save_every, self.folder, die_before),
+            args=(self, arguments, die_before, largest_file),
         )
         process.start()
         return process
@@ -102,42 +111,41 @@ class Run:
         return {name: path.read_bytes() for name, path in there.items() if path.suffix != ".json"}
 
 
-def _child(
-    target: Target,
-    arguments: list[str],
-    printed: Path,
-    images: int,
-    save_every: float,
-    folder: Path,
-    die_before: int | None,
-) -> None:
+def _child(run: Run, arguments: list[str], die_before: int | None, largest_file: int | None) -> None:
     """A run, in a process of its own."""
-    out = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    printed = io.StringIO()
     tqdm.set_lock(threading.RLock())  # its own would outlive a killed process
     torch.set_num_threads(1)
     load = digits.load
 
     def load_few(part: digits.Part, img_size: int = 32, channels: int = 3) -> TensorDataset:
         inputs, labels = load(part, img_size, channels).tensors
-        return TensorDataset(inputs[:images], labels[:images])
+        return TensorDataset(inputs[: run.images], labels[: run.images])
 
     left = die_before
 
     def count(event: str, args: tuple[object, ...]) -> None:
         nonlocal left
-        if left is not None and event in OPERATIONS and str(folder) in str(args[0]):
+        if left is not None and event in OPERATIONS and str(run.folder) in str(args[0]):
             if event == "open" and args[1] == "r":
                 return
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
         patch.setattr(digits, "load", load_few)
-        patch.setattr(execution, "SAVE_EVERY", save_every)
-        patch.setattr(execution, "SAVE_SHARE", 1.0 if save_every == 0 else execution.SAVE_SHARE)
+        patch.setattr(execution, "SAVE_EVERY", run.save_every)
+        patch.setattr(execution, "SAVE_SHARE", 1.0 if run.save_every == 0 else execution.SAVE_SHARE)
         sys.addaudithook(count)
-        code = runner.main(target, PREFIX[target], arguments)
+        if largest_file is not None:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+        code = runner.main(run.target, PREFIX[run.target], arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    run.printed.write_text(printed.getvalue())
     sys.exit(code)

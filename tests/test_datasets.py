@@ -426,3 +426,65 @@ def read(*arguments: str) -> Hyperparameters:
     settings, problems = hyperparameters.read(arguments)
     assert problems == {}
     return settings
+
+
+# --- hostile and interrupted archives ---
+
+
+def hostile_archive(cifar: SmallCifar, member: tarfile.TarInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put one more member at the front of the archive, and let its checksum pass."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        tar.addfile(member, io.BytesIO(b"x" * member.size))
+        for name, content in cifar.files.items():
+            info = tarfile.TarInfo(f"{cifar.kind.base_folder}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    cifar.archive = buffer.getvalue()
+    monkeypatch.setattr(cifar.kind, "tgz_md5", hashlib.md5(cifar.archive, usedforsecurity=False).hexdigest())
+
+
+@pytest.mark.parametrize("way", ["parent", "inside out", "link", "hard link", "download"])
+def test_an_archive_that_writes_elsewhere(
+    way: str, cifar: SmallCifar, tmp_path: Path, no_network: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    base = cifar.kind.base_folder
+    member = tarfile.TarInfo(
+        {"parent": "../evil", "download": "../evil", "inside out": f"{base}/../../evil"}.get(way, f"{base}/evil")
+    )
+    if "link" in way:
+        member.type, member.linkname = (tarfile.LNKTYPE if way == "hard link" else tarfile.SYMTYPE), "../../../evil"
+    else:
+        member.size = 4
+    hostile_archive(cifar, member, monkeypatch)
+    if way == "download":
+        monkeypatch.setattr(
+            "torchvision.datasets.utils.download_url",
+            lambda url, root, filename, md5: Path(root, filename).write_bytes(cifar.archive),
+        )
+    else:
+        cifar.put_archive(root)
+    with pytest.raises(BadInput, match=r"^input_path \(--input-path\): .*outside the destination"):
+        load(cifar.dataset, root)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert [path.name for path in root.iterdir()] == [cifar.kind.filename]
+
+
+def test_an_extraction_that_is_cut_short_leaves_nothing(
+    cifar: SmallCifar, tmp_path: Path, no_network: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cifar.put_archive(tmp_path)
+    extract = tarfile.TarFile.extractall
+
+    def interrupted(self: tarfile.TarFile, path: str) -> None:
+        extract(self, path, members=self.getmembers()[:2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(cifar.dataset, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [cifar.kind.filename]
+    cifar.check(load(cifar.dataset, tmp_path))

@@ -1,0 +1,271 @@
+"""Full disks, locks and damaged files lose nothing that was finished, and touch nothing that is good."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, few_digits_with
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from killing import Run
+
+from bitflip import execution, experiment, hyperparameters, publishing
+from bitflip.checkpoint import Checkpoint
+from bitflip.errors import BadInput
+from bitflip.experiment import Experiment
+from bitflip.faults import Target
+from bitflip.tracking import Tracker
+
+TARGETS = pytest.mark.parametrize("target", ["neuron", "weight"])
+ARGUMENTS = ("--engine=reference", "--layer-num=8,19", "--batch-size=4", "--detailed-log", "--fault-table")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process that runs are forked from find the tests' modules and the package."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+# --- full disks ---
+
+
+@TARGETS
+def test_a_full_disk(target: Target, tmp_path: Path) -> None:
+    """No file can be longer than so many bytes: first a little, then more, then as long as it likes."""
+    whole, short = (Run(target, tmp_path / name, ARGUMENTS) for name in ("whole", "short"))
+    whole.finish()
+    for bytes_ in (0, 300, 2200, 5000, 7500):
+        assert short.ended(short.start(largest_file=bytes_)) == 2, short.said
+        (sentence,) = (line for line in short.said.splitlines() if line.startswith("error: "))
+        assert re.fullmatch(
+            r"error: output_path \(--output-path\): .* can't be written \(File too large\); what was finished before "
+            r"is kept: make room and run the same command again",
+            sentence,
+        )
+        assert not [path for path in short.folder.iterdir() if path.is_file() and "_partial" not in path.name]
+    short.finish()
+    assert "going on after" in short.said
+    assert short.files() == whole.files()
+
+
+def test_a_full_disk_leaves_earlier_results_as_they_were(tmp_path: Path) -> None:
+    """All of them, also those that would have fitted."""
+    run = Run("neuron", tmp_path / "out", ("--engine=reference", "--layer-num=8,19", "--bit-flip-pos=1"))
+    run.finish()
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    run.arguments = (*ARGUMENTS, "--bit-flip-pos=2")
+    assert run.ended(run.start(largest_file=7500)) == 2
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before
+    run.finish()
+    assert run.files().keys() > before.keys() - {f"{run.stem}.json"}
+
+
+# --- two processes ---
+
+
+def stopped(run: Run) -> int:
+    """Start a run and stop it in its tracks once it has a checkpoint; its process id."""
+    process = run.start()
+    while not (run.folder / f"{run.stem}.unfinished" / "counts.npz").exists():
+        assert process.is_alive(), run.said
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    return process.pid
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    """Of one name: the second is refused, until the first is dead. Of other names: they do not mind each other."""
+    arguments = (*ARGUMENTS, "--batch-size=1")
+    whole, run = (Run("neuron", tmp_path / name, arguments) for name in ("whole", "out"))
+    whole.finish()
+    first = stopped(run)
+    again = Run("neuron", run.folder, arguments)
+    assert again.ended(again.start()) == 2
+    unfinished = run.folder / f"{run.stem}.unfinished"
+    assert again.said == (
+        f"error: output_path (--output-path): another process is at work on {unfinished}; wait for it, or choose "
+        "another folder\n"
+    )
+    other = Run("weight", run.folder, arguments)
+    assert other.ended(other.start()) == 0
+    os.kill(first, signal.SIGKILL)
+    again.finish()
+    assert "going on after" in again.said
+    for path in run.folder.glob("weight_*"):
+        path.unlink()
+    assert again.files() == whole.files()
+
+
+def test_a_child_of_a_killed_run_keeps_no_lock(tmp_path: Path) -> None:
+    """As a data loader's worker, which lives on for some seconds."""
+    with pytest.MonkeyPatch.context():
+        run = os.fork()
+        if run == 0:
+            held = Checkpoint(tmp_path / "run", {}, "now")
+            if os.fork() == 0:
+                time.sleep(20)
+                os._exit(0)
+            (tmp_path / "ready").touch()
+            time.sleep(20)
+            os._exit(held is None)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.005)
+    with pytest.raises(BadInput, match="another process is at work"):
+        Checkpoint(tmp_path / "run", {}, "now")
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    with Checkpoint(tmp_path / "run", {}, "now"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+# --- damaged checkpoints ---
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run whose batches are all done, and whose results are not written yet.
+
+    Attributes:
+        loaded: the experiment.
+        folder: of its checkpoint.
+        results: what its files have to be.
+    """
+
+    loaded: Experiment
+    folder: Path
+    results: dict[str, bytes]
+
+
+def go_on(loaded: Experiment, folder: Path) -> dict[str, bytes]:
+    """Go on with an unfinished run, which needs no more batch, and return its results."""
+    shutil.rmtree(loaded.settings.output_path)
+    loaded.settings.output_path.mkdir()
+    with Checkpoint(folder, {"name": "value"}, "now") as checkpoint:
+        done = execution.execute(loaded, checkpoint, Tracker())
+        assert done.complete
+        publishing.report(loaded, done, "", checkpoint)
+    written = {path.name: path.read_bytes() for path in loaded.settings.output_path.iterdir()}
+    return {name: content for name, content in written.items() if not name.endswith(".json")}
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unfinished]:
+    """An unfinished run of 40 images."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    (folder / "out").mkdir()
+    arguments = ["--dataset=digits", "--seed=5", "--layer-num=8,19", "--detailed-log", "--fault-table", "--no-plots"]
+    given_, problems = hyperparameters.read([*arguments, "--bit-flip-pos=1", f"--output-path={folder / 'out'}"])
+    assert not problems
+    with pytest.MonkeyPatch.context() as patch:
+        few_digits_with(patch)(40)
+        loaded = experiment.prepare(given_, "neuron")
+        results = go_on(loaded, folder / "run")
+        yield Unfinished(loaded, folder / "run", results)
+
+
+FILES = ("counts.npz", "run.json", "detail-5.txt", "faults-5-000000-000000000000.parquet")
+
+
+def damaged(content: bytes, way: str, place: float, noise: bytes) -> bytes:
+    """A file's content with one thing wrong."""
+    at = int(place * len(content))
+    if way == "cut off":
+        return content[:at]
+    if way == "a bit":
+        return content[:at] + bytes([content[at] ^ (1 << noise[0] % 8)]) + content[at + 1 :]
+    if way == "overwritten":
+        return content[:at] + noise + content[at + len(noise) :]
+    if way == "longer":
+        return content + noise
+    return noise
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(FILES),
+    way=st.sampled_from(["cut off", "a bit", "overwritten", "longer", "other"]),
+    place=st.floats(0, 1, exclude_max=True),
+    noise=st.binary(min_size=1, max_size=40),
+)
+def test_a_damaged_checkpoint(
+    name: str, way: str, place: float, noise: bytes, unfinished: Unfinished, tmp_path: Path
+) -> None:
+    """Is refused with its name, and nothing in it is touched; or the damage is where it does not matter."""
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(unfinished.folder, folder)
+    (folder / name).write_bytes(damaged((folder / name).read_bytes(), way, place, noise))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    try:
+        results = go_on(unfinished.loaded, folder)
+    except BadInput as error:
+        (sentence,) = error.problems
+        assert sentence.startswith(f"output_path (--output-path): {folder}")
+        assert "--fresh" in sentence
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert [*unfinished.loaded.settings.output_path.iterdir()] == []
+    else:
+        assert results == unfinished.results
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_part_of_a_checkpoint(name: str, unfinished: Unfinished, tmp_path: Path) -> None:
+    """Without counts there is nothing to go on with; without anything else, they are refused."""
+    folder = tmp_path / "copy"
+    shutil.copytree(unfinished.folder, folder)
+    (folder / name).unlink()
+    if name == "counts.npz":
+        assert go_on(unfinished.loaded, folder) == unfinished.results
+        return
+    with pytest.raises(BadInput, match=re.escape(f"output_path (--output-path): {folder}") + ".* is damaged .*--fresh"):
+        go_on(unfinished.loaded, folder)
+
+
+# --- a damaged file to repeat a run from ---
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    way=st.sampled_from(["cut off", "a bit", "overwritten", "longer", "other", "json"]),
+    place=st.floats(0, 1, exclude_max=True),
+    noise=st.binary(min_size=1, max_size=40),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=5,
+    ),
+    key=st.sampled_from(["settings", "target", "versions", "model", *hyperparameters.Hyperparameters.model_fields]),
+)
+def test_a_damaged_file_to_rerun(
+    way: str, place: float, noise: bytes, value: object, key: str, unfinished: Unfinished, tmp_path: Path
+) -> None:
+    """Is a sentence, if it is not another valid file."""
+    facts: dict[str, Any] = {"target": "neuron", "settings": unfinished.loaded.settings.model_dump(mode="json")}
+    if way == "json":
+        (facts["settings"] if key in facts["settings"] else facts)[key] = value
+    content = json.dumps(facts).encode()
+    file = tmp_path / "run.json"
+    file.write_bytes(content if way == "json" else damaged(content, way, place, noise))
+    before = file.read_bytes()
+    problems: tuple[str, ...] = ()
+    try:
+        experiment.checked([f"--rerun={file}", f"--output-path={tmp_path}"], "neuron")
+    except BadInput as error:
+        problems = error.problems
+    for sentence in problems:
+        assert re.match(r"\w+(, \w+)* \(--", sentence)
+        assert len(sentence.splitlines()) == 1
+    assert file.read_bytes() == before
