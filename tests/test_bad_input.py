@@ -271,6 +271,69 @@ EARLY: list[tuple[str, list[str], dict[str, str], str]] = [
         {},
         r"engine \(--engine\): expected .*reference.*, got 'warp'",
     ),
+    *(
+        (
+            f"seeds {seeds}",
+            ["--dataset", "digits", f"--seeds={seeds}"],
+            {},
+            r"seeds \(--seeds\): expected different whole numbers from 0, and ranges of them, comma-separated, "
+            rf"got '{re.escape(seeds)}'",
+        )
+        for seeds in ("one", "3-1", "1,1", "1-5,4", "-1", "1,,2", "0-10000", "9223372036854775808", "1;2")
+    ),
+    *(
+        (
+            f"margin {margin}",
+            ["--dataset", "digits", f"--margin={margin}"],
+            {},
+            rf"margin \(--margin\): expected a number above 0 and below 50, got '{margin}'",
+        )
+        for margin in ("0", "-1", "50", "nan", "inf", "wide")
+    ),
+    *(
+        (
+            f"confidence {confidence}",
+            ["--dataset", "digits", f"--confidence={confidence}"],
+            {},
+            r"confidence \(--confidence\): expected a number above 0.5 and below 1, such as 0.95, "
+            rf"got '{confidence}'",
+        )
+        for confidence in ("0.5", "1", "95", "nan", "high")
+    ),
+    (
+        "unknown bit sampling",
+        ["--dataset", "digits", "--bit-sampling", "random"],
+        {},
+        r"bit_sampling \(--bit-sampling\): expected uniform or importance, got 'random'",
+    ),
+    *(
+        (
+            f"{name} that is neither true nor false",
+            ["--dataset", "digits"],
+            {name: "2"},
+            rf"{name} \(--{name.replace('_', '-')}\): expected true or false, got '2'",
+        )
+        for name in ("fault_table", "fresh", "plots")
+    ),
+    (
+        "no file to rerun",
+        ["--dataset", "digits", "--rerun", "missing.json"],
+        {},
+        r"rerun \(--rerun\): expected the .json of an earlier run, got missing.json \(No such file or directory\)",
+    ),
+    (
+        "a folder to rerun",
+        ["--dataset", "digits"],
+        {"rerun": "."},
+        r"rerun \(--rerun\): expected the .json of an earlier run, got . \(Is a directory\)",
+    ),
+    (
+        "a file to rerun that is none",
+        ["--dataset", "digits", "--rerun", __file__],
+        {},
+        r"rerun \(--rerun\): expected the .json of an earlier run, got .*test_bad_input.py "
+        r"\(it is no such file, or damaged\)",
+    ),
     (
         "unknown flag",
         ["--dataset", "digits", "--batchsize", "4"],
@@ -305,6 +368,15 @@ def test_found_before_anything_is_loaded(
 ) -> None:
     done = run_script("main.py", "--output-path", tmp_path / "out", *arguments, **environ)
     assert_mistakes(done, sentence)
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_a_run_of_the_other_target_to_rerun(run_script: RunScript, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"target": "weight", "settings": {"dataset": "digits"}}')
+    done = run_script("main.py", "--rerun", tmp_path / "run.json", "--output-path", tmp_path / "out")
+    assert_mistakes(
+        done, rf"rerun \(--rerun\): {tmp_path}/run.json is of a run with weight faults; give it to weight.py"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

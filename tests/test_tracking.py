@@ -237,6 +237,28 @@ def test_a_run_reports_the_rates_of_its_table(script: str, vessl: Vessl, tmp_pat
 
 
 @needs_sdk
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+def test_a_server_that_goes_in_mid_run_changes_no_result(script: str, vessl: Vessl, tmp_path: Path) -> None:
+    """It answers the first running rate and nothing after it."""
+    begin = f"import sys; sys.argv += [{str(ROOT / script)!r}]\n"
+    begin += "from bitflip import execution; execution.RUNNING_RATE_EVERY = 0.0\n"
+    settings = {"dataset": "digits", "seed": "7", "layer_num": "1,4", "batch_size": "100", "engine": "reference"}
+    settings |= {"detailed_log": "true", "fault_table": "true", "plots": "false"}
+    vessl.respond = at(METRICS, "stop", 1)
+    found = []
+    for name, managed in (("with", {**vessl.environ, **EXPERIMENT}), ("without", {})):
+        environ = {**settings, **managed, "output_path": str(tmp_path / name)}
+        result = run_script(begin + WHOLE_RUN, tmp_path, environ, timeout=WHOLE_S)
+        assert result.returncode == 0, result.stderr
+        warnings = [line for line in result.stderr.splitlines() if "warning" in line]
+        assert len(warnings) == len(managed) // 3, result.stderr
+        found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.suffix != ".json"})
+    assert len([path for _, path in vessl.seen() if path == METRICS]) == 2
+    assert found[0] == found[1]
+    assert len(found[0]) == 5
+
+
+@needs_sdk
 def test_a_run_of_many_seeds_reports_means_over_them(vessl: Vessl, tmp_path: Path) -> None:
     settings = {"dataset": "digits", "seeds": "1-3", "bit_flip_pos": "1", "layer_num": "1,4"}
     begin = f"import sys; sys.argv += [{str(ROOT / 'main.py')!r}]\n"
