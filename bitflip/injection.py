@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from bitflip import bits, memory
 from bitflip.errors import BadInput, first_line
 from bitflip.faults import Flips
-from bitflip.layers import Layer, Parameter, is_leaf
+from bitflip.layers import Layer, Parameter, is_leaf, printable
 
 
 class WithInput(nn.Module):
@@ -118,7 +118,7 @@ class Injector(fault_injection):
         """PyTorchFI's hook for its dummy pass: record the layers of the model, in call order."""
         inside: set[nn.Module] = set()  # of a leaf
         for name, module in model.named_modules():
-            path = self._path_in(model, name)
+            path = printable(self._path_in(model, name))
             self._paths[path] = module
             if is_leaf(module) and module not in inside:
                 inside.update(module.modules())
@@ -178,7 +178,7 @@ class Injector(fault_injection):
                 position=len(self.layers),
                 path=path,
                 call=call,
-                type=type(module).__name__,
+                type=printable(type(module).__name__),
                 # Of one image; window attention folds its windows into the first dimension.
                 shape=tuple(output.shape[1:] if output.shape[0] == 1 else output.shape),
                 per_image=True,  # until the second pass shows otherwise
@@ -204,7 +204,7 @@ class Injector(fault_injection):
         for path, module in self._paths.items():
             parameters = self._own_parameters(module)
             if parameters:
-                position, name = len(self.layers) + len(self.holders), type(module).__name__
+                position, name = len(self.layers) + len(self.holders), printable(type(module).__name__)
                 self.holders.append(Layer(position, path, 0, name, (), per_image=False, bits=0, parameters=parameters))
 
     def summary(self, types: Sequence[str] | None) -> str:
@@ -214,7 +214,7 @@ class Injector(fault_injection):
         view._inj_layer_types = ["all"] if types is None else list(types)
         view._input_shape, view._batch_size, view.use_cuda = self._input_shape, self._batch_size, self.use_cuda
         view.output_size = [self.output_size[i] for i in kept]
-        view.layers_type = [self.layers_type[i] for i in kept]
+        view.layers_type = [self.layers[i].type for i in kept]
         view.layers_dim = [self.layers_dim[i] for i in kept]
         weights = [self.layers[i].parameter("weight") for i in kept]
         view.weights_size = [() if weight is None else weight.shape for weight in weights]

@@ -12,6 +12,15 @@ from torch.nn.utils import parametrize
 from bitflip.errors import BadInput, nearest
 
 
+def printable(name: str) -> str:
+    r"""A name that can't end its line, nor pass for something else on a terminal; a path or class name can be anything.
+
+    >>> print(printable("conv1\nLayer #0: 0 / 100"))
+    conv1\nLayer #0: 0 / 100
+    """
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name)
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one layer, however it works inside.
 

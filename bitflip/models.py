@@ -200,7 +200,7 @@ def _custom(name: str, classes: int) -> nn.Module:
         takes = inspect.signature(factory).parameters
         model = factory(num_classes=classes) if "num_classes" in takes else factory()
     except Exception as error:  # the user's code can raise anything
-        raise BadInput(f"model_name (--model-name): {name} can't be built: {type(error).__name__}: {error}") from error
+        raise BadInput(f"model_name (--model-name): {name} can't be built: {_reason(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"model_name (--model-name): expected {name} to return an nn.Module, got {type(model).__name__}")
     return model

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, few_digits_with
+from conftest import ROOT, FewDigits, RunScript, few_digits_with
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from killing import Run
@@ -269,3 +269,45 @@ def test_a_damaged_file_to_rerun(
         assert re.match(r"\w+(, \w+)* \(--", sentence)
         assert len(sentence.splitlines()) == 1
     assert file.read_bytes() == before
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+def test_a_name_forges_no_line(script: str, run_script: RunScript, few_digits: FewDigits, tmp_path: Path) -> None:
+    """Not by a module's path, and not by its class; all files have as many lines as with honest names."""
+    few_digits(20)
+    model = """
+import torch
+from torch import nn
+from bitflip import digits
+
+def build():
+    torch.manual_seed(0)
+    net = digits.build()
+    net.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))
+    first = NAME(3, 16, 3, padding=1)
+    first.load_state_dict(net.features[0].state_dict())
+    net.add_module("PATH", nn.Sequential(first, *net.features[1:]))
+    net.features = nn.Identity()
+    net.forward = lambda x: net.classifier(getattr(net, "PATH")(x).flatten(1))
+    return net
+"""
+    forged = "Layer #0: 0 / 20 = 0%, Conv2d"
+    lines = []
+    for name, path, kind in (("honest", "a", "C"), ("forged", f"a\\n{forged}\\r\\x1b[2J", f"C\\n{forged}\\n")):
+        source = model.replace("NAME", f'type("{kind}", (nn.Conv2d,), {{}})').replace("PATH", path)
+        (tmp_path / f"{name}.py").write_text(source)
+        folder = tmp_path / f"out_{name}"
+        done = run_script(
+            script, "--dataset=digits", f"--model-name={tmp_path / name}.py:build", "--layer-num=0,1,2", "--seed=5",
+            "--bit-flip-pos=1", "--detailed-log", "--no-plots", "--output-path", folder,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        files = [path for path in sorted(folder.iterdir()) if path.suffix in (".txt", ".csv")]
+        texts = [done.out, *(path.read_text() for path in files)]
+        assert not any(line.startswith(forged) for text in texts for line in text.splitlines())
+        assert not any("\x1b" in text or "\r" in text for text in texts)
+        lines.append([len(text.splitlines()) for text in texts])
+    assert lines[0] == lines[1]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
 from bitflip.files import replacing
+from bitflip.layers import printable
 
 if TYPE_CHECKING:
     from bitflip.comparison import Comparison, Difference
@@ -58,7 +59,7 @@ def text(found: Comparison) -> str:
     ]
     rows = [("layer", "A", "B", "B - A", "interval", "", "")]
     for place, difference in found.layers:
-        rows.append((f"#{place.layer}", *_cells(difference), f"{_printable(place.type)}  {_printable(place.label)}"))
+        rows.append((f"#{place.layer}", *_cells(difference), f"{printable(place.type)}  {printable(place.label)}"))
     if found.network is not None:
         rows.append(("mean", *_cells(found.network), "of all layers"))
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
@@ -79,10 +80,6 @@ def _cells(difference: Difference) -> tuple[str, str, str, str, str]:
     value = "-" if difference.value is None else f"{difference.value:+.4f}"
     ends = "" if difference.low is None else f"({difference.low:+.4f} to {difference.high:+.4f})"
     return first, second, value, ends, "*" if difference.sure else " "
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def write(path: Path, found: Comparison) -> None:
