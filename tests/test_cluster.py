@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -304,9 +306,11 @@ def test_an_image_that_cannot_be_read_ends_a_shard_with_what_came_before(tmp_pat
     assert "1/10.png is no readable image" in refusal.problems[0]
 
 
-def wait_until(true: Callable[[], object]) -> None:
+def wait_until(true: Callable[[], object], driver: subprocess.Popen[str]) -> None:
+    """Wait for something that a driver does while it runs."""
     deadline = time.monotonic() + PATIENCE_S
     while not true():
+        assert driver.poll() is None, driver.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -331,7 +335,7 @@ def test_a_lost_node_and_a_killed_worker_change_no_byte(
     script: str, slowly: Slowly, nodes: Any, two_nodes: list[Any]
 ) -> None:
     driver = slowly.start(script, f"ray-{script}", "--ray", nodes.address, seconds=0.1)
-    wait_until(lambda: slowly.saved(f"ray-{script}") and all(map(actors_of, two_nodes)))
+    wait_until(lambda: slowly.saved(f"ray-{script}") and all(map(actors_of, two_nodes)), driver)
     for pid in actors_of(two_nodes[0]):
         os.kill(pid, signal.SIGKILL)
     nodes.remove_node(two_nodes[1], allow_graceful=False)
@@ -344,7 +348,7 @@ def test_a_lost_node_and_a_killed_worker_change_no_byte(
 @needs_ray
 def test_a_killed_driver_goes_on_from_its_checkpoint(slowly: Slowly, nodes: Any, two_nodes: list[Any]) -> None:
     driver = slowly.start("weight.py", "driver", "--ray", nodes.address, seconds=0.1)
-    wait_until(lambda: slowly.saved("driver"))
+    wait_until(lambda: slowly.saved("driver"), driver)
     driver.kill()
     assert ended(driver)[0] == -signal.SIGKILL
     code, errors = ended(slowly.start("weight.py", "driver", "--ray", nodes.address))
@@ -354,9 +358,12 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(slowly: Slowly, nodes: Any,
 
 
 @needs_ray
-def test_a_cluster_of_its_own_ends_with_the_run(slowly: Slowly) -> None:
+def test_a_cluster_of_its_own_ends_with_the_run(slowly: Slowly, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tempfile.mkdtemp(prefix="bitflip-")  # apart from other clusters here; sockets allow no long path
+    monkeypatch.setenv("RAY_TMPDIR", place)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     driver = slowly.start("main.py", "auto", "--ray", "auto", seconds=0.1)
-    wait_until(lambda: slowly.saved("auto"))
+    wait_until(lambda: slowly.saved("auto"), driver)
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
     code, errors = ended(driver)
     assert code == 130, errors
@@ -364,6 +371,7 @@ def test_a_cluster_of_its_own_ends_with_the_run(slowly: Slowly) -> None:
     assert str(driver.pid) not in listed.split()
     assert ended(slowly.start("main.py", "auto"))[0] == 0  # in one process, it goes on from there
     assert slowly.files("auto") == slowly.alone("main.py")
+    shutil.rmtree(place)
 
 
 # --- the examples ---
