@@ -77,7 +77,7 @@ def test_killed_before_each_file_operation(target: Target, tmp_path: Path) -> No
 
 def test_killed_as_a_process_of_its_own(tmp_path: Path) -> None:
     """While it imports, and in the middle of its batches; with the wave."""
-    arguments = ("--layer-num=8,19", "--bit-flip-pos=1", "--batch-size=2", "--pool-mib=1", *LOGS)
+    arguments = ("--layer-num=8,19", "--bit-flip-pos=1", "--batch-size=8", "--pool-mib=1", *LOGS)
     whole, killed = (
         Run("neuron", tmp_path / name, arguments, images=600, save_every=0.5) for name in ("whole", "some")
     )
@@ -242,7 +242,7 @@ def test_on_with_a_margin(
     """Interrupted in every round: which layers are still run is decided as in an uninterrupted run."""
     few_digits(24)
     arguments = ["--dataset=digits", "--seed=1", "--layer-num=1,8,20", "--batch-size=8", *LOGS]
-    arguments += ["--margin=12", "--engine=reference", "--bit-flip-pos=1"]
+    arguments += ["--margin=20", "--engine=reference", "--bit-flip-pos=1"]
     whole = run_script(script, *arguments, "--output-path", tmp_path / "whole")
     assert whole.code == 0
     codes: list[int] = []
