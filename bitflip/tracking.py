@@ -174,7 +174,7 @@ class _VesslTracker(Tracker):
             logging.getLogger(name).addFilter(self._overhear)
         with _environment(_IMPORT_ENVIRONMENT):
             vessl = importlib.import_module("vessl")
-        if getattr(vessl, "__file__", None) is None:  # the repository's own folder of that name
+        if getattr(vessl, "__file__", None) is None and hasattr(vessl, "__path__"):  # a folder of that name
             raise ModuleNotFoundError("No module named 'vessl'")
         # An experiment that the server cannot show leaves the SDK unmanaged; then `log` silently does nothing. The name
         # is private: where it is gone, believe that all is well.

