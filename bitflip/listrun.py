@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bitflip import devices, experiment, faultlist, faultresults, provenance, rates, replay, results
+from bitflip import devices, experiment, faultlist, faultresults, provenance, publishing, rates, replay, results
 from bitflip.checkpoint import writable
 from bitflip.experiment import Experiment
 from bitflip.faultlist import FaultList
@@ -139,29 +139,13 @@ def _facts(finished: Finished, estimates: Sequence[LayerEstimate]) -> dict[str, 
     return {
         "complete": True,
         "target": prepared.target,
-        "engine": prepared.engine.name,
         "settings": prepared.settings.model_dump(mode="json"),
-        "device": devices.describe(prepared.placement.device),
-        "precision": prepared.settings.precision,
-        "model": {
-            "source": prepared.classifier.source,
-            "weights": prepared.classifier.weights,
-            "sha256": prepared.classifier.sha256,
-        },
+        **publishing.circumstances(prepared),
         "faults": len(finished.listed),
         "images": int(finished.found.seen.sum()),
         "clean_correct": int(finished.found.seen_correct.sum()),
-        "confidence": prepared.settings.confidence,
-        "means": [
-            {"of": of, "name": name, "rate": rate.value, "low": rate.low, "high": rate.high}
-            for (of, name), rate in rates.means(estimates, prepared.settings.confidence).items()
-        ],
-        "layers": [{"number": item.number, **asdict(item.layer)} for item in prepared.chosen],
-        "versions": provenance.versions(),
-        "git_commit": provenance.git_commit(),
-        "started": finished.started,
-        "ended": provenance.now(),
-        "campaign_seconds": round(finished.seconds, 3),
+        **publishing.means(prepared, estimates),
+        **publishing.times(finished.started, finished.seconds),
     }
 
 

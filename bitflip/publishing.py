@@ -95,16 +95,27 @@ def _facts(
         **circumstances(experiment),
         "images": done.counts.images,
         "clean_correct": done.counts.correct,
-        "confidence": settings.confidence,
+        **means(experiment, estimates),
+        **times(started, done.seconds),
+    }
+
+
+def means(experiment: Experiment, estimates: Sequence[LayerEstimate]) -> dict[str, Any]:
+    """The chosen layers, and the mean rates over them."""
+    confidence = experiment.settings.confidence
+    return {
+        "confidence": confidence,
         "means": [
             {"of": of, "name": name, "rate": rate.value, "low": rate.low, "high": rate.high}
-            for (of, name), rate in rates.means(estimates, settings.confidence).items()
+            for (of, name), rate in rates.means(estimates, confidence).items()
         ],
         "layers": [{"number": item.number, **asdict(item.layer)} for item in experiment.chosen],
-        "started": started,
-        "ended": provenance.now(),
-        "campaign_seconds": round(done.seconds, 3),
     }
+
+
+def times(started: str, seconds: float) -> dict[str, Any]:
+    """When a run was made, which ends now, and how long its campaign took."""
+    return {"started": started, "ended": provenance.now(), "campaign_seconds": round(seconds, 3)}
 
 
 def circumstances(experiment: Experiment) -> dict[str, Any]:
