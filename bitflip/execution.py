@@ -53,7 +53,7 @@ class Logs:
             name = self._detail(seed).name
             self._files[seed] = checkpoint.log(name).open("ab")
             self._written[seed] = progress.logs.get(name, (0, 0))
-        for part in self._folder.glob("faults-*.parquet"):
+        for part in self._folder.glob("faults-*.part"):
             if tuple(int(n) for n in re.findall(r"\d+", part.name)[1:]) >= (progress.turn, progress.image):
                 part.unlink()  # the run died before its counts were saved
 
@@ -62,9 +62,7 @@ class Logs:
 
     def __exit__(self, *exception: object) -> None:
         for file in self._files.values():
-            with contextlib.suppress(
-                OSError
-            ):  # of a full disk, which was reported; what counts is flushed by lengths()
+            with contextlib.suppress(OSError):  # of a full disk, which was reported when it was written to
                 file.close()
 
     def add(self, batch: BatchOutcomes, turn: int) -> None:
@@ -102,7 +100,7 @@ class Logs:
                 if tables:
                     assert self._begin is not None
                     turn, image = self._begin
-                    part = self._folder / f"faults-{seed}-{turn:06d}-{image:012d}.parquet"
+                    part = self._folder / f"faults-{seed}-{turn:06d}-{image:012d}.part"
                     fault_table.write_part(part, tables)
                     tables.clear()
             self._begin = None
@@ -128,7 +126,7 @@ class Logs:
                     raise ValueError(f"a part of the fault table of seed {seed} is missing, or there twice")
 
     def _parts(self, seed: int) -> list[Path]:
-        return sorted(self._folder.glob(f"faults-{seed}-*.parquet"))
+        return sorted(self._folder.glob(f"faults-{seed}-*.part"))
 
     def _detail(self, seed: int) -> Path:
         return self._folder / f"detail-{seed}.txt"

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import pytest
 from conftest import ROOT, FewDigits, RunScript, few_digits_with
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from killing import Run
 
@@ -177,7 +177,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unfinished]
         yield Unfinished(loaded, folder / "run", results)
 
 
-FILES = ("counts.npz", "run.json", "detail-5.txt", "faults-5-000000-000000000000.parquet")
+FILES = ("counts.npz", "run.json", "detail-5.txt", "faults-5-000000-000000000000.part")
 
 
 def damaged(content: bytes, way: str, place: float, noise: bytes) -> bytes:
@@ -195,6 +195,7 @@ def damaged(content: bytes, way: str, place: float, noise: bytes) -> bytes:
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(name=FILES[-1], way="a bit", place=0.53125, noise=b"\x00")  # in a header of Parquet, which has no checksum
 @given(
     name=st.sampled_from(FILES),
     way=st.sampled_from(["cut off", "a bit", "overwritten", "longer", "other"]),
