@@ -104,7 +104,7 @@ def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table
 
 
 def write_part(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Write the rows of some batches: a CRC-32, as Parquet's own checksums leave out its headers, and a Parquet file."""
+    """Write the rows of some batches: a CRC-32, as Parquet's own checksums skip its headers, and a Parquet file."""
     table = pa.concat_tables(tables).unify_dictionaries()
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, row_group_size=max(1, len(table)))
