@@ -1,0 +1,90 @@
+"""Files that a run reads, damaged in ways that nobody thought of: each is read, or refused with its name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyNet, scatter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bitflip import datasets, models
+from bitflip.errors import BadInput
+
+bounded = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+damages = st.tuples(
+    st.sampled_from(["cut off", "a bit", "overwritten", "longer", "other"]),
+    st.floats(0, 1, exclude_max=True),
+    st.binary(min_size=1, max_size=40),
+)
+
+
+def damaged(content: bytes, damage: tuple[str, float, bytes]) -> bytes:
+    """A file's content with one thing wrong."""
+    way, place, noise = damage
+    at = int(place * len(content))
+    return {
+        "cut off": content[:at],
+        "a bit": content[:at] + bytes([content[at] ^ (1 << noise[0] % 8)]) + content[at + 1 :],
+        "overwritten": content[:at] + noise + content[at + len(noise) :],
+        "longer": content + noise,
+        "other": noise,
+    }[way]
+
+
+@pytest.fixture(scope="module")
+def weights() -> bytes:
+    """A state dict that fits :class:`TinyNet`."""
+    file = io.BytesIO()
+    torch.save(scatter(TinyNet()).state_dict(), file)
+    return file.getvalue()
+
+
+@bounded
+@given(damage=damages)
+def test_damaged_weights(damage: tuple[str, float, bytes], weights: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    content = damaged(weights, damage)
+    path.write_bytes(content)
+    model = TinyNet()
+    try:
+        models._load_weights(model, path)
+    except BadInput as error:
+        (sentence,) = error.problems
+        assert sentence.startswith("weights (--weights): ")
+        assert str(path) in sentence
+        assert "\n" not in sentence
+    else:
+        assert model.state_dict().keys() == TinyNet().state_dict().keys()
+    assert path.read_bytes() == content
+
+
+@pytest.fixture(scope="module", params=["PNG", "JPEG"])
+def image(request: pytest.FixtureRequest) -> bytes:
+    """A picture of noise."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, format=request.param)
+    return file.getvalue()
+
+
+@bounded
+@given(damage=damages)
+def test_a_damaged_image(damage: tuple[str, float, bytes], image: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    content = damaged(image, damage)
+    path.write_bytes(content)
+    try:
+        found = datasets._open(str(path))
+    except BadInput as error:
+        (sentence,) = error.problems
+        assert sentence.startswith(f"input_path (--input-path): {path} is no readable image")
+        assert "\n" not in sentence
+    else:
+        assert found.mode == "RGB"
+    assert path.read_bytes() == content
