@@ -73,7 +73,7 @@ class Checkpoint:
         self._there: dict[str, Any] = {}
         self._counts, self._run, self._written = folder / "counts.npz", folder / "run.json", folder / "results"
         with writable(folder):
-            self._lock = _locked(folder)
+            self._lock = locked(folder)
         try:
             with writable(folder):
                 if fresh or not self._counts.is_file():
@@ -187,8 +187,12 @@ class Checkpoint:
             return Progress(int(turn), int(image), float(seconds), int(together), arrays, logs)
 
 
-def _locked(folder: Path) -> FileLock:
-    """The lock of a folder, which is made."""
+def locked(folder: Path) -> FileLock:
+    """The lock of a folder, which is made.
+
+    Raises:
+        BadInput: if another process has it.
+    """
     for _ in range(TRIES):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock", timeout=0)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitflip.layers import Numbered
-from bitflip.outcomes import BatchOutcomes, Effect
+from bitflip.outcomes import COUNTED, BatchOutcomes, Effect
 
 BITS = 64  # of the widest value
 
@@ -57,13 +57,6 @@ class Tally:
 
 
 COLUMNS = tuple(field.name for field in fields(Tally))[:-1]
-_EFFECTS = {
-    "sdc1": Effect.SDC1,
-    "sdc5": Effect.SDC5,
-    "sdc10": Effect.SDC10,
-    "sdc20": Effect.SDC20,
-    "nonfinite": Effect.NONFINITE,
-}
 
 
 class Counts:
@@ -116,7 +109,7 @@ class Counts:
             "correct": correct,
             "misclassified": misclassified,
             "masked": ~batch.having(Effect.CHANGED).numpy(),
-            **{name: batch.having(effect).numpy() for name, effect in _EFFECTS.items()},
+            **{name: batch.having(effect).numpy() for name, effect in COUNTED.items()},
         }
         table = self.table.reshape(-1, len(COLUMNS))
         for name, true in found.items():

@@ -201,11 +201,12 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, wo
                     logs.add(batch, turn)
                     counts.add(batch, again=turn > 0)
                     saver.at(turn, batch.first + len(batch.labels))
-                if counts.rate is not None:
-                    bar.set_postfix_str(f"misclassified {counts.rate:.3f} %")
+                rate = counts.rate
+                if rate is not None:
+                    bar.set_postfix_str(f"misclassified {rate:.3f} %")
                     if time.monotonic() - reported > RUNNING_RATE_EVERY:
                         reported = time.monotonic()
-                        tracker.log({"running/Misclassification_rate": counts.rate}, step=counts.images)
+                        tracker.log({"running/Misclassification_rate": rate}, step=counts.images)
         except (KeyboardInterrupt, BadInput) as stop:
             if counts.images == 0:
                 raise

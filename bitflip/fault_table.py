@@ -21,15 +21,8 @@ from torch import Tensor
 from bitflip.checkpoint import damaged
 from bitflip.files import replacing_bytes
 from bitflip.layers import Numbered
-from bitflip.outcomes import BatchOutcomes, Effect
+from bitflip.outcomes import COUNTED, BatchOutcomes, Effect
 
-_EFFECTS = {
-    "sdc1": Effect.SDC1,
-    "sdc5": Effect.SDC5,
-    "sdc10": Effect.SDC10,
-    "sdc20": Effect.SDC20,
-    "nonfinite": Effect.NONFINITE,
-}
 CRC_BYTES = 4
 ROW_GROUP = 1 << 17  # rows that are compressed together
 SCHEMA = pa.schema(
@@ -48,7 +41,7 @@ SCHEMA = pa.schema(
         ("clean_top1", pa.int32()),
         ("top1", pa.int32()),
         ("masked", pa.bool_()),
-        *((name, pa.bool_()) for name in _EFFECTS),
+        *((name, pa.bool_()) for name in COUNTED),
         ("change", pa.float32()),
     ]
 )
@@ -97,7 +90,7 @@ def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table
         "clean_top1": by_image(batch.clean_top1),
         "top1": by_fault(batch.top1),
         "masked": ~by_fault(batch.having(Effect.CHANGED)),
-        **{name: by_fault(batch.having(effect)) for name, effect in _EFFECTS.items()},
+        **{name: by_fault(batch.having(effect)) for name, effect in COUNTED.items()},
         "change": by_fault(batch.change),
     }
     return pa.table([pa.array(columns[field.name]).cast(field.type) for field in SCHEMA], schema=SCHEMA)

@@ -15,9 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from bitflip.checkpoint import writable
+from bitflip.checkpoint import locked, writable
 from bitflip.errors import BadInput
 
 HINT = "--fresh starts over, --output-path another folder keeps both"
@@ -45,16 +43,7 @@ class Journal:
         first = _line({"format": 1, **identity})
         self._start = len(first)
         with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / "lock", timeout=0)
-        with writable(folder):
-            try:
-                self._lock.acquire()
-            except Timeout:  # which is an OSError
-                raise BadInput(
-                    f"output_path (--output-path): another process is at work on {folder}; wait for it, "
-                    "or choose another folder"
-                ) from None
+            self._lock = locked(folder)
         try:
             with writable(folder):
                 known = b"" if fresh or not self.path.exists() else self.path.read_bytes()

@@ -31,6 +31,10 @@ class Effect(IntFlag):
     NONFINITE = 32  # a logit is NaN or infinite
 
 
+COUNTED = {effect.name.lower(): effect for effect in Effect if effect.name and effect is not Effect.CHANGED}
+"""The effects that tables count, by the names of their columns: ``sdc1`` to ``nonfinite``."""
+
+
 def top1(logits: Tensor) -> Tensor:
     """The predicted class, (B, classes) -> (B,). A NaN beats every number, and the first of several NaNs counts."""
     return torch.argmax(logits, dim=1)
