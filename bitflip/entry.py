@@ -6,7 +6,7 @@ import sys
 from typing import Literal
 
 from bitflip import hyperparameters
-from bitflip.errors import BadInput
+from bitflip.errors import BadInput, refuse
 
 
 def main(target: Literal["neuron", "weight"], prefix: str) -> int:
@@ -22,8 +22,7 @@ def main(target: Literal["neuron", "weight"], prefix: str) -> int:
         hyperparameters.read(sys.argv[1:])
         from bitflip import runner
     except BadInput as error:
-        print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:
         print("interrupted before anything was done", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -15,6 +16,12 @@ class BadInput(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def refuse(error: BadInput) -> int:
+    """Print the mistakes, and return the exit code."""
+    print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+    return 2
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -376,6 +376,38 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
             problems[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
     defaults = {name: field.default for name, field in Hyperparameters.model_fields.items() if name in problems}
     return Hyperparameters(**{**given, **defaults}).resolved(), problems
+
+
+def add_flags(parser: argparse.ArgumentParser, without: Container[str], **texts: str) -> None:
+    """Give a command the settings as flags, to be read by :func:`flags_of`.
+
+    Args:
+        parser: of the command.
+        without: names of settings that mean nothing to it.
+        texts: what the help says of settings that mean something else to it, by name.
+    """
+    for name, setting in Hyperparameters.model_fields.items():
+        if name in without:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        text = texts.get(name, setting.description or "").replace("%", "%%")
+        if setting.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=text)
+
+
+def flags_of(arguments: argparse.Namespace) -> list[str]:
+    """The flags of :func:`add_flags` that were given, as a script takes them."""
+    flags = []
+    for name in Hyperparameters.model_fields:
+        value = getattr(arguments, name, None)
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{flag}")
+        elif value is not None:
+            flags.append(f"--{flag}={value}")
+    return flags
 
 
 def _earlier(path: Path) -> tuple[dict[str, Any], str | None]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from bitflip import execution, experiment, joining, listrun, memory, provenance, publishing, tracking
 from bitflip.checkpoint import Checkpoint
 from bitflip.cluster import Cluster
-from bitflip.errors import BadInput, first_line
+from bitflip.errors import BadInput, first_line, refuse
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.faults import Target
@@ -65,17 +65,17 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
             if done.complete:
                 checkpoint.discard()
     except BadInput as error:
-        return _refused(error)
+        return refuse(error)
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
             raise
-        return _refused(BadInput(f"device (--device): the memory does not suffice for the run ({first_line(error)})"))
+        return refuse(BadInput(f"device (--device): the memory does not suffice for the run ({first_line(error)})"))
     except KeyboardInterrupt:
         when = "before the first batch was finished" if done is None else "while reporting"
         print(f"interrupted {when}; {kept}", file=sys.stderr)
         return 130
     if isinstance(done.stopped, BadInput):
-        return _refused(done.stopped)
+        return refuse(done.stopped)
     return 0 if done.complete else 130
 
 
@@ -103,9 +103,3 @@ def _shared(loaded: Experiment, workers: Cluster | None) -> dict[str, object]:
         "layers": [[item.number, item.layer.path] for item in loaded.layers],
         **{f"{name} version": version for name, version in provenance.versions().items()},
     }
-
-
-def _refused(error: BadInput) -> int:
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2

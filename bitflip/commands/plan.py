@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitflip import hyperparameters
 from bitflip.errors import BadInput
-from bitflip.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
     from bitflip.experiment import Experiment
@@ -97,17 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags: its own and those settings of the scripts that matter."""
     parser.add_argument("--target", choices=["neuron", "weight"], default="neuron", help="where bits flip")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="also write the table of layers to a file")
-    for name, setting in Hyperparameters.model_fields.items():
-        if name in UNUSED:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        text = (setting.description or "").replace("%", "%%")
-        if name == "margin":
-            text = f"half the width of the interval, in percentage points; default {MARGIN:g}"
-        if setting.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            parser.add_argument(flag, metavar="VALUE", help=text)
+    margin = f"half the width of the interval, in percentage points; default {MARGIN:g}"
+    hyperparameters.add_flags(parser, UNUSED, margin=margin)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -120,7 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.csv is not None and not arguments.csv.parent.is_dir():
         raise BadInput(f"csv (--csv): expected a file in a folder that is there, got {arguments.csv}")
-    settings = experiment.checked(_flags(arguments), arguments.target)
+    # Unless told, results go nowhere in particular.
+    flags = ["--output-path", tempfile.gettempdir(), *hyperparameters.flags_of(arguments)]
+    settings = experiment.checked(flags, arguments.target)
     prepared = experiment.prepare(settings, arguments.target)
     if not prepared.layers:
         raise BadInput(f"layer_type, layer_num: expected at least one layer with a {arguments.target} to flip")
@@ -137,19 +130,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None:
         _write(arguments.csv, needs)
     return 0
-
-
-def _flags(arguments: argparse.Namespace) -> list[str]:
-    """The command line of a script with the same settings; unless told, results go nowhere in particular."""
-    flags = ["--output-path", tempfile.gettempdir()]
-    for name in Hyperparameters.model_fields:
-        value = getattr(arguments, name, None)
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{'' if value else 'no-'}{flag}")
-        elif value is not None:
-            flags.append(f"--{flag}={value}")
-    return flags
 
 
 def need(item: Numbered, target: Target, images: int, margin: float, confidence: float, bit: int | None = None) -> Need:
