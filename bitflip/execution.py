@@ -21,7 +21,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from bitflip import campaign, datasets, fault_table, files, results, sampling
-from bitflip.checkpoint import Checkpoint, Progress, damaged, writable
+from bitflip.checkpoint import Checkpoint, Progress
 from bitflip.cluster import Cluster
 from bitflip.counts import Counts
 from bitflip.errors import BadInput
@@ -30,6 +30,7 @@ from bitflip.intervals import Interval
 from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes
 from bitflip.tracking import Tracker
+from bitflip.unfinished import damaged, writable
 
 RUNNING_RATE_EVERY = 10.0  # seconds between two running rates sent to vessl
 SAVE_EVERY = 0.5  # seconds between two checkpoints, at least

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitflip.checkpoint import damaged
 from bitflip.files import replacing_bytes
 from bitflip.layers import Numbered
 from bitflip.outcomes import COUNTED, BatchOutcomes, Effect
+from bitflip.unfinished import damaged
 
 CRC_BYTES = 4
 ROW_GROUP = 1 << 17  # rows that are compressed together

@@ -12,20 +12,19 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
-from bitflip.checkpoint import locked, writable
 from bitflip.errors import BadInput
+from bitflip.unfinished import Unfinished, writable
 
 HINT = "--fresh starts over, --output-path another folder keeps both"
 
 
-class Journal:
-    """The records of a run, in a folder; locked while it is open.
+class Journal(Unfinished):
+    """The records of a run, in its folder.
 
     Args:
-        folder: made if it is not there.
+        folder: see :class:`bitflip.unfinished.Unfinished`.
         identity: what the run is: all that its results depend on, by the name that a user knows it by.
         fresh: whether to start over.
 
@@ -37,52 +36,47 @@ class Journal:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> None:
-        self.folder = folder
-        self.path = folder / "outcomes.log"
+        super().__init__(folder, "outcomes.log")
         self.records: list[Any] = []
         first = _line({"format": 1, **identity})
         self._start = len(first)
-        with writable(folder):
-            self._lock = locked(folder)
+        self._file: BinaryIO | None = None
         try:
             with writable(folder):
-                known = b"" if fresh or not self.path.exists() else self.path.read_bytes()
+                self.sweep()
+                known = b"" if fresh or not self.record.exists() else self.record.read_bytes()
                 end = self._read(known, first)
-                self._file = self.path.open("r+b" if end else "wb")
+                self._file = self.record.open("r+b" if end else "wb")
                 self._file.truncate(end)
                 self._file.seek(end)
             if not end:
                 self._append(first)
         except BaseException:
-            self._lock.release()
+            self.release()
             raise
 
-    def __enter__(self) -> Journal:
-        return self
+    def release(self) -> None:
+        """See :class:`bitflip.unfinished.Unfinished`."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of a full disk, which was reported when it was written to
+                self._file.close()
+        super().release()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        empty = self._file.tell() == self._start
-        self._file.close()
-        if empty:  # nothing was finished
-            self.remove()
-        self._lock.release()
+    @property
+    def started(self) -> bool:
+        """See :class:`bitflip.unfinished.Unfinished`."""
+        return self.record.is_file() and self.record.stat().st_size > self._start
 
     def add(self, record: Any) -> None:
         """Append one record; it is on the disk when this returns."""
         self._append(_line(record))
 
-    def remove(self) -> None:
-        """Delete the folder; the run is complete."""
-        self.path.unlink(missing_ok=True)
-        (self.folder / "lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else is in it
-            self.folder.rmdir()
-
     def damaged(self, record: int) -> BadInput:
         """What to raise if a record, given by its place, is not what it should be."""
-        return BadInput(f"output_path (--output-path): {self.path} is damaged in line {record + 2}; {HINT}")
+        return BadInput(f"output_path (--output-path): {self.record} is damaged in line {record + 2}; {HINT}")
 
     def _append(self, line: bytes) -> None:
+        assert self._file is not None
         with writable(self.folder):
             self._file.write(line)
             self._file.flush()
@@ -107,10 +101,10 @@ class Journal:
         ours, theirs = _parsed(first.rstrip(b"\n")), _parsed(line)
         assert ours is not None
         if theirs is None or not isinstance(theirs[0], dict):
-            return f"output_path (--output-path): {self.path} is no journal of a run, or damaged in line 1; {HINT}"
+            return f"output_path (--output-path): {self.record} is no journal of a run, or damaged in line 1; {HINT}"
         names = [name for name in {**ours[0], **theirs[0]} if ours[0].get(name) != theirs[0].get(name)]
         differ = ", ".join(f"{n} (there {_short(theirs[0].get(n))}, now {_short(ours[0].get(n))})" for n in names)
-        return f"output_path (--output-path): {self.path} is of an unfinished run with another {differ}; {HINT}"
+        return f"output_path (--output-path): {self.record} is of an unfinished run with another {differ}; {HINT}"
 
 
 def _short(value: Any) -> str:

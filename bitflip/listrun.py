@@ -11,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 
 from bitflip import devices, experiment, faultlist, faultresults, provenance, publishing, rates, replay, results
-from bitflip.checkpoint import writable
 from bitflip.experiment import Experiment
 from bitflip.faultlist import FaultList
 from bitflip.faults import Target
@@ -21,6 +20,7 @@ from bitflip.layers import Numbered
 from bitflip.rates import LayerEstimate
 from bitflip.replay import Found, Images
 from bitflip.results import Paths
+from bitflip.unfinished import writable
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
     with Journal(paths.unfinished, replay.identity(prepared, listed, images), fresh=settings.fresh) as journal:
         print(title(prepared, listed), flush=True)
         if journal.records:
-            print(f"going on from {journal.path}", file=sys.stderr)
+            print(f"going on from {journal.record}", file=sys.stderr)
         with tqdm(total=inferences(listed, prepared.images), unit="img", unit_scale=True, disable=None) as bar:
 
             def advance(count: int) -> None:
@@ -94,9 +94,10 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
                 print(f"{done}; the same command goes on from there", file=sys.stderr)
                 return None
         finished = Finished(listed, found, prepared, seconds, started)
-        with writable(paths.folder):
-            write(paths, finished)
-        journal.remove()
+        with journal.publishing(paths.folder) as folder:
+            lines = write(replace(paths, folder=folder), finished)
+        print(*lines, "Results:", *(f"  {path}" for path in written(paths)), sep="\n")
+        journal.discard()
     return finished
 
 
@@ -118,19 +119,23 @@ def save(path: Path, prepared: Experiment) -> None:
         faultlist.write(file, sampling.listed(prepared.layers, prepared.images), repeats=repeats)
 
 
-def write(paths: Paths, finished: Finished) -> None:
-    """Print the totals and write the files."""
+def written(paths: Paths) -> list[Path]:
+    """The result files of a list's run."""
+    own = faultresults.faults_path(paths), faultresults.images_path(paths)
+    return [paths.summary, paths.table, paths.bits, *own, paths.run]
+
+
+def write(paths: Paths, finished: Finished) -> list[str]:
+    """Write the files and return the totals in words."""
     prepared, found, estimates = finished.experiment, finished.found, finished.estimates
     lines = [*summary(finished), *results.result_lines(prepared.chosen, estimates)]
-    print(*lines, sep="\n")
-    faults, images = faultresults.faults_path(paths), faultresults.images_path(paths)
-    faultresults.write_faults(faults, found)
-    faultresults.write_images(images, found)
+    faultresults.write_faults(faultresults.faults_path(paths), found)
+    faultresults.write_images(faultresults.images_path(paths), found)
     results.write_summary(paths.summary, title(prepared, finished.listed), prepared.settings.seed, None, lines)
     results.write_table(paths.table, prepared.settings.seed, estimates)
     results.write_bits(paths.bits, estimates)
     results.write_run(paths.run, _facts(finished, estimates))
-    print("Results:", paths.summary, paths.table, paths.bits, faults, images, paths.run, sep="\n  ")
+    return lines
 
 
 def _facts(finished: Finished, estimates: Sequence[LayerEstimate]) -> dict[str, Any]:

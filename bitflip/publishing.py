@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bitflip import provenance, rates, results, terminal
-from bitflip.checkpoint import Checkpoint, writable
+from bitflip.checkpoint import Checkpoint
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.rates import LayerEstimate
 from bitflip.results import Paths
 from bitflip.tracking import Tracker
+from bitflip.unfinished import writable
 
 
 def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoint) -> None:
@@ -45,7 +46,7 @@ def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoi
             results.write_summary(new.summary, "\n".join(heading), seed, settings.bit, lines)
             results.write_table(new.table, seed, estimates)
             results.write_bits(new.bits, estimates)
-            results.write_run(new.run, _facts(experiment, done, estimates, seed, checkpoint.started))
+            results.write_run(new.run, _facts(experiment, done, estimates, seed, checkpoint.began))
             if settings.detailed_log:
                 done.logs.copy_detail(seed, new.detail)
             if settings.fault_table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bitflip import faultlist, faultresults, replay
+from bitflip import faultlist, faultresults, replay, results
 from bitflip.devices import Placement
 from bitflip.engines import Engine
 from bitflip.engines.graph import Program
@@ -33,7 +34,7 @@ from bitflip.errors import BadInput
 from bitflip.faultlist import Fault
 from bitflip.injection import Injector, WithInput
 from bitflip.layers import Layer
-from bitflip.outcomes import BatchOutcomes, Effect
+from bitflip.outcomes import BatchOutcomes
 from bitflip.replay import Found, Outcome
 
 HEADER = "target,layer,call,index,bit,image"
@@ -364,6 +365,34 @@ def test_a_list_goes_with_no_sampling(run_script: RunScript, tmp_path: Path) -> 
     assert "line 2: target: expected neuron, got 'weight'; weight.py runs" in mixed.errors[0]
 
 
+def test_results_of_an_earlier_list_stay_until_all_new_ones_are_whole(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_digits(5)
+    listed, folder = tmp_path / "list.csv", tmp_path / "results"
+    arguments = ("weight.py", "--dataset", "digits", "--faults", listed, "--output-path", folder)
+    listed.write_text(written([Fault("weight", "features.0", 0, (0, 0, 0, 0), 1)]))
+    assert run_script(*arguments).code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    listed.write_text(written([Fault("weight", "features.0", 0, (1, 0, 0, 0), 2)]))
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_bits", full)
+        done = run_script(*arguments)
+    assert done.code == 2
+    assert "can't be written (No space left on device); what was finished before is kept" in done.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    done = run_script(*arguments)
+    assert done.code == 0
+    assert "going on from" in done.err
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in after if not name.endswith(".txt"))
+
+
 # --- stopped and gone on with ---
 
 
@@ -506,5 +535,5 @@ def test_results_are_read_back(run_script: RunScript, few_digits: FewDigits, tmp
             faultresults.read(results)
 
 
-def test_effects_are_those_of_the_outcomes() -> None:
-    assert set(replay.EFFECTS.values()) | {Effect.CHANGED} == set(Effect)
+def test_effects_are_counted() -> None:
+    assert set(replay.EFFECTS) < set(replay.COUNTS)
