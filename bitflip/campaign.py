@@ -102,6 +102,14 @@ def run(
     Raises:
         BadInput: if the memory does not suffice for a single image.
     """
+    fitting = portions(engine, target, placement)
+    for images, labels in batches:
+        yield fitting.run(images, labels, flips(first, len(images)), first, progress)
+        first += len(images)
+
+
+def portions(engine: Engine, target: Target, placement: Placement) -> Portions:
+    """What runs batches on an engine, whole or as many images at a time as fit the memory."""
     execute = engine.neurons if target == "neuron" else engine.weights
 
     def attempt(
@@ -113,7 +121,4 @@ def run(
         outcomes.to_host()
         return outcomes
 
-    portions = Portions(attempt)
-    for images, labels in batches:
-        yield portions.run(images, labels, flips(first, len(images)), first, progress)
-        first += len(images)
+    return Portions(attempt)

@@ -109,7 +109,10 @@ class Portions:
 
 
 def _cut(flips: Flips, images: slice) -> Flips:
-    """The flips of some images of a batch: their own, or the one that hits all."""
-    if len(flips) == 1:
+    """The flips of some images of a batch: their own, if any, or the one that hits all."""
+    if flips.parameter:
         return flips
-    return replace(flips, element=flips.element[images], bit=flips.bit[images])
+    if flips.rows is None:
+        return replace(flips, element=flips.element[images], bit=flips.bit[images])
+    inside = (flips.rows >= images.start) & (flips.rows < images.stop)
+    return replace(flips, element=flips.element[inside], bit=flips.bit[inside], rows=flips.rows[inside] - images.start)

@@ -167,7 +167,8 @@ def join(parts: Sequence[BatchOutcomes], flips: list[Flips]) -> BatchOutcomes:
         torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("top1", "effects", "change")
     )
     for slot, one in enumerate(flips):
-        of_each = parts[:1] if len(one) == 1 else parts  # a weight's value is the same in all parts
+        of_each = parts[:1] if one.parameter else parts  # a weight's value is the same in all parts
+        of_each = [part for part in of_each if len(part.flips[slot])]
         whole.struck(
             slot,
             torch.cat([part.original[slot] for part in of_each]),

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitflip import datasets, faultlist
+from bitflip import campaign, datasets, faultlist
 from bitflip.counts import COLUMNS, Counts
 from bitflip.datasets import TestSet
 from bitflip.experiment import Experiment
@@ -29,7 +29,7 @@ from bitflip.faultlist import Fault, FaultList, Key
 from bitflip.faults import Flips
 from bitflip.journal import Journal
 from bitflip.layers import Layer, Numbered
-from bitflip.outcomes import BatchOutcomes, Effect
+from bitflip.outcomes import COUNTED, BatchOutcomes, Effect
 
 BLOCK_ROWS = 1 << 14  # faulty images of a task: enough to share a clean pass, few enough for the pool
 MOST_IN_BLOCK = 512  # faults of a task
@@ -149,13 +149,8 @@ def flips_of(task: Task, faults: Sequence[Fault], layers: dict[tuple[str, int], 
     return flips
 
 
-EFFECTS = {
-    "critical": Effect.SDC1,
-    "sdc5": Effect.SDC5,
-    "sdc10": Effect.SDC10,
-    "sdc20": Effect.SDC20,
-    "nonfinite": Effect.NONFINITE,
-}
+EFFECTS = {"critical" if effect is Effect.SDC1 else name: effect for name, effect in COUNTED.items()}
+"""The effects that the tables of a list count, by the names of their columns."""
 
 
 @dataclass(frozen=True)
@@ -334,11 +329,13 @@ def run(
 
     Returns:
         The seconds that it took.
+
+    Raises:
+        BadInput: if the memory does not suffice for a single image.
     """
     began = time.monotonic()
     layers = {(layer.path, layer.call): layer for layer in experiment.injector.everything}
-    placement = experiment.placement
-    execute = experiment.engine.neurons if experiment.target == "neuron" else experiment.engine.weights
+    portions = campaign.portions(experiment.engine, experiment.target, experiment.placement)
     for number, task in enumerate(plan(listed.faults, experiment.images, experiment.together)):
         if number < len(journal.records):
             try:
@@ -349,11 +346,7 @@ def run(
         else:
             batch, labels = images[task.images]
             flips = flips_of(task, listed.faults, layers)
-            outcomes = BatchOutcomes(labels.to(placement.device), flips, task.images.start, progress)
-            with torch.no_grad():
-                execute(placement.images(batch), flips, outcomes)
-            outcomes.to_host()
-            outcome = Outcome.of(task, outcomes)
+            outcome = Outcome.of(task, portions.run(batch, labels, flips, task.images.start, progress))
             journal.add(outcome.record)
         found.add(task, outcome)
     return time.monotonic() - began

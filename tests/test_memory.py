@@ -11,7 +11,7 @@ import torch
 from conftest import FewDigits, RunScript, random_images
 from torch import Tensor, nn
 
-from bitflip import campaign, layers
+from bitflip import campaign, layers, memory
 from bitflip.campaign import Sampling
 from bitflip.devices import Placement
 from bitflip.engines import build
@@ -36,7 +36,7 @@ SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
 
 def room_for(most: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
     """Let convolutions of a campaign fail on more rows than ``most``; the sizes at which they did."""
-    forward, run = nn.Conv2d.forward, campaign.run
+    forward, run, portions = nn.Conv2d.forward, campaign.run, campaign.portions
     failed: list[int] = []
 
     def limited(self: nn.Conv2d, x: Tensor) -> Tensor:
@@ -49,7 +49,12 @@ def room_for(most: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> li
         monkeypatch.setattr(nn.Conv2d, "forward", limited)
         yield from run(*args, **kwargs)
 
+    def narrowed(*args: Any) -> memory.Portions:
+        monkeypatch.setattr(nn.Conv2d, "forward", limited)
+        return portions(*args)
+
     monkeypatch.setattr(campaign, "run", narrow)
+    monkeypatch.setattr(campaign, "portions", narrowed)  # which a list goes through
     return failed
 
 
@@ -201,6 +206,41 @@ def test_the_same_bytes(
     assert done.code == 0, done.err
     assert done.out == whole.out.replace("whole", "small")
     assert done.err.splitlines() == reductions(56 if (engine, script) == ("wave", "main.py") else 32, most)
+    assert files(tmp_path / "small") == files(tmp_path / "whole")
+
+
+@SCRIPTS
+@ENGINES
+def test_a_list_does_the_same_in_portions(
+    engine: str,
+    script: str,
+    run_script: RunScript,
+    few_digits: FewDigits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also with neuron faults of some images only, of which a portion may hold none."""
+    few_digits(40)
+    shared = ["--dataset=digits", "--batch-size=32", f"--engine={engine}"]
+    saved = tmp_path / "list.csv"
+    run_script(
+        script,
+        *shared,
+        *("--no-plots", "--seed=5", "--bit-flip-pos=1", "--layer-num=1,3,9,18"),
+        *("--save-faults", saved, "--output-path", tmp_path / "sampled"),
+    )
+    if script == "main.py":
+        header, *rows = saved.read_text().splitlines()
+        some = [row for i, row in enumerate(rows) if i % 5 == 0 or row.endswith((",3", ",31"))]
+        saved.write_text("\n".join([header, *some, ""]))
+    arguments = [*shared, "--faults", saved, "--output-path"]
+    whole = run_script(script, *arguments, tmp_path / "whole")
+    assert (whole.code, whole.err) == (0, "")
+    failed = room_for(10, monkeypatch, ON_THE_HOST)
+    done = run_script(script, *arguments, tmp_path / "small")
+    assert failed
+    assert (done.code, done.out) == (0, whole.out.replace("whole", "small"))
+    assert done.err.splitlines() == reductions(40 if (engine, script) == ("wave", "main.py") else 32, 10)
     assert files(tmp_path / "small") == files(tmp_path / "whole")
 
 

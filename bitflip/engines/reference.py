@@ -27,7 +27,8 @@ class Reference:
         """See :class:`bitflip.engines.Engine`."""
         outcomes.clean(self.injector.original_model(images.clone()))  # some models change their input
         for slot, one in enumerate(flips):
-            self._run(images, slot, self.injector.neurons(one), outcomes, one.rows)
+            if len(one):
+                self._run(images, slot, self.injector.neurons(one), outcomes, one.rows)
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""

@@ -82,8 +82,8 @@ class Wave:
             rows = flips[slot].rows
             return faulty if rows is None else take(faulty, step.layout, torch.from_numpy(rows).to(faulty.device))
 
-        places = [self._step_of[one.layer.path, one.layer.call] for one in flips]
-        self._sweep(images, dict(enumerate(places)), outcomes, fork)
+        places = {slot: self._step_of[one.layer.path, one.layer.call] for slot, one in enumerate(flips) if len(one)}
+        self._sweep(images, places, outcomes, fork)
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
