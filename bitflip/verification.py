@@ -17,6 +17,11 @@ A group agrees if the difference is within ``tolerance``, which is for other ari
 that tips images near a boundary, plus z standard errors. z is such that, were all normal, all groups together agreed in
 99 of 100 repetitions (Bonferroni). Single faults agree if the mean squared difference is at most 10.8 times what is
 expected of the sampling: the 99.9 % quantile of chi-square with one degree of freedom, as if all faults were one.
+
+Whether logits are masked, identical to the bit, depends on the arithmetic. A TF32 convolution rounds a weight to the
+nearest number with 10 mantissa bits: of the 13 bits behind them, the first decides how it rounds, and a flip of one of
+the other 12 is gone. So a layer all of whose flips there are masked for every image ran in TF32, and where both sides
+ran the same layers so, their masked shares can be compared.
 """
 
 from __future__ import annotations
@@ -32,6 +37,9 @@ from bitflip.faultlist import Key
 
 ERROR_RATE = 0.01  # of a verdict on a campaign that does agree
 RARE = 0.01
+MASKED_TOLERANCE = 0.02  # share of masked inferences of a bit that another order of sums may make
+ROUNDED_OFF = range(20, 32)  # bits of a float32 weight that a TF32 convolution never sees
+ENOUGH = 3  # flips of those bits, to say so of a layer
 MOST_SPREAD = 10.83
 
 Floats = NDArray[np.float64]
@@ -47,6 +55,8 @@ class Sides:
         published: critical inferences of each, (F,).
         images: n of each, (F,).
         critical: critical inferences of each, (F,).
+        published_masked: masked inferences of each, of N, (F,).
+        masked: masked inferences of each, of n, (F,).
         by_image: critical inferences of each of our n images, (n,), by key; what is not there is 0.
     """
 
@@ -55,6 +65,8 @@ class Sides:
     published: Floats
     images: Floats
     critical: Floats
+    published_masked: Floats
+    masked: Floats
     by_image: Mapping[Key, Floats]
 
     @property
@@ -77,6 +89,36 @@ class Sides:
         """The variance of each fault's share that the published one leads to expect, (F,)."""
         result: Floats = self.left * self.theirs * (1 - self.theirs) / self.images
         return result
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Inferences whose logits are those of the clean model, to the bit.
+
+    Attributes:
+        bits: share of the faults of each bit, published and ours, 0 to 1.
+        rounded_off: of each layer, the same of its faults in :data:`ROUNDED_OFF`; left out where there are none.
+        tf32: layers that ran in TF32, published and ours, as far as there are enough faults to tell.
+        told: whether there are enough for every layer.
+        off: bits whose shares differ by more than another order of sums and the choice of images explain.
+    """
+
+    bits: dict[int, tuple[float, float]]
+    rounded_off: dict[Hashable, tuple[float, float]]
+    tf32: tuple[list[Hashable], list[Hashable]]
+    told: bool
+    off: list[int]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both sides did the same arithmetic, as far as is known."""
+        theirs, ours = self.tf32
+        return theirs == ours and (self.told or bool(theirs))
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the shares agree, or need not because the arithmetic may be another."""
+        return not self.comparable or not self.off
 
 
 @dataclass(frozen=True)
@@ -119,6 +161,7 @@ class Verdict:
 
     Attributes:
         total, bits, layers: groups of faults.
+        masked: how the masked shares compare.
         z: the standard errors that a group may be off.
         tolerance: the share that other arithmetic may make.
         design_effect: see the module.
@@ -129,6 +172,7 @@ class Verdict:
     total: Group
     bits: list[Group]
     layers: list[Group]
+    masked: Masked
     z: float
     tolerance: float
     design_effect: float
@@ -144,7 +188,7 @@ class Verdict:
     @property
     def agrees(self) -> bool:
         """Whether everything is within sampling error."""
-        return not self.off and self.spread <= MOST_SPREAD
+        return not self.off and self.spread <= MOST_SPREAD and self.masked.agrees
 
 
 def compare(sides: Sides, tolerance: float) -> Verdict:
@@ -167,8 +211,41 @@ def compare(sides: Sides, tolerance: float) -> Verdict:
     tests = 1 + len(by_bit) + len(by_layer)
     z = NormalDist().inv_cdf(1 - ERROR_RATE / (2 * tests))
     squared = float(((sides.ours - sides.theirs) ** 2).mean())
-    spread = squared / (float(sides.expected.mean()) + tolerance**2)
-    return Verdict(total, by_bit, by_layer, z, tolerance, effect, correlation(sides.theirs, sides.ours), spread)
+    expected = float(sides.expected.mean()) + tolerance**2
+    spread = squared / expected if expected else float("inf") if squared else 0.0
+    masked, r = compare_masked(sides, z), correlation(sides.theirs, sides.ours)
+    return Verdict(total, by_bit, by_layer, masked, z, tolerance, effect, r, spread)
+
+
+def compare_masked(sides: Sides, z: float) -> Masked:
+    """Compare the masked shares; see the module.
+
+    A bit may be off by :data:`MASKED_TOLERANCE` plus ``z`` standard errors, taken as if an image were masked under all
+    faults of the bit or under none.
+    """
+    theirs, ours = sides.published_masked / sides.published_images, sides.masked / sides.images
+    bits, off = {}, []
+    for bit in sorted({key[3] for key in sides.keys}):
+        part = _where(sides, bit=bit)
+        bits[bit] = a, b = float(theirs[part].mean()), float(ours[part].mean())
+        error = np.sqrt(float((sides.left[part] / sides.images[part]).mean()) * a * (1 - a))
+        if abs(a - b) > MASKED_TOLERANCE + z * error:
+            off.append(bit)
+    low = np.array([key[3] in ROUNDED_OFF for key in sides.keys])
+    shares: dict[Hashable, tuple[float, float]] = {}
+    tf32: tuple[list[Hashable], list[Hashable]] = [], []
+    told = True
+    for layer in dict.fromkeys(key[:3] for key in sides.keys):
+        part = _where(sides, layer=layer)
+        if (part & low).any():
+            shares[layer] = float(theirs[part & low].mean()), float(ours[part & low].mean())
+        told = told and (part & low).sum() >= ENOUGH
+        if (part & low).sum() >= ENOUGH:
+            for found, share in zip(tf32, (theirs, ours), strict=True):
+                # A layer whose flips are masked whatever the bit is read by nothing.
+                if (share[part & low] == 1).all() and (share[part & ~low] < 1).any():
+                    found.append(layer)
+    return Masked(bits, shares, tf32, told, off)
 
 
 def correlation(theirs: Floats, ours: Floats) -> float | None:

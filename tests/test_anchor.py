@@ -97,3 +97,36 @@ def test_a_sample_of_the_published_list_agrees(tmp_path: Path, capsys: pytest.Ca
     correlation, _, mean = line.removeprefix("  bit 1: r = ").partition(" over ")
     assert float(correlation) > 0.999
     assert abs(float(mean.partition("mean difference ")[2].partition(",")[0])) < 0.01
+
+
+@pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "ieee"])
+def test_the_cliff_of_tf32_is_there_with_it_only(
+    tf32: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one of the layers that the published campaign ran in TF32: flips just above and below the cliff."""
+    with (ANCHOR / "published_faults.csv").open() as file:
+        header, *rows = csv.reader(file)
+    of_layer = [row for row in rows if row[1] == "layer3.2.conv2"]
+    above, below = ([row for row in of_layer if row[3] == bit][:8] for bit in ("12", "11"))
+    path = tmp_path / "cliff.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *above, *below])
+    monkeypatch.setenv("RESNET20", str(ANCHOR / "resnet20.py"))
+    model = ["--model-name", f"{ROOT / 'docs' / 'resnet20_tf32.py'}:build"] if tf32 else []
+    arguments = [*ARGUMENTS, *model, "--faults", path, "--output-path", tmp_path, "--device", "cpu"]
+    assert main(["verify", *map(str, arguments)]) == 0
+    out = capsys.readouterr().out
+    assert f"published: layer3.2.conv2\n  ours: {'layer3.2.conv2' if tf32 else 'none'}\n" in out
+    (name,) = tmp_path.glob("*_list-cliff_faults.csv")
+    with name.open() as file:
+        masked = {(row["index"], int(row["bit"])): int(row["masked"]) for row in csv.DictReader(file)}
+    ours, theirs = (
+        {bit: np.mean([share for (_, b), share in side.items() if b == bit]) for bit in (19, 20)}
+        for side in (
+            masked,
+            {(row[2], 31 - int(row[3])): int(row[5]) / IMAGES_PUBLISHED * 1000 for row in (*above, *below)},
+        )
+    )
+    assert theirs[20] - theirs[19] > 500, "of 1000 images"
+    assert ours[20] == 1000 if tf32 else ours[20] < 300
+    assert ours[19] == pytest.approx(theirs[19], abs=20 if tf32 else 300)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FewDigits, RunScript
+import torch
+from conftest import ROOT, FewDigits, RunScript
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitflip import faultlist, verification
 from bitflip.__main__ import main
@@ -119,7 +123,8 @@ def campaign(rng: np.random.Generator, *, shift: float = 0.0) -> Sides:
     for key, row in zip(keys, ours, strict=True):
         by_image[key] = by_image.get(key, np.zeros(SAMPLE)) + row
     n, m = np.full(FAULTS, float(POPULATION)), np.full(FAULTS, float(SAMPLE))
-    return Sides(keys, n, critical.sum(1).astype(float), m, ours.sum(1).astype(float), by_image)
+    none = np.zeros(FAULTS)
+    return Sides(keys, n, critical.sum(1).astype(float), m, ours.sum(1).astype(float), none, none, by_image)
 
 
 def test_errors_are_as_large_as_they_say() -> None:
@@ -155,8 +160,87 @@ def test_the_whole_population_leaves_no_sampling_error() -> None:
     keys = [("weight", "a", 0, 1), ("weight", "a", 0, 2)]
     n, critical = np.array([10.0, 10.0]), np.array([5.0, 0.0])
     by_image = {keys[0]: np.array([1.0] * 5 + [0.0] * 5)}
-    same = verification.compare(Sides(keys, n, critical, n, critical, by_image), 1e-4)
+    none = np.zeros(2)
+    same = verification.compare(Sides(keys, n, critical, n, critical, none, none, by_image), 1e-4)
     assert same.agrees
     assert same.total.error == 0
-    other = verification.compare(Sides(keys, n, critical + 1, n, critical, by_image), 1e-4)
+    other = verification.compare(Sides(keys, n, critical + 1, n, critical, none, none, by_image), 1e-4)
     assert {group.name for group in other.off} == {"all", 1, 2, ("weight", "a", 0)}
+
+
+# --- masked: comparable where the same layers ran in TF32 ---
+
+LAYERS, BITS = ("a", "b"), (1, 12, 19, 20, 25, 31)
+A, B = (("weight", layer, 0) for layer in LAYERS)
+
+
+def masked_campaign(published: dict[str, float], ours: dict[str, float]) -> verification.Masked:
+    """Nothing is critical; low bits are masked to the share that is given for each layer, the others to a tenth."""
+    keys = [("weight", layer, 0, bit) for layer in LAYERS for bit in BITS]
+    n, m, none = np.full(len(keys), 10_000.0), np.full(len(keys), 1000.0), np.zeros(len(keys))
+    theirs, here = (
+        np.array([share[path] if bit in verification.ROUNDED_OFF else 0.1 for _, path, _, bit in keys])
+        for share in (published, ours)
+    )
+    verdict = verification.compare(Sides(keys, n, none, m, none, theirs * n, here * m, {}), 0.0)
+    assert verdict.agrees == verdict.masked.agrees
+    return verdict.masked
+
+
+def test_tf32_is_seen_by_layer_and_leaves_masked_shares_uncompared() -> None:
+    found = masked_campaign({"a": 0.3, "b": 1.0}, {"a": 0.3, "b": 0.4})
+    assert found.tf32 == ([B], [])
+    assert [found.rounded_off[layer] for layer in (A, B)] == [pytest.approx((0.3, 0.3)), pytest.approx((1.0, 0.4))]
+    assert found.off == [20, 25, 31]
+    assert found.agrees
+
+
+def test_masked_shares_of_the_same_arithmetic_are_compared() -> None:
+    same = masked_campaign({"a": 0.3, "b": 1.0}, {"a": 0.32, "b": 1.0})
+    assert (same.tf32, same.off, same.agrees) == (([B], [B]), [], True)
+    other = masked_campaign({"a": 0.1, "b": 1.0}, {"a": 0.9, "b": 1.0})
+    assert (other.off, other.agrees) == ([20, 25, 31], False)
+    ieee = masked_campaign({"a": 0.1, "b": 0.1}, {"a": 0.1, "b": 0.9})
+    assert (ieee.tf32, ieee.agrees) == (([], []), False)
+
+
+def test_a_layer_that_nothing_reads_is_not_taken_for_tf32() -> None:
+    keys = [("weight", "a", 0, bit) for bit in BITS]
+    n, none = np.full(len(keys), 100.0), np.zeros(len(keys))
+    assert verification.compare(Sides(keys, n, none, n, none, n, n, {}), 0.0).masked.tf32 == ([], [])
+
+
+def test_too_few_faults_say_nothing_about_tf32() -> None:
+    keys = [("weight", "a", 0, bit) for bit in (1, 20, 31)]
+    n, none, masked = np.full(3, 100.0), np.zeros(3), np.array([0.0, 100.0, 100.0])
+    found = verification.compare(Sides(keys, n, none, n, none, masked, none, {}), 0.0).masked
+    assert (found.tf32, found.off) == (([], []), [20, 31])
+    assert found.agrees
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True), st.integers(0, 31))
+def test_tf32_sees_no_flip_in_the_last_twelve_bits(number: float, bit: int) -> None:
+    to_tf32 = runpy.run_path(str(ROOT / "docs" / "resnet20_tf32.py"))["to_tf32"]
+    one = torch.tensor([number], dtype=torch.float32)
+    flipped = (one.view(torch.int32) ^ torch.tensor(1 << (31 - bit)).to(torch.int32)).view(torch.float32)
+    same = torch.equal(to_tf32(one).view(torch.int32), to_tf32(flipped).view(torch.int32))
+    assert same == (bit in verification.ROUNDED_OFF)
+
+
+@pytest.mark.parametrize(
+    ("number", "rounded"),
+    [
+        (1.0, 1.0),
+        (1 + 2**-11, 1 + 2**-10),
+        (1 + 2**-11 - 2**-23, 1.0),
+        (-1 - 2**-11, -1 - 2**-10),
+        (0.1, 0.0999755859375),
+        (-0.0, -0.0),
+        (float("inf"), float("inf")),
+        (float("nan"), float("nan")),
+    ],
+)
+def test_tf32_rounds_to_nearest(number: float, rounded: float) -> None:
+    to_tf32 = runpy.run_path(str(ROOT / "docs" / "resnet20_tf32.py"))["to_tf32"]
+    found = to_tf32(torch.tensor([number], dtype=torch.float32)).item()
+    assert np.array(found).tobytes() == np.array(rounded).tobytes()
