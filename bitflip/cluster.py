@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bitflip import joining, shards
+from bitflip import devices, joining, shards
 from bitflip.engines.pool import CPU_POOL_BYTES
 from bitflip.errors import BadInput, first_line
 from bitflip.experiment import Experiment
@@ -78,6 +78,8 @@ class Cluster:
             if settings.device == "cuda" and gpus < 1:
                 raise BadInput("device (--device): expected auto or cpu: no node of the Ray cluster has a GPU")
             self.kind = "cuda" if gpus >= 1 and settings.device != "cpu" else "cpu"
+            if self.kind == "cpu" and (problems := devices.check_precision(settings.precision, "cpu")):
+                raise BadInput(*problems)
             threads = torch.get_num_threads()
             pool = CPU_POOL_BYTES if settings.pool_mib is None else settings.pool_mib << 20
             self._needs = {"CPU": threads, "memory": pool + CPU_WORKER_BYTES}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitflip.hyperparameters import Precision
 
+AMPERE = (8, 0)  # compute capability of the first GPUs that have TF32
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -20,11 +21,29 @@ def check(name: str) -> list[str]:
     if not name.startswith("cuda"):
         return []
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = int(name.partition(":")[2] or 0)
-    if index < count:
+    if _numbered(name) < count:
         return []
     there = f"cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
     return [f"device (--device): expected auto, cpu or a CUDA device that is there ({there}), got {name!r}"]
+
+
+def check_precision(precision: Precision, name: str) -> list[str]:
+    """One sentence if a device that is there does not have the arithmetic."""
+    if precision == "ieee" or check(name):
+        return []
+    cpu = name == "cpu" or not torch.cuda.is_available()
+    if not cpu and torch.cuda.get_device_capability(_numbered(name)) >= AMPERE:
+        return []
+    there = "the CPU" if cpu else torch.cuda.get_device_name(_numbered(name))
+    return [
+        f"precision (--precision): expected ieee on {there}, got {precision!r}, which takes an NVIDIA GPU of compute "
+        "capability 8.0 (Ampere) or later"
+    ]
+
+
+def _numbered(name: str) -> int:
+    """The number of the GPU that ``auto``, ``cuda`` or ``cuda:N`` stands for."""
+    return int(name.partition(":")[2] or 0)
 
 
 def resolve(name: str) -> torch.device:
@@ -67,12 +86,12 @@ class Placement:
 def pin_arithmetic(precision: Precision) -> None:
     """Make float32 arithmetic IEEE or TF32, and kernels repeatable.
 
-    PyTorch's default on CUDA is TF32 for convolutions, which drops the low 13 mantissa bits of inputs and weights
-    and so hides flips there.
+    PyTorch's default on CUDA, and what ``tf32`` stands for here, is TF32 for convolutions, where cuDNN has a kernel
+    for it, and IEEE for matrix products. TF32 rounds inputs and weights to 10 mantissa bits and so hides flips in the
+    last 12 of the others.
     """
-    tf32 = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     # In eval mode, attention takes a shortcut that rounds otherwise, but not where a hook, as of a fault, is in

@@ -43,6 +43,10 @@ def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
         ({"mean", "std", "channels", "dataset"}, lambda: datasets.check(settings)),
         ({"device"}, lambda: [] if settings.ray else devices.check(settings.device)),
+        (
+            {"device", "precision"},
+            lambda: [] if settings.ray else devices.check_precision(settings.precision, settings.device),
+        ),
         ({"ray", "device", "faults"}, lambda: joining.check(settings)),
         ({"output_path"}, lambda: results.check_folder(settings.output_path)),
         ({"faults", "save_faults", "limit"}, lambda: faultlist.check_settings(settings)),

@@ -167,7 +167,8 @@ class Hyperparameters(BaseSettings):
     )
     precision: Precision = _field(
         "ieee",
-        "float32 arithmetic on CUDA: ieee, or tf32, which drops the low 13 mantissa bits and so hides flips there",
+        "float32 arithmetic: ieee, or tf32, PyTorch's default on CUDA, in which convolutions round to 10 mantissa bits "
+        "and so hide flips in the others",
         "ieee or tf32",
     )
     drop_last: bool = _field(False, "leave out the last batch when it is smaller", "true or false")

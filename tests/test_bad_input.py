@@ -13,7 +13,7 @@ import torch
 from conftest import Finished, RunScript
 from torch import nn
 
-from bitflip import campaign, datasets, digits, models
+from bitflip import campaign, datasets, devices, digits, models
 
 MODULE = """
 from torch import nn
@@ -266,6 +266,13 @@ EARLY: list[tuple[str, list[str], dict[str, str], str]] = [
         r"precision \(--precision\): expected ieee or tf32, got 'fp16'",
     ),
     (
+        "tf32 on the CPU",
+        ["--dataset", "digits", "--precision", "tf32", "--device", "cpu"],
+        {},
+        r"precision \(--precision\): expected ieee on the CPU, got 'tf32', which takes an NVIDIA GPU of compute "
+        r"capability 8.0 \(Ampere\) or later",
+    ),
+    (
         "unknown engine",
         ["--dataset", "digits", "--engine", "warp"],
         {},
@@ -397,6 +404,18 @@ def test_a_cuda_device_too_many(run_script: RunScript, tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     done = run_script("main.py", "--dataset", "digits", "--output-path", tmp_path, "--device", "cuda:2")
     assert_mistakes(done, r"device .*that is there \(cuda:0 to cuda:1\), got 'cuda:2'")
+
+
+@pytest.mark.parametrize(("capability", "lacks"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_tf32_on_a_gpu(capability: tuple[int, int], lacks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"Tesla {number}")
+    found = devices.check_precision("tf32", "cuda:1")
+    assert bool(found) == lacks
+    assert not devices.check_precision("tf32", "cuda:2"), "which is not there, as another sentence says"
+    assert all(sentence.startswith("precision (--precision): expected ieee on Tesla 1, got") for sentence in found)
 
 
 @pytest.mark.usefixtures("nothing_loaded")
