@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,33 +13,14 @@ from numpy.typing import NDArray
 from bitflip import faultlist
 from bitflip.errors import BadInput
 from bitflip.faultlist import Columns, Fault, Key
-from bitflip.hyperparameters import Hyperparameters
+from bitflip.files import replacing
+from bitflip.paths import LISTED_FAULTS, Paths
 from bitflip.replay import COUNTS, Found
-from bitflip.results import Paths, replacing
 
 CHANGE = "largest_change"
 HEADER = (*faultlist.HEADER, faultlist.REPEAT, *COUNTS, CHANGE)
-FAULTS, IMAGES = "_faults.csv", "_images.csv"  # how the files' names end
 SETTING = "results (--results)"
 IMAGES_HEADER = ("image", "correct", "target", "layer", "call", "bit", "critical")
-
-
-def paths(settings: Hyperparameters, prefix: str) -> Paths:
-    """The paths of the run of ``settings.faults``: ``MODEL_DATASET_list-NAME``; with ``limit``, the name says so."""
-    assert settings.faults is not None
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", settings.faults.stem)
-    limit = "" if settings.limit is None else f"_{settings.limit}_{settings.seed}"
-    return Paths.of(settings, prefix, f"list-{name}{limit}")
-
-
-def faults_path(paths: Paths) -> Path:
-    """Of one row per fault."""
-    return paths.folder / f"{paths.stem}{FAULTS}"
-
-
-def images_path(paths: Paths) -> Path:
-    """Of one row per image, layer and bit with a critical inference."""
-    return paths.folder / f"{paths.stem}{IMAGES}"
 
 
 def write_faults(path: Path, found: Found) -> None:
@@ -105,8 +85,9 @@ def read(path: Path) -> Read:
     Raises:
         BadInput: if they can't be read or are not such files.
     """
-    if not path.name.endswith(FAULTS):
-        raise BadInput(f"{SETTING}: expected a file whose name ends in {FAULTS}, got {path}")
+    if not path.name.endswith(LISTED_FAULTS):
+        raise BadInput(f"{SETTING}: expected a file whose name ends in {LISTED_FAULTS}, got {path}")
+    beside = Paths(path.parent, path.name.removesuffix(LISTED_FAULTS)).listed_images
     faults: list[Fault] = []
     counts: list[list[int]] = []
     for columns in _table(path, HEADER):
@@ -119,7 +100,7 @@ def read(path: Path) -> Read:
         raise BadInput(f"{SETTING}: expected at least one image for each fault in {path}")
     seen: dict[int, int] = {}
     cells: list[tuple[Key, int, int]] = []
-    for columns in _table(path.with_name(path.name.removesuffix(FAULTS) + IMAGES), IMAGES_HEADER):
+    for columns in _table(beside, IMAGES_HEADER):
         image = seen.setdefault(columns.number("image"), len(seen))
         if columns.row["layer"]:
             key = columns.row["target"], columns.row["layer"], columns.number("call"), columns.number("bit")
@@ -128,7 +109,7 @@ def read(path: Path) -> Read:
     for key, image, critical in cells:
         by_image.setdefault(key, np.zeros(len(seen), dtype=np.int64))[image] = critical
     if sum(int(counted.sum()) for counted in by_image.values()) != by_name["critical"].sum():
-        raise BadInput(f"{SETTING}: {path} and the {IMAGES} beside it are not of one run")
+        raise BadInput(f"{SETTING}: {path} and {beside} are not of one run")
     return Read(tuple(faults), by_name, by_image)
 
 

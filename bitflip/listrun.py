@@ -17,9 +17,9 @@ from bitflip.faults import Target
 from bitflip.hyperparameters import Hyperparameters
 from bitflip.journal import Journal
 from bitflip.layers import Numbered
+from bitflip.paths import Paths
 from bitflip.rates import LayerEstimate
 from bitflip.replay import Found, Images
-from bitflip.results import Paths
 from bitflip.unfinished import writable
 
 
@@ -75,7 +75,7 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
     if settings.save_faults is not None:
         with writable(settings.save_faults.parent), results.replacing(settings.save_faults) as file:
             faultlist.write(file, listed.faults)
-    paths = faultresults.paths(settings, prefix)
+    paths = Paths.of_list(settings, prefix)
     images = Images(prepared.test_set, prepared.images, prepared.together)
     found = Found(listed.faults, prepared.images)
     with Journal(paths.unfinished, replay.identity(prepared, listed, images), fresh=settings.fresh) as journal:
@@ -96,7 +96,7 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
         finished = Finished(listed, found, prepared, seconds, started)
         with journal.publishing(paths.folder) as folder:
             lines = write(replace(paths, folder=folder), finished)
-        print(*lines, "Results:", *(f"  {path}" for path in written(paths)), sep="\n")
+        print(*lines, "Results:", *(f"  {path}" for path in paths.of_listed), sep="\n")
         journal.discard()
     return finished
 
@@ -119,18 +119,12 @@ def save(path: Path, prepared: Experiment) -> None:
         faultlist.write(file, sampling.listed(prepared.layers, prepared.images), repeats=repeats)
 
 
-def written(paths: Paths) -> list[Path]:
-    """The result files of a list's run."""
-    own = faultresults.faults_path(paths), faultresults.images_path(paths)
-    return [paths.summary, paths.table, paths.bits, *own, paths.run]
-
-
 def write(paths: Paths, finished: Finished) -> list[str]:
     """Write the files and return the totals in words."""
     prepared, found, estimates = finished.experiment, finished.found, finished.estimates
     lines = [*summary(finished), *results.result_lines(prepared.chosen, estimates)]
-    faultresults.write_faults(faultresults.faults_path(paths), found)
-    faultresults.write_images(faultresults.images_path(paths), found)
+    faultresults.write_faults(paths.listed_faults, found)
+    faultresults.write_images(paths.listed_images, found)
     results.write_summary(paths.summary, title(prepared, finished.listed), prepared.settings.seed, None, lines)
     results.write_table(paths.table, prepared.settings.seed, estimates)
     results.write_bits(paths.bits, estimates)

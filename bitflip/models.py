@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import os
 import pickle
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +60,6 @@ class Classifier:
 def is_custom(name: str) -> bool:
     """Whether the name is the user's own model, ``FILE.py:factory`` or ``package.module:factory``, or timm's."""
     return ":" in name
-
-
-def file_stem(name: str) -> str:
-    """The model's name as part of a file name."""
-    module, _, factory = name.rpartition(":")
-    place = Path(module).stem if module.endswith(".py") else module
-    plain = f"{place}-{factory}" if module else name
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", plain)
 
 
 def check(settings: Hyperparameters) -> list[str]:

@@ -13,8 +13,8 @@ from bitflip import provenance, rates, results, terminal
 from bitflip.checkpoint import Checkpoint
 from bitflip.execution import Done
 from bitflip.experiment import Experiment
+from bitflip.paths import Paths
 from bitflip.rates import LayerEstimate
-from bitflip.results import Paths
 from bitflip.tracking import Tracker
 from bitflip.unfinished import writable
 
@@ -74,7 +74,7 @@ def _drawn(paths: Paths) -> list[Path]:
     """What may have been drawn from the results of a run."""
     from bitflip import report as reports
 
-    return reports.outputs(reports.Files(paths.folder, paths.stem))
+    return reports.outputs(paths)
 
 
 def _line(found: LayerEstimate) -> terminal.Line:

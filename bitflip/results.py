@@ -1,4 +1,4 @@
-"""The files of a run: one property per path, one writer per file, each written beside and renamed."""
+"""The files of a run: one writer per file, each written beside and renamed."""
 
 from __future__ import annotations
 
@@ -6,84 +6,19 @@ import csv
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from bitflip import bits, models
+from bitflip import bits
 from bitflip.counts import Tally
 from bitflip.faults import Target
 from bitflip.files import replacing as replacing
 from bitflip.files import replacing_bytes as replacing_bytes
-from bitflip.hyperparameters import Hyperparameters
 from bitflip.layers import Numbered
 from bitflip.outcomes import BatchOutcomes
 from bitflip.rates import LayerEstimate, Rate
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where the files of one run are.
-
-    Attributes:
-        folder: the output path.
-        stem: what all file names start with, ``MODEL_DATASET_SEED`` with the script's prefix.
-    """
-
-    folder: Path
-    stem: str
-
-    @classmethod
-    def of(cls, settings: Hyperparameters, prefix: str, seed: int | str) -> Paths:
-        """The paths of a run with these settings; ``prefix`` tells the scripts apart."""
-        model = models.file_stem(str(settings.model_name))
-        return cls(settings.output_path, f"{prefix}{model}_{settings.dataset}_{seed}")
-
-    @property
-    def summary(self) -> Path:
-        """Layer summary and result lines, for people."""
-        return self.folder / f"{self.stem}.txt"
-
-    @property
-    def table(self) -> Path:
-        """One row per layer, for plotting."""
-        return self.folder / f"{self.stem}.csv"
-
-    @property
-    def bits(self) -> Path:
-        """One row per layer and bit."""
-        return self.folder / f"{self.stem}_bits.csv"
-
-    @property
-    def faults(self) -> Path:
-        """One row per injection, in columns."""
-        return self.folder / f"{self.stem}_faults.parquet"
-
-    @property
-    def detail(self) -> Path:
-        """Every misclassification."""
-        return self.folder / f"{self.stem}_detailed.txt"
-
-    @property
-    def run(self) -> Path:
-        """Everything that is needed to repeat the run."""
-        return self.folder / f"{self.stem}.json"
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """All files that a run may write."""
-        return (self.summary, self.table, self.bits, self.run, self.detail, self.faults)
-
-    @property
-    def unfinished(self) -> Path:
-        """The folder of a run that is not finished."""
-        return self.folder / f"{self.stem}.unfinished"
-
-    def partial(self) -> Paths:
-        """The paths for the results of an interrupted run, which must not pass for those of a whole one."""
-        return Paths(self.folder, f"{self.stem}_partial")
 
 
 def check_folder(folder: Path) -> list[str]:

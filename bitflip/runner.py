@@ -15,7 +15,7 @@ from bitflip.execution import Done
 from bitflip.experiment import Experiment
 from bitflip.faults import Target
 from bitflip.hyperparameters import Hyperparameters
-from bitflip.results import Paths
+from bitflip.paths import Paths
 from bitflip.shards import Facts
 
 # Settings that a run may change when it is gone on with: they change no result, or name the folder.

@@ -14,7 +14,7 @@ from conftest import FewDigits, RunScript
 from bitflip import __main__ as program
 from bitflip import comparison, intervals
 from bitflip.comparison import Comparison
-from bitflip.report import runs
+from bitflip.report import reading
 
 SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
 
@@ -45,7 +45,7 @@ def make(run_script: RunScript, few_digits: FewDigits, tmp_path: Path) -> Make:
 
 
 def compared(first: Path, second: Path) -> Comparison:
-    return comparison.compare(runs.read(first), runs.read(second))
+    return comparison.compare(reading.read(first), reading.read(second))
 
 
 @SCRIPTS

@@ -18,7 +18,7 @@ import torchvision
 from conftest import RunScript, random_images, scatter
 from torch import nn
 
-from bitflip import digits, hyperparameters, models
+from bitflip import digits, hyperparameters, models, paths
 from bitflip.errors import BadInput
 from bitflip.models import Classifier
 
@@ -411,7 +411,7 @@ def test_a_factory_of_a_model_without_parameters(tmp_path: Path) -> None:
     ],
 )
 def test_the_model_in_file_names(name: str, stem: str) -> None:
-    assert models.file_stem(name) == stem
+    assert paths.model_stem(name) == stem
 
 
 # --- heads, quantised models, timm ---

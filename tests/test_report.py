@@ -23,7 +23,7 @@ from synthetic import fragile_exponent, layers_like, write_run
 from bitflip import report
 from bitflip.__main__ import main
 from bitflip.errors import BadInput
-from bitflip.report import damage, joined, page, plots, runs, scale, summary, words
+from bitflip.report import damage, joined, page, plots, reading, scale, summary, words
 from bitflip.report.runs import Rate, Run
 
 HOSTILE = "\"><script>alert(1)</script>&'$x$\x1b[31m\u202e"
@@ -168,9 +168,9 @@ def test_whatever_is_in_a_file_it_is_read_or_refused(
 def test_runs_are_found_in_a_folder_or_one_below(tmp_path: Path) -> None:
     tables = [write_run(tmp_path / f"seed{seed}", seed) for seed in (1, 2)]
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
-    assert runs.find(tmp_path) == tables
-    assert runs.find(tmp_path / "seed1") == tables[:1]
-    assert runs.table_of(tables[0].with_suffix(".json")) == tables[0]
+    assert reading.find(tmp_path) == tables
+    assert reading.find(tmp_path / "seed1") == tables[:1]
+    assert reading.table_of(tables[0].with_suffix(".json")) == tables[0]
 
 
 @pytest.mark.parametrize("path", [".", "nothing", "notes.txt"], ids=["empty folder", "no file", "another file"])

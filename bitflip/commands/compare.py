@@ -33,9 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
         BadInput: if a file is damaged, the runs have nothing in common, or the file can't be written.
     """
     from bitflip import comparison
-    from bitflip.report import runs
+    from bitflip.report import reading
 
-    first, second = (runs.read(runs.table_of(_file(path))) for path in (arguments.first, arguments.second))
+    first, second = (reading.read(reading.table_of(_file(path))) for path in (arguments.first, arguments.second))
     found = comparison.compare(first, second)
     print(f"A: {first.files.folder / first.files.stem}", f"B: {second.files.folder / second.files.stem}", sep="\n")
     print(text(found))

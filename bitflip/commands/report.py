@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         BadInput: if a file is damaged or does not belong to the others.
     """
     from bitflip import report
-    from bitflip.report import runs
+    from bitflip.report import reading
 
     if not 2 <= arguments.width <= WIDEST:
         raise BadInput(f"--width: expected inches from 2 to {WIDEST:g}, got {arguments.width:g}")
@@ -54,13 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     problems: list[str] = []
     for path in arguments.paths:
         try:
-            tables |= dict.fromkeys(runs.find(path) if path.is_dir() else [runs.table_of(path)])
+            tables |= dict.fromkeys(reading.find(path) if path.is_dir() else [reading.table_of(path)])
         except BadInput as error:
             problems += error.problems
     found = []
     for table in tables:
         try:
-            found.append(runs.read(table))
+            found.append(reading.read(table))
         except BadInput as error:
             problems += error.problems
     if problems:

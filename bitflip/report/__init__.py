@@ -8,10 +8,12 @@ from pathlib import Path
 
 from bitflip.errors import BadInput, first_line
 from bitflip.files import replacing_bytes
+from bitflip.paths import Paths
 from bitflip.report import joined, page, plots
-from bitflip.report.runs import Files, Run, read
+from bitflip.report.reading import read
+from bitflip.report.runs import Run
 
-__all__ = ["Files", "draw", "join", "outputs", "read", "write"]
+__all__ = ["draw", "join", "outputs", "read", "write"]
 
 
 def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
@@ -38,7 +40,7 @@ def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
         return []
 
 
-def outputs(of: Files) -> list[Path]:
+def outputs(of: Paths) -> list[Path]:
     """What reports add to the files of a run: plots and page."""
     return [*(of.picture(name, kind) for name in plots.NAMES for kind in plots.KINDS), of.page]
 

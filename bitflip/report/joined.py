@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bitflip.errors import BadInput
-from bitflip.report.runs import COUNTS, Files, Place, Rate, Row, Run
+from bitflip.paths import Paths
+from bitflip.report.runs import COUNTS, Place, Rate, Row, Run
 from bitflip.report.summary import interval, mean, means_of, parts_of, spread, total
 
 FREE = {
@@ -104,7 +105,7 @@ def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run
     facts["complete"] = True
     cells = _cells(runs)
     joined = Run(
-        files=Files(folder, f"{stem}_seeds"),
+        files=Paths(folder, f"{stem}_seeds"),
         seeds=tuple(run.seeds[0] for run in runs),
         layers=tuple(_joined_rows([run.layers for run in runs], runs, cells)),
         bits=tuple(_joined_rows([run.bits for run in runs], runs, cells)) if all(run.bits for run in runs) else (),
