@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from bitflip import terminal
 from bitflip.errors import BadInput, refuse
 
 COMMANDS = {
@@ -29,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"bitflip.commands.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    arguments = parser.parse_args(given)
-    try:
-        return int(arguments.run(arguments))
-    except BadInput as error:
-        return refuse(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    with terminal.outliving_readers():
+        arguments = parser.parse_args(given)
+        try:
+            return int(arguments.run(arguments))
+        except BadInput as error:
+            return refuse(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
 
 if __name__ == "__main__":

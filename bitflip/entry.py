@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
-from bitflip import hyperparameters
+from bitflip import hyperparameters, terminal
 from bitflip.errors import BadInput, refuse
 
 
@@ -18,12 +18,13 @@ def main(target: Literal["neuron", "weight"], prefix: str) -> int:
         target: where bits flip: ``neuron`` or ``weight``.
         prefix: of the result files' names.
     """
-    try:
-        hyperparameters.read(sys.argv[1:])
-        from bitflip import runner
-    except BadInput as error:
-        return refuse(error)
-    except KeyboardInterrupt:
-        print("interrupted before anything was done", file=sys.stderr)
-        return 130
-    return runner.main(target, prefix)
+    with terminal.outliving_readers():
+        try:
+            hyperparameters.read(sys.argv[1:])
+            from bitflip import runner
+        except BadInput as error:
+            return refuse(error)
+        except KeyboardInterrupt:
+            print("interrupted before anything was done", file=sys.stderr)
+            return 130
+        return runner.main(target, prefix)

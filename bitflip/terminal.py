@@ -1,12 +1,14 @@
-"""What a run says at its end: the most fragile layers as a short table, plain wherever it is not read on a screen."""
+"""What a run says on a terminal or a pipe, and at its end: the most fragile layers as a short table."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 MOST = 5  # layers that are shown
 WIDEST = 100  # columns
@@ -101,3 +103,40 @@ def _bar(share: float) -> str:
 def _printable(name: str) -> str:
     """A name without anything that a terminal would act upon."""
     return "".join(c if c.isprintable() else "?" for c in name)
+
+
+@contextlib.contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Let what is printed go nowhere once its reader, such as ``head``, is gone: no reason to end a run."""
+    out, err = _Stream(sys.stdout), _Stream(sys.stderr)
+    with contextlib.redirect_stdout(cast(TextIO, out)), contextlib.redirect_stderr(cast(TextIO, err)):
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
+
+
+class _Stream:
+    """A stream that is let go of when its pipe breaks."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._unbroken(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._unbroken(self._stream.flush)
+
+    def _unbroken(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what is still buffered, too, can be written now
+            os.close(nowhere)

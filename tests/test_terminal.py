@@ -1,11 +1,15 @@
-"""The short table at the end of a run."""
+"""What a run says: the short table at its end, and to readers that do not stay."""
 
 from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from bitflip.terminal import MOST, Line, is_pretty, most_fragile
 
@@ -69,3 +73,28 @@ class Screen(io.TextIOWrapper):
 def test_colours_are_for_terminals_that_want_them(encoding: str, environ: dict[str, str], expected: bool) -> None:
     assert is_pretty(Screen(io.BytesIO(), encoding=encoding), environ) == expected
     assert not is_pretty(io.TextIOWrapper(io.BytesIO(), encoding=encoding), environ)
+
+
+@pytest.mark.parametrize("lines", [0, 1], ids="after line {}".format)
+def test_a_reader_that_leaves_early_ends_no_run(lines: int, tmp_path: Path) -> None:
+    """As in ``main.py | head -1``, and in ``2>&1 | head -1``."""
+    command = [sys.executable, "main.py", "--dataset=digits", "--layer-num=1", "--seed=1", f"--output-path={tmp_path}"]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.stdout is not None
+    for _ in range(lines):
+        run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(timeout=120) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"digits_vgg_digits_1.csv", "digits_vgg_digits_1.json", "digits_vgg_digits_1.html"} <= names
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_reader_that_leaves_early_changes_no_exit_code() -> None:
+    for command, code in (("main.py --seed=x", 2), ("-m bitflip verify", 2), ("main.py --help", 0)):
+        run = subprocess.Popen(
+            [sys.executable, *command.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert run.stdout is not None
+        run.stdout.close()
+        assert run.wait(timeout=120) == code, command
