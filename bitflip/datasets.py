@@ -117,7 +117,7 @@ def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet
     if any(root.glob("ILSVRC2012_*.tar*")) or (root / "meta.bin").is_file():
         try:
             with _safe_extraction():
-                return cast(TestSet, tv.ImageNet(str(root), split="val", transform=transform))
+                return cast(TestSet, tv.ImageNet(str(_parsed_imagenet(root)), split="val", transform=transform))
         except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged meta.bin
             raise BadInput(
                 f"input_path (--input-path): {root} holds an ImageNet that can't be read: "
@@ -131,6 +131,30 @@ def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet
         "ILSVRC2012_devkit_t12.tar.gz there, or a folder per class (val/n01440764/*.JPEG), "
         "or try --dataset digits, which needs no data"
     )
+
+
+def _parsed_imagenet(root: Path) -> Path:
+    """A folder with what torchvision makes of the archives, ``meta.bin`` and ``val/``, each whole: ``root`` itself.
+
+    Where nothing can be written to it, a temporary folder.
+    """
+    if (root / "val").is_dir() and _has_image(root / "val"):
+        raise RuntimeError("val/ holds images beside its class folders, as an extraction that was cut short; delete it")
+    made = {"meta.bin": tv.imagenet.parse_devkit_archive, "val": tv.imagenet.parse_val_archive}
+    missing = [name for name in made if not (root / name).exists()]
+    if not missing:
+        return root
+    place = _writable(root)
+    with tempfile.TemporaryDirectory(prefix=".bitflip-", dir=place) as beside:
+        for path in root.iterdir():
+            if path.name in made or path.name.startswith("ILSVRC2012_"):
+                Path(beside, path.name).symlink_to(path.absolute())
+        for name in missing:
+            made[name](beside)
+        for name in made:
+            if not (place / name).exists():  # another process may have been faster
+                os.replace(Path(beside, name), place / name)
+    return place
 
 
 def _folder(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
@@ -193,9 +217,7 @@ def _extracted(archive: Path, name: str) -> Path:
     """
     root = archive.parent
     try:
-        if not os.access(root, os.W_OK):
-            _temporary.append(tempfile.TemporaryDirectory(prefix="bitflip-"))
-            root = Path(_temporary[-1].name)
+        root = _writable(root)
         with tempfile.TemporaryDirectory(prefix=".bitflip-", dir=root) as beside, _safe_extraction():
             with tarfile.open(archive) as file:
                 file.extractall(beside)
@@ -206,6 +228,14 @@ def _extracted(archive: Path, name: str) -> Path:
             f"input_path (--input-path): {archive} can't be extracted ({type(error).__name__}: {first_line(error)})"
         ) from error
     return root
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, or where it can't be written to a temporary one, which stays until the process ends."""
+    if os.access(folder, os.W_OK):
+        return folder
+    _temporary.append(tempfile.TemporaryDirectory(prefix="bitflip-"))
+    return Path(_temporary[-1].name)
 
 
 @contextlib.contextmanager

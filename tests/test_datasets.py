@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -168,17 +170,26 @@ def test_cifar_from_the_extracted_folder(cifar: SmallCifar, tmp_path: Path, no_n
     assert no_network == []
 
 
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Return a function that makes a folder read-only, also for a root user, whom permission bits do not stop."""
+
+    def make(folder: Path) -> None:
+        access = os.access
+
+        def allowed(path: Any, mode: int, **options: Any) -> bool:
+            return not (mode & os.W_OK and Path(path) == folder) and access(path, mode, **options)
+
+        monkeypatch.setattr(os, "access", allowed)
+
+    return make
+
+
 def test_cifar_from_an_archive_on_a_read_only_mount(
-    cifar: SmallCifar, tmp_path: Path, no_network: list[object], monkeypatch: pytest.MonkeyPatch
+    cifar: SmallCifar, tmp_path: Path, no_network: list[object], read_only: Callable[[Path], None]
 ) -> None:
-    """Permission bits do not stop a root user, so the mount is made here."""
     cifar.put_archive(tmp_path)
-    access = os.access
-
-    def read_only(path: Any, mode: int, **options: Any) -> bool:
-        return not (mode & os.W_OK and Path(path) == tmp_path) and access(path, mode, **options)
-
-    monkeypatch.setattr(os, "access", read_only)
+    read_only(tmp_path)
     cifar.check(load(cifar.dataset, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [cifar.kind.filename]
 
@@ -335,6 +346,98 @@ def test_a_damaged_imagenet(name: str, tmp_path: Path, no_network: list[object])
     ):
         load("imagenet", tmp_path)
     assert no_network == []
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archives of an ImageNet of 2 classes and 4 images, in its folder."""
+    data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "i4")]
+    synsets = np.array([(1, "n02", "cat, tom", "", 0), (2, "n01", "dog", "", 0), (3, "n00", "animal", "", 2)], kinds)
+    scipy.io.savemat(data / "meta.mat", {"synsets": synsets})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n2\n1\n")
+    folder = tmp_path / "imagenet"
+    folder.mkdir()
+    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as archive:
+        archive.add(data.parent, data.parent.name)
+    with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as archive:
+        for number in range(4):
+            image = tmp_path / f"ILSVRC2012_val_{number}.JPEG"
+            Image.new("L", (256, 256), 50 * number).save(image)
+            archive.add(image, image.name)
+    digests = {
+        name: (path.name, hashlib.md5(path.read_bytes()).hexdigest())
+        for name, path in (
+            ("devkit", folder / "ILSVRC2012_devkit_t12.tar.gz"),
+            ("val", folder / "ILSVRC2012_img_val.tar"),
+        )
+    }
+    monkeypatch.setattr(tv.imagenet, "ARCHIVE_META", digests)
+    return folder
+
+
+def shades(test_set: datasets.TestSet) -> list[tuple[int, int]]:
+    """Grey value and label of each image of the small ImageNet."""
+    value = [test_set[i][0][0, 0, 0].item() * STD["imagenet"][0] + MEAN["imagenet"][0] for i in range(len(test_set))]
+    return [(round(255 * shade), test_set[i][1]) for i, shade in enumerate(value)]
+
+
+SHADES = [(50, 0), (100, 0), (0, 1), (150, 1)]
+
+
+def test_the_archives_of_imagenet(tiny_imagenet: Path, no_network: list[object]) -> None:
+    archives = {path.name for path in tiny_imagenet.iterdir()}
+    assert shades(load("imagenet", tiny_imagenet)) == SHADES
+    assert {path.name for path in tiny_imagenet.iterdir()} == {*archives, "meta.bin", "val"}
+    for name in archives:
+        (tiny_imagenet / name).unlink()
+    assert shades(load("imagenet", tiny_imagenet)) == SHADES
+    assert no_network == []
+
+
+@pytest.mark.parametrize("moved", [0, 2])
+def test_imagenet_is_extracted_whole_or_not_at_all(
+    moved: int, tiny_imagenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed meanwhile leaves no folder that the next one takes for all images."""
+    move, left = shutil.move, moved
+
+    def dies(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return move(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "move", dies)
+        with pytest.raises(KeyboardInterrupt):
+            load("imagenet", tiny_imagenet)
+    assert not (tiny_imagenet / "val").exists()
+    assert shades(load("imagenet", tiny_imagenet)) == SHADES
+
+
+def test_an_imagenet_that_another_program_extracted_in_part(tiny_imagenet: Path) -> None:
+    load("imagenet", tiny_imagenet)
+    (image, *_) = (tiny_imagenet / "val" / "n01").iterdir()
+    image.rename(tiny_imagenet / "val" / image.name)
+    with pytest.raises(BadInput, match="val/ holds images beside its class folders"):
+        load("imagenet", tiny_imagenet)
+
+
+@pytest.mark.parametrize("there", [(), ("val",), ("meta.bin",)], ids=["nothing", "val", "meta.bin"])
+def test_imagenet_where_nothing_can_be_written(
+    there: tuple[str, ...], tiny_imagenet: Path, read_only: Callable[[Path], None]
+) -> None:
+    load("imagenet", tiny_imagenet)
+    for name in {"val", "meta.bin"} - set(there):
+        path = tiny_imagenet / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path.name for path in tiny_imagenet.iterdir()}
+    read_only(tiny_imagenet)
+    assert shades(load("imagenet", tiny_imagenet)) == SHADES
+    assert {path.name for path in tiny_imagenet.iterdir()} == before
 
 
 # --- batches ---
