@@ -10,7 +10,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bitflip import devices, experiment, faultlist, faultresults, provenance, publishing, rates, replay, results
+from bitflip import (
+    devices,
+    experiment,
+    faultlist,
+    faultresults,
+    provenance,
+    publishing,
+    rates,
+    replay,
+    results,
+    tracking,
+)
 from bitflip.experiment import Experiment
 from bitflip.faultlist import FaultList
 from bitflip.faults import Target
@@ -96,7 +107,11 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
         finished = Finished(listed, found, prepared, seconds, started)
         with journal.publishing(paths.folder) as folder:
             lines = write(replace(paths, folder=folder), finished)
-        print(*lines, "Results:", *(f"  {path}" for path in paths.of_listed), sep="\n")
+            written = [*paths.of_listed, *(publishing.draw([paths], folder) if settings.plots else [])]
+        publishing.remove(publishing.drawn(paths), but=written)
+        print(*lines, "Results:", *(f"  {path}" for path in written), sep="\n")
+        with tracking.connect() as tracker:
+            publishing.track(prepared, finished.estimates, tracker)
         journal.discard()
     return finished
 

@@ -27,7 +27,8 @@ def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoi
     """
     settings, counts = experiment.settings, done.counts
     accuracy = f"Clean accuracy: {counts.correct} / {counts.images} = {100 * counts.correct / counts.images:.2f}%"
-    print(accuracy, *results.result_lines(experiment.chosen, experiment.estimates(counts)), sep="\n")
+    overall = experiment.estimates(counts)
+    print(accuracy, *results.result_lines(experiment.chosen, overall), sep="\n")
     heading = [experiment.injector.summary(settings.layer_types).rstrip(), "", f"Model: {settings.model_name}"]
     heading += [f"Dataset: {settings.dataset}", f"Target: {experiment.target}", accuracy]
     if not done.complete:
@@ -53,24 +54,39 @@ def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoi
                 done.logs.join_faults(seed, new.faults)
             written += [path for path in paths.all if (folder / path.name).exists()]
             unwanted += [path for path in paths.all if not (folder / path.name).exists()]
-            unwanted += [*final.partial().all, *_drawn(final.partial())] if done.complete else []
+            unwanted += [*final.partial().all, *drawn(final.partial()), *drawn(final)] if done.complete else []
         if settings.plots and done.complete:
-            from bitflip import report as reports  # brings matplotlib, which is slow to import
-
             of = [Paths.of(settings, prefix, seed) for seed in settings.all_seeds]
-            new_ones = reports.draw([folder / paths.table.name for paths in of])
-            written += [settings.output_path / path.name for path in new_ones]
-            unwanted += [path for paths in of for path in _drawn(paths) if path not in written]
-    with writable(settings.output_path):
-        for path in unwanted:
-            path.unlink(missing_ok=True)
+            written += draw(of, folder)
+    remove(unwanted, but=written)
     print("Results:", *written, sep="\n  ")
-    all_layers = [_line(found) for found in experiment.estimates(counts)]
-    pretty = terminal.is_pretty(sys.stdout)
-    print(terminal.most_fragile(all_layers, confidence=settings.confidence, pretty=pretty))
+    lines_of_all, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
+    print(terminal.most_fragile(lines_of_all, confidence=settings.confidence, pretty=pretty))
 
 
-def _drawn(paths: Paths) -> list[Path]:
+def draw(of: Sequence[Paths], folder: Path) -> list[Path]:
+    """Draw the results of a run, of which there are several if it has several seeds, and write a page about them.
+
+    Args:
+        of: where the results will be.
+        folder: where they are now, and where the plots and the page are written.
+
+    Returns:
+        Where those will be.
+    """
+    from bitflip import report as reports  # brings matplotlib, which is slow to import
+
+    return [of[0].folder / path.name for path in reports.draw([folder / paths.table.name for paths in of])]
+
+
+def remove(unwanted: Sequence[Path], but: Sequence[Path]) -> None:
+    """Remove files of earlier runs, whose other files were replaced, unless they were replaced too."""
+    for path in set(unwanted) - set(but):
+        with writable(path.parent):
+            path.unlink(missing_ok=True)
+
+
+def drawn(paths: Paths) -> list[Path]:
     """What may have been drawn from the results of a run."""
     from bitflip import report as reports
 
@@ -149,9 +165,8 @@ def warn_of_changes(experiment: Experiment) -> None:
         print(f"not as in {path}, so the results may differ: {', '.join(changes)}", file=sys.stderr)
 
 
-def track(experiment: Experiment, done: Done, tracker: Tracker) -> None:
+def track(experiment: Experiment, estimates: Sequence[LayerEstimate], tracker: Tracker) -> None:
     """Send each layer's rate, at step = layer number, then the mean of each layer type and the seed."""
-    estimates = experiment.estimates(done.counts)
     for found in estimates:
         if found.rate is not None:
             payload = {"Misclassification_rate": found.rate.value, found.item.layer.type: found.rate.value}

@@ -61,7 +61,7 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
                 if workers is not None:
                     loaded = replace(loaded, device=workers.device)  # further nodes may have come
                 publishing.report(loaded, done, prefix, checkpoint)
-                publishing.track(loaded, done, tracker)
+                publishing.track(loaded, loaded.estimates(done.counts), tracker)
             if done.complete:
                 checkpoint.discard()
     except BadInput as error:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bitflip import faultlist, faultresults, replay, results
+from bitflip import faultlist, faultresults, replay, results, tracking
 from bitflip.devices import Placement
 from bitflip.engines import Engine
 from bitflip.engines.graph import Program
@@ -363,6 +364,40 @@ def test_a_list_goes_with_no_sampling(run_script: RunScript, tmp_path: Path) -> 
     mixed = run_script("neuron.py", *shared, "--faults", path)
     assert (mixed.code, len(mixed.errors)) == (2, 1)
     assert "line 2: target: expected neuron, got 'weight'; weight.py runs" in mixed.errors[0]
+
+
+def test_a_lists_results_are_drawn_and_sent_like_those_of_any_run(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_digits(5)
+    path = tmp_path / "list.csv"
+    faults = [Fault("weight", layer, 0, (0, 0, 0, 0), bit) for layer in ("features.0", "features.4") for bit in (1, 2)]
+    path.write_text(written(faults))
+    sent: list[tuple[dict[str, float], int]] = []
+
+    class Recorder(tracking.Tracker):
+        def log(self, payload: Mapping[str, float], step: int) -> None:
+            sent.append((dict(payload), step))
+
+    monkeypatch.setattr(tracking, "connect", Recorder)
+    arguments = ("weight.py", "--dataset", "digits", "--faults", path, "--output-path", tmp_path)
+    done = run_script(*arguments, "--plots")
+    assert (done.code, done.err) == (0, "")
+    stem = "weight_digits_vgg_digits_list-list"
+    with (tmp_path / f"{stem}.csv").open() as file:
+        rows = {int(row["layer"]): float(row["seed_0"]) for row in csv.DictReader(file)}
+    *layers, (means, last) = sent
+    assert {step: payload["Misclassification_rate"] for payload, step in layers} == pytest.approx(rows, abs=1e-3)
+    assert means["mean/Conv2d"] == pytest.approx(sum(rows.values()) / 2, abs=1e-3)
+    assert last == max(rows)
+    page = (tmp_path / f"{stem}.html").read_text()
+    assert "faults of list.csv" in page
+    assert "Rates are those of the faults in the list." in page
+    plots = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert plots == [f"{stem}_bits.png", f"{stem}_heatmap.png", f"{stem}_layers.png"]
+    assert all(f"  {tmp_path / name}" in done.out.splitlines() for name in plots)
+    run_script(*arguments, "--no-plots")
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".png", ".svg", ".html")], "of other results"
 
 
 def test_results_of_an_earlier_list_stay_until_all_new_ones_are_whole(

@@ -112,7 +112,7 @@ def _data(run: Run, found: Sequence[Bit]) -> str:
 def _head(run: Run) -> str:
     facts = run.facts
     one = len(run.seeds) == 1
-    seeds = f"seed {run.seeds[0]}" if one else f"{len(run.seeds)} seeds ({_seed_list(run.seeds)})"
+    seeds = run.origin if one else f"{len(run.seeds)} seeds ({_seed_list(run.seeds)})"
     parts = [f"One bit of one {run.target} flipped at a time", f"{len(run.layers)} layers", seeds]
     if facts.get("device"):
         parts.append(str(facts["device"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bitflip.paths import Paths
@@ -199,10 +200,20 @@ class Run:
         parts = [f"{self.name}: {self.target} faults"]
         if "images" in self.facts:
             parts.append(f"{self.facts['images']} images")
-        parts.append(f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds")
+        parts.append(f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else self.origin)
         if not self.complete:
             parts.append("interrupted")
         return ", ".join(parts)
+
+    @property
+    def listed(self) -> str | None:
+        """Name of the fault list that was run; None if the faults were sampled."""
+        return Path(str(self.settings["faults"])).name if self.settings.get("faults") else None
+
+    @property
+    def origin(self) -> str:
+        """Where the faults of a single run came from."""
+        return f"seed {self.seeds[0]}" if self.listed is None else f"faults of {self.listed}"
 
     @property
     def types(self) -> list[str]:

@@ -60,7 +60,12 @@ def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
     if none:
         found.append(f"In {none} of {len(rows)} layers no flip changed a class.")
     flips = [row.outcomes.flips for row in rows if row.outcomes]
-    if run.target == "weight" and flips and min(flips) < 30:
+    if run.listed is not None:
+        found.append(
+            "Rates are those of the faults in the list. Intervals say how sure they would be of all faults of a layer, "
+            "had the list been drawn at random."
+        )
+    elif run.target == "weight" and flips and min(flips) < 30:
         found.append(
             f"One weight flip hits a whole batch of images; a layer saw {_span(flips)} flips. So few say little about "
             "a layer: more seeds, more repeats or smaller batches make the intervals narrower."
@@ -127,7 +132,7 @@ def _about_outcomes(run: Run) -> list[str]:
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     if run.weighted:
         return [
-            "Half of the flips were drawn from the top exponent bit; the rates are those of random bits, "
+            "A third of the flips were drawn from the top exponent bit; the rates are those of random bits, "
             "the counts are not."
         ]
     if whole is None or not whole.injections:
