@@ -16,7 +16,8 @@ from typing import Any
 import filelock
 import pytest
 from conftest import ROOT, FewDigits, RunScript, few_digits_with
-from hypothesis import HealthCheck, example, given, settings
+from damage import Damage, bounded, damages
+from hypothesis import example, given
 from hypothesis import strategies as st
 from killing import Run
 
@@ -180,36 +181,15 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unfinished]
 FILES = ("counts.npz", "run.json", "detail-5.txt", "faults-5-000000-000000000000.part")
 
 
-def damaged(content: bytes, way: str, place: float, noise: bytes) -> bytes:
-    """A file's content with one thing wrong."""
-    at = int(place * len(content))
-    if way == "cut off":
-        return content[:at]
-    if way == "a bit":
-        return content[:at] + bytes([content[at] ^ (1 << noise[0] % 8)]) + content[at + 1 :]
-    if way == "overwritten":
-        return content[:at] + noise + content[at + len(noise) :]
-    if way == "longer":
-        return content + noise
-    return noise
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(name=FILES[-1], way="a bit", place=0.53125, noise=b"\x00")  # in a header of Parquet, which has no checksum
-@given(
-    name=st.sampled_from(FILES),
-    way=st.sampled_from(["cut off", "a bit", "overwritten", "longer", "other"]),
-    place=st.floats(0, 1, exclude_max=True),
-    noise=st.binary(min_size=1, max_size=40),
-)
-def test_a_damaged_checkpoint(
-    name: str, way: str, place: float, noise: bytes, unfinished: Unfinished, tmp_path: Path
-) -> None:
+@bounded
+@example(name=FILES[-1], damage=Damage("a bit", 0.53125, b"\x00"))  # in a header of Parquet, which has no checksum
+@given(name=st.sampled_from(FILES), damage=damages)
+def test_a_damaged_checkpoint(name: str, damage: Damage, unfinished: Unfinished, tmp_path: Path) -> None:
     """Is refused with its name, and nothing in it is touched; or the damage is where it does not matter."""
     folder = tmp_path / "copy"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(unfinished.folder, folder)
-    (folder / name).write_bytes(damaged((folder / name).read_bytes(), way, place, noise))
+    (folder / name).write_bytes(damage.of((folder / name).read_bytes()))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     try:
         results = go_on(unfinished.loaded, folder)
@@ -239,11 +219,9 @@ def test_a_missing_part_of_a_checkpoint(name: str, unfinished: Unfinished, tmp_p
 # --- a damaged file to repeat a run from ---
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@bounded
 @given(
-    way=st.sampled_from(["cut off", "a bit", "overwritten", "longer", "other", "json"]),
-    place=st.floats(0, 1, exclude_max=True),
-    noise=st.binary(min_size=1, max_size=40),
+    damage=st.none() | damages,
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -252,15 +230,15 @@ def test_a_missing_part_of_a_checkpoint(name: str, unfinished: Unfinished, tmp_p
     key=st.sampled_from(["settings", "target", "versions", "model", *hyperparameters.Hyperparameters.model_fields]),
 )
 def test_a_damaged_file_to_rerun(
-    way: str, place: float, noise: bytes, value: object, key: str, unfinished: Unfinished, tmp_path: Path
+    damage: Damage | None, value: object, key: str, unfinished: Unfinished, tmp_path: Path
 ) -> None:
-    """Is a sentence, if it is not another valid file."""
+    """Is a sentence, if it is not another valid file: JSON, but with another value somewhere."""
     facts: dict[str, Any] = {"target": "neuron", "settings": unfinished.loaded.settings.model_dump(mode="json")}
-    if way == "json":
+    if damage is None:
         (facts["settings"] if key in facts["settings"] else facts)[key] = value
     content = json.dumps(facts).encode()
     file = tmp_path / "run.json"
-    file.write_bytes(content if way == "json" else damaged(content, way, place, noise))
+    file.write_bytes(content if damage is None else damage.of(content))
     before = file.read_bytes()
     problems: tuple[str, ...] = ()
     try:

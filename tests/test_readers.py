@@ -9,32 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyNet, scatter
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from damage import Damage, bounded, damages
+from hypothesis import given
 from PIL import Image
 
 from bitflip import datasets, models
 from bitflip.errors import BadInput
-
-bounded = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-damages = st.tuples(
-    st.sampled_from(["cut off", "a bit", "overwritten", "longer", "other"]),
-    st.floats(0, 1, exclude_max=True),
-    st.binary(min_size=1, max_size=40),
-)
-
-
-def damaged(content: bytes, damage: tuple[str, float, bytes]) -> bytes:
-    """A file's content with one thing wrong."""
-    way, place, noise = damage
-    at = int(place * len(content))
-    return {
-        "cut off": content[:at],
-        "a bit": content[:at] + bytes([content[at] ^ (1 << noise[0] % 8)]) + content[at + 1 :],
-        "overwritten": content[:at] + noise + content[at + len(noise) :],
-        "longer": content + noise,
-        "other": noise,
-    }[way]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +27,9 @@ def weights() -> bytes:
 
 @bounded
 @given(damage=damages)
-def test_damaged_weights(damage: tuple[str, float, bytes], weights: bytes, tmp_path: Path) -> None:
+def test_damaged_weights(damage: Damage, weights: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
-    content = damaged(weights, damage)
+    content = damage.of(weights)
     path.write_bytes(content)
     model = TinyNet()
     try:
@@ -75,9 +55,9 @@ def image(request: pytest.FixtureRequest) -> bytes:
 
 @bounded
 @given(damage=damages)
-def test_a_damaged_image(damage: tuple[str, float, bytes], image: bytes, tmp_path: Path) -> None:
+def test_a_damaged_image(damage: Damage, image: bytes, tmp_path: Path) -> None:
     path = tmp_path / "image"
-    content = damaged(image, damage)
+    content = damage.of(image)
     path.write_bytes(content)
     try:
         found = datasets._open(str(path))
