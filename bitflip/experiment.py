@@ -69,7 +69,8 @@ class Experiment:
         chosen: the layers that the user chose.
         layers: where faults strike: those of them with an output for each image, or each chosen parameter of theirs.
         images: number of images that will be run.
-        together: images that are run together; more than a batch where that is faster and changes no fault.
+        together: images that are run together; more than a batch where that is faster and changes no fault, which
+            only sampled weight faults would.
         device: what computes, in words.
     """
 
@@ -171,7 +172,7 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
     if note is not None:
         print(note, file=sys.stderr)
     together = settings.batch_size
-    if target == "neuron" and isinstance(engine, Wave):
+    if (target == "neuron" or settings.faults is not None) and isinstance(engine, Wave):
         together *= max(1, engine.budget.images(injector.layers) // together)
     loaded = (settings, target, placement, test_set, images, classifier, injector, engine, chosen, together)
     return Experiment(*loaded, device=devices.describe(device))

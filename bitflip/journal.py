@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from bitflip.errors import BadInput
 from bitflip.unfinished import Unfinished, writable
 
+FORMAT, CHOICES = 2, "choices"
 HINT = "--fresh starts over, --output-path another folder keeps both"
 
 
@@ -26,31 +27,38 @@ class Journal(Unfinished):
     Args:
         folder: see :class:`bitflip.unfinished.Unfinished`.
         identity: what the run is: all that its results depend on, by the name that a user knows it by.
+        choices: what the first start may choose, such as by the memory that is free, and later ones keep.
         fresh: whether to start over.
 
     Attributes:
-        records: those of earlier runs, in order.
+        choices: those of the first start.
+        records: those of earlier starts, in order.
 
     Raises:
         BadInput: if the folder holds another run, is damaged, in use, or can't be written.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> None:
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], choices: Mapping[str, int], *, fresh: bool = False
+    ) -> None:
         super().__init__(folder, "outcomes.log")
+        self.choices = dict(choices)
         self.records: list[Any] = []
-        first = _line({"format": 1, **identity})
-        self._start = len(first)
+        self._identity = {"format": FORMAT, **identity}
+        self._start = 0  # where the records start
         self._file: BinaryIO | None = None
         try:
             with writable(folder):
                 self.sweep()
                 known = b"" if fresh or not self.record.exists() else self.record.read_bytes()
-                end = self._read(known, first)
+                end = self._read(known)
                 self._file = self.record.open("r+b" if end else "wb")
                 self._file.truncate(end)
                 self._file.seek(end)
             if not end:
+                first = _line({**self._identity, CHOICES: self.choices})
                 self._append(first)
+                self._start = len(first)
         except BaseException:
             self.release()
             raise
@@ -82,14 +90,22 @@ class Journal(Unfinished):
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def _read(self, data: bytes, first: bytes) -> int:
+    def _read(self, data: bytes) -> int:
         """Take the records, and return where the whole ones end."""
         lines = data.split(b"\n")
         whole = lines[:-1]  # behind the last line end is nothing, or a record that was cut short
         if not whole:
             return 0
-        if whole[0] + b"\n" != first:
-            raise BadInput(self._difference(whole[0], first))
+        first = _parsed(whole[0])
+        if first is None or not isinstance(first[0], dict):
+            what = f"{self.record} is no journal of a run, or damaged in line 1"
+            raise BadInput(f"output_path (--output-path): {what}; {HINT}")
+        theirs = dict(first[0])
+        choices = theirs.pop(CHOICES, {})
+        if theirs != self._identity:
+            raise BadInput(self._difference(theirs))
+        self.choices = {name: int(value) for name, value in choices.items()}
+        self._start = len(whole[0]) + 1
         for number, line in enumerate(whole[1:], start=2):
             record = _parsed(line)
             if record is None:
@@ -97,13 +113,10 @@ class Journal(Unfinished):
             self.records.append(record[0])
         return sum(len(line) + 1 for line in whole)
 
-    def _difference(self, line: bytes, first: bytes) -> str:
-        ours, theirs = _parsed(first.rstrip(b"\n")), _parsed(line)
-        assert ours is not None
-        if theirs is None or not isinstance(theirs[0], dict):
-            return f"output_path (--output-path): {self.record} is no journal of a run, or damaged in line 1; {HINT}"
-        names = [name for name in {**ours[0], **theirs[0]} if ours[0].get(name) != theirs[0].get(name)]
-        differ = ", ".join(f"{n} (there {_short(theirs[0].get(n))}, now {_short(ours[0].get(n))})" for n in names)
+    def _difference(self, theirs: Mapping[str, Any]) -> str:
+        ours = self._identity
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        differ = ", ".join(f"{n} (there {_short(theirs.get(n))}, now {_short(ours.get(n))})" for n in names)
         return f"output_path (--output-path): {self.record} is of an unfinished run with another {differ}; {HINT}"
 
 

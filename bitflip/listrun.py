@@ -89,7 +89,8 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
     paths = Paths.of_list(settings, prefix)
     images = Images(prepared.test_set, prepared.images, prepared.together)
     found = Found(listed.faults, prepared.images)
-    with Journal(paths.unfinished, replay.identity(prepared, listed, images), fresh=settings.fresh) as journal:
+    identity, choices = replay.identity(prepared, listed, images), replay.choices(prepared)
+    with Journal(paths.unfinished, identity, choices, fresh=settings.fresh) as journal:
         print(title(prepared, listed), flush=True)
         if journal.records:
             print(f"going on from {journal.record}", file=sys.stderr)

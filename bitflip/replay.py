@@ -31,7 +31,7 @@ from bitflip.journal import Journal
 from bitflip.layers import Layer, Numbered
 from bitflip.outcomes import COUNTED, BatchOutcomes, Effect
 
-BLOCK_ROWS = 1 << 14  # faulty images of a task: enough to share a clean pass, few enough for the pool
+BLOCK_ROWS = {"cpu": 1 << 14, "cuda": 1 << 17}  # faulty images of a task: enough to share a clean pass
 MOST_IN_BLOCK = 512  # faults of a task
 KEPT_BYTES = 1 << 31  # test sets up to this size are decoded once
 
@@ -77,7 +77,7 @@ class Task:
         return np.unique(np.concatenate([slot.faults for slot in self.slots]))
 
 
-def plan(faults: Sequence[Fault], images: int, batch: int) -> Iterator[Task]:
+def plan(faults: Sequence[Fault], images: int, batch: int, rows: int = BLOCK_ROWS["cpu"]) -> Iterator[Task]:
     """Put faults together into tasks.
 
     Faults of the same images are run in blocks, in the order of the list. Neuron faults of one image each, as a
@@ -87,6 +87,7 @@ def plan(faults: Sequence[Fault], images: int, batch: int) -> Iterator[Task]:
         faults: all of neurons, or all of parameters.
         images: in the test set.
         batch: images that are run together.
+        rows: faulty images of a task, if it has more than one fault.
     """
     single: dict[int, list[int]] = {}
     groups: dict[range, list[int]] = {}
@@ -99,7 +100,7 @@ def plan(faults: Sequence[Fault], images: int, batch: int) -> Iterator[Task]:
         span = range(part * batch, min((part + 1) * batch, images))
         yield from _blocks(span, batch, _side_by_side(faults, single[part], span))
     for span, numbers in groups.items():
-        for block in _parts(numbers, max(1, min(MOST_IN_BLOCK, BLOCK_ROWS // min(batch, len(span))))):
+        for block in _parts(numbers, max(1, min(MOST_IN_BLOCK, rows // min(batch, len(span))))):
             for start in range(span.start, span.stop, batch):
                 some = range(start, min(start + batch, span.stop))
                 yield Task(some, tuple(Slot(np.full(len(some), number)) for number in block))
@@ -276,7 +277,7 @@ class Images:
     def __init__(self, test_set: TestSet, count: int, batch: int) -> None:
         self._test_set = test_set
         self._kept: tuple[Tensor, Tensor] | None = None
-        self._batch = batch
+        self._count = count
         image = test_set[0][0]
         if image.numel() * image.element_size() * count <= KEPT_BYTES:
             parts = list(datasets.batches(test_set, batch, count))
@@ -290,8 +291,8 @@ class Images:
         return images, labels
 
     def digest(self) -> str:
-        """Of the first batch, to tell test sets apart."""
-        images, labels = self[range(min(self._batch, 64))] if self._kept is None else self._kept
+        """Of the first images, or of all that are kept, to tell test sets apart."""
+        images, labels = self[range(min(self._count, 64))] if self._kept is None else self._kept
         sha = hashlib.sha256(labels.numpy().tobytes())
         sha.update(images.contiguous().numpy().tobytes())
         return sha.hexdigest()
@@ -309,12 +310,18 @@ def identity(experiment: Experiment, listed: FaultList, images: Images) -> dict[
         "dataset": settings.dataset,
         "number of images": experiment.images,
         "images": images.digest(),
-        "batch_size": experiment.together,
+        "batch_size": settings.batch_size,
         "device": experiment.placement.device.type,
         "precision": settings.precision,
         "engine": experiment.engine.name,
         "torch": torch.__version__,
     }
+
+
+def choices(experiment: Experiment) -> dict[str, int]:
+    """How a list is cut into tasks, which a run that is gone on with has to keep: images and rows of each."""
+    kind = experiment.placement.device.type
+    return {"images": experiment.together, "rows": BLOCK_ROWS.get(kind, BLOCK_ROWS["cpu"])}
 
 
 def run(
@@ -336,7 +343,8 @@ def run(
     began = time.monotonic()
     layers = {(layer.path, layer.call): layer for layer in experiment.injector.everything}
     portions = campaign.portions(experiment.engine, experiment.target, experiment.placement)
-    for number, task in enumerate(plan(listed.faults, experiment.images, experiment.together)):
+    tasks = plan(listed.faults, experiment.images, journal.choices["images"], journal.choices["rows"])
+    for number, task in enumerate(tasks):
         if number < len(journal.records):
             try:
                 outcome = Outcome.read(journal.records[number], task)

@@ -512,6 +512,21 @@ def test_a_run_of_something_else_is_not_gone_on_with(
     assert (fresh.code, fresh.err) == (0, "")
 
 
+def test_a_run_is_gone_on_with_in_the_tasks_that_it_began_with(
+    stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much memory, or another number of rows, a later start would choose."""
+    monkeypatch.setattr(replay, "choices", lambda experiment: {"images": 7, "rows": 21})
+    done = run_script("weight.py", *stopped)
+    assert done.code == 0
+    assert "going on from" in done.err
+    found = {path.name: path.read_bytes() for path in tmp_path.glob("*list-long*.csv")}
+    assert len(found) == 4
+    again = run_script("weight.py", *stopped, "--fresh")
+    assert (again.code, again.err) == (0, "")
+    assert found == {path.name: path.read_bytes() for path in tmp_path.glob("*list-long*.csv")}
+
+
 def test_a_damaged_journal_is_refused(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:
     (log,) = tmp_path.glob("*.unfinished/outcomes.log")
     data = bytearray(log.read_bytes())
