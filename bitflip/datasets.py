@@ -140,20 +140,30 @@ def _parsed_imagenet(root: Path) -> Path:
     """
     if (root / "val").is_dir() and _has_image(root / "val"):
         raise RuntimeError("val/ holds images beside its class folders, as an extraction that was cut short; delete it")
-    made = {"meta.bin": tv.imagenet.parse_devkit_archive, "val": tv.imagenet.parse_val_archive}
-    missing = [name for name in made if not (root / name).exists()]
+    missing = [name for name in ("meta.bin", "val") if not (root / name).exists()]
     if not missing:
         return root
     place = _writable(root)
     with tempfile.TemporaryDirectory(prefix=".bitflip-", dir=place) as beside:
-        for path in root.iterdir():
-            if path.name in made or path.name.startswith("ILSVRC2012_"):
-                Path(beside, path.name).symlink_to(path.absolute())
+        try:
+            if "meta.bin" in missing:
+                devkit = root / tv.imagenet.ARCHIVE_META["devkit"][0]
+                tv.imagenet.parse_devkit_archive(beside, file=str(devkit.absolute()))
+            if "val" in missing:
+                _, wnids = tv.imagenet.load_meta_file(beside if "meta.bin" in missing else root)
+                images = root / tv.imagenet.ARCHIVE_META["val"][0]
+                tv.imagenet.parse_val_archive(beside, file=str(images.absolute()), wnids=wnids)
+        except RuntimeError as error:  # says where to put an archive that is missing
+            raise RuntimeError(str(error).replace(beside, str(root))) from error
         for name in missing:
-            made[name](beside)
-        for name in made:
-            if not (place / name).exists():  # another process may have been faster
+            try:
                 os.replace(Path(beside, name), place / name)
+            except OSError:
+                if not (place / name).exists():  # otherwise another process was faster
+                    raise
+    for name in ("meta.bin", "val"):
+        if not (place / name).exists():
+            (place / name).symlink_to((root / name).absolute())
     return place
 
 

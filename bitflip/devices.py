@@ -92,6 +92,7 @@ def pin_arithmetic(precision: Precision) -> None:
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.nnpack.set_flags(False)  # type: ignore[no-untyped-call] # spreads a huge value over others
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     # In eval mode, attention takes a shortcut that rounds otherwise, but not where a hook, as of a fault, is in

@@ -65,10 +65,18 @@ class Journal(Unfinished):
 
     def release(self) -> None:
         """See :class:`bitflip.unfinished.Unfinished`."""
+        self._close()
+        super().release()
+
+    def discard(self) -> None:
+        """See :class:`bitflip.unfinished.Unfinished`."""
+        self._close()  # some systems remove no file that is open
+        super().discard()
+
+    def _close(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):  # of a full disk, which was reported when it was written to
                 self._file.close()
-        super().release()
 
     @property
     def started(self) -> bool:
@@ -103,6 +111,8 @@ class Journal(Unfinished):
         theirs = dict(first[0])
         choices = theirs.pop(CHOICES, {})
         if theirs != self._identity:
+            if len(whole) == 1:
+                return 0  # of a run that finished nothing
             raise BadInput(self._difference(theirs))
         self.choices = {name: int(value) for name, value in choices.items()}
         self._start = len(whole[0]) + 1

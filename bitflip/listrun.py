@@ -106,15 +106,29 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Finished | No
                 print(f"{done}; the same command goes on from there", file=sys.stderr)
                 return None
         finished = Finished(listed, found, prepared, seconds, started)
-        with journal.publishing(paths.folder) as folder:
-            lines = write(replace(paths, folder=folder), finished)
-            written = [*paths.of_listed, *(publishing.draw([paths], folder) if settings.plots else [])]
-        publishing.remove(publishing.drawn(paths), but=written)
-        print(*lines, "Results:", *(f"  {path}" for path in written), sep="\n")
+        try:
+            _publish(finished, paths, journal)
+        except KeyboardInterrupt:
+            print("interrupted while reporting; the same command goes on from there", file=sys.stderr)
+            return None
+    try:
         with tracking.connect() as tracker:
             publishing.track(prepared, finished.estimates, tracker)
-        journal.discard()
+    except KeyboardInterrupt:
+        print("interrupted while sending metrics; the results are written", file=sys.stderr)
+        return None
     return finished
+
+
+def _publish(finished: Finished, paths: Paths, journal: Journal) -> None:
+    """Write the files, draw them and print the totals; then the run is complete."""
+    with journal.publishing(paths.folder) as folder:
+        lines = write(replace(paths, folder=folder), finished)
+        drawn = publishing.draw([paths], folder) if finished.experiment.settings.plots else []
+        written = [*paths.of_listed, *drawn]
+    publishing.remove(publishing.drawn(paths), but=written)
+    print(*lines, "Results:", *(f"  {path}" for path in written), sep="\n")
+    journal.discard()
 
 
 def layers_of(prepared: Experiment, listed: FaultList) -> list[Numbered]:

@@ -182,6 +182,8 @@ class Worker:
     def load(self) -> Facts | Refusal:
         """Load model and test set."""
         torch.set_num_threads(self._threads)
+        if problems := devices.check_precision(self._settings.precision, self._settings.device):
+            return Refusal(platform.node(), tuple(problems))
         try:
             self._experiment = experiment.prepare(self._settings, self._target)
         except BadInput as error:

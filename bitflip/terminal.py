@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
@@ -14,6 +15,8 @@ MOST = 5  # layers that are shown
 WIDEST = 100  # columns
 BAR = 10  # columns of the longest bar
 
+# What writing fails with when nobody reads any more: of a pipe, of a terminal, of a pipe on Windows.
+GONE = (errno.EPIPE, errno.EIO, *([errno.EINVAL] if os.name == "nt" else []))
 BOLD, DIM, RED, OFF = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -108,8 +111,12 @@ def _printable(name: str) -> str:
 @contextlib.contextmanager
 def outliving_readers() -> Iterator[None]:
     """Let what is printed go nowhere once its reader, such as ``head``, is gone: no reason to end a run."""
-    out, err = _Stream(sys.stdout), _Stream(sys.stderr)
-    with contextlib.redirect_stdout(cast(TextIO, out)), contextlib.redirect_stderr(cast(TextIO, err)):
+    with contextlib.ExitStack() as stack:
+        # A stream that was closed before is None.
+        given = [stream or stack.enter_context(open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr)]
+        out, err = map(_Stream, given)
+        stack.enter_context(contextlib.redirect_stdout(cast(TextIO, out)))
+        stack.enter_context(contextlib.redirect_stderr(cast(TextIO, err)))
         try:
             yield
         finally:
@@ -118,7 +125,7 @@ def outliving_readers() -> Iterator[None]:
 
 
 class _Stream:
-    """A stream that is let go of when its pipe breaks."""
+    """A stream that is let go of when its pipe breaks, or its terminal closes."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -130,13 +137,19 @@ class _Stream:
         self._unbroken(lambda: self._stream.write(text))
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
         self._unbroken(self._stream.flush)
 
     def _unbroken(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still buffered, too, can be written now
             os.close(nowhere)

@@ -43,6 +43,7 @@ class Unfinished:
         self.folder = folder
         self.record = folder / record
         self._results = folder / "results"
+        self._discarded = False  # and perhaps another process's by now
         with writable(folder):
             self._lock = _locked(folder)
 
@@ -53,7 +54,7 @@ class Unfinished:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.folder.is_dir() and not self.started:
+            if not self._discarded and self.folder.is_dir() and not self.started:
                 self.discard()
         finally:
             self.release()
@@ -77,6 +78,7 @@ class Unfinished:
 
     def discard(self) -> None:
         """Remove the folder: the results are written, or there will be none."""
+        self._discarded = True
         with contextlib.suppress(OSError):  # what can't be removed is no obstacle to the next run
             self.empty()
             (self.folder / "lock").unlink(missing_ok=True)

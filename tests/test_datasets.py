@@ -418,6 +418,17 @@ def test_imagenet_is_extracted_whole_or_not_at_all(
     assert shades(load("imagenet", tiny_imagenet)) == SHADES
 
 
+def test_an_archive_of_imagenet_that_is_missing(tiny_imagenet: Path) -> None:
+    (tiny_imagenet / "ILSVRC2012_img_val.tar").unlink()
+    with pytest.raises(BadInput, match=f"ILSVRC2012_img_val.tar is not present .* place it in {tiny_imagenet}.?$"):
+        load("imagenet", tiny_imagenet)
+
+
+def test_imagenet_where_no_link_can_be_made(tiny_imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Path, "symlink_to")
+    assert shades(load("imagenet", tiny_imagenet)) == SHADES
+
+
 def test_an_imagenet_that_another_program_extracted_in_part(tiny_imagenet: Path) -> None:
     load("imagenet", tiny_imagenet)
     (image, *_) = (tiny_imagenet / "val" / "n01").iterdir()

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bitflip import faultlist, faultresults, replay, results, tracking
+from bitflip import faultlist, faultresults, publishing, replay, results, tracking
 from bitflip.devices import Placement
 from bitflip.engines import Engine
 from bitflip.engines.graph import Program
@@ -525,6 +525,33 @@ def test_a_run_is_gone_on_with_in_the_tasks_that_it_began_with(
     again = run_script("weight.py", *stopped, "--fresh")
     assert (again.code, again.err) == (0, "")
     assert found == {path.name: path.read_bytes() for path in tmp_path.glob("*list-long*.csv")}
+
+
+def test_a_run_that_finished_nothing_refuses_nobody(
+    stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path
+) -> None:
+    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
+    log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    done = run_script("weight.py", *stopped, "--batch-size", "50")
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize("where", ["draw", "track"])
+def test_ctrl_c_while_reporting(
+    where: str, stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, where, press)
+        done = run_script("weight.py", *stopped, "--plots")
+    assert done.code == 130
+    written_already = (tmp_path / "weight_digits_vgg_digits_list-long.json").is_file()
+    assert written_already == (where == "track")
+    expected = "the results are written" if written_already else "the same command goes on from there"
+    assert done.err.splitlines()[-1].endswith(expected)
+    assert run_script("weight.py", *stopped).code == 0
 
 
 def test_a_damaged_journal_is_refused(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:

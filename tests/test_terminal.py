@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,20 @@ def test_a_reader_that_leaves_early_ends_no_run(lines: int, tmp_path: Path) -> N
     names = {path.name for path in tmp_path.iterdir()}
     assert {"digits_vgg_digits_1.csv", "digits_vgg_digits_1.json", "digits_vgg_digits_1.html"} <= names
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell and pseudo-terminals")
+def test_a_run_without_readers(tmp_path: Path) -> None:
+    """With its output closed, and in a terminal that is closed meanwhile."""
+    command = f"{sys.executable} main.py --dataset=digits --layer-num=1 --seed=1 --no-plots --output-path="
+    assert subprocess.run(f"{command}{tmp_path / 'closed'} >&- 2>&-", shell=True, cwd=ROOT, timeout=120).returncode == 0
+    ours, theirs = os.openpty()
+    run = subprocess.Popen([*f"{command}{tmp_path / 'terminal'}".split()], cwd=ROOT, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.close(ours)
+    assert run.wait(timeout=120) == 0
+    for name in ("closed", "terminal"):
+        assert (tmp_path / name / "digits_vgg_digits_1.json").is_file()
 
 
 def test_a_reader_that_leaves_early_changes_no_exit_code() -> None:
