@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,15 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(tmp_path: Path) -> None
 # --- two processes ---
 
 
-def stopped(run: Run) -> int:
-    """Start a run and stop it in its tracks once it has a checkpoint; its process id."""
+def stopped(run: Run) -> BaseProcess:
+    """Start a run and stop it in its tracks once it has a checkpoint."""
     process = run.start()
     while not (run.folder / f"{run.stem}.unfinished" / "counts.npz").exists():
         assert process.is_alive(), run.said
         time.sleep(0.005)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
-    return process.pid
+    return process
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
@@ -102,7 +103,8 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     )
     other = Run("weight", run.folder, arguments)
     assert other.ended(other.start()) == 0
-    os.kill(first, signal.SIGKILL)
+    first.kill()
+    first.join()  # a process that was stopped takes a moment to die
     again.finish()
     assert "going on after" in again.said
     for path in run.folder.glob("weight_*"):
