@@ -362,7 +362,8 @@ def test_a_cluster_of_its_own_ends_with_the_run(slowly: Slowly, monkeypatch: pyt
     place = tempfile.mkdtemp(prefix="bitflip-")  # apart from other clusters here; sockets allow no long path
     monkeypatch.setenv("RAY_TMPDIR", place)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    driver = slowly.start("main.py", "auto", "--ray", "auto", seconds=0.5)  # it must not be over before it is interrupted
+    # So slow that it is not over before it is interrupted.
+    driver = slowly.start("main.py", "auto", "--ray", "auto", seconds=0.5)
     wait_until(lambda: slowly.saved("auto"), driver)
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
     code, errors = ended(driver)
