@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,8 @@ class Slowly:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     def alone(self, script: str) -> dict[str, Any]:
@@ -362,8 +365,7 @@ def test_a_cluster_of_its_own_ends_with_the_run(slowly: Slowly, monkeypatch: pyt
     place = tempfile.mkdtemp(prefix="bitflip-")  # apart from other clusters here; sockets allow no long path
     monkeypatch.setenv("RAY_TMPDIR", place)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    # So slow that it is not over before it is interrupted.
-    driver = slowly.start("main.py", "auto", "--ray", "auto", seconds=0.5)
+    driver = slowly.start("main.py", "auto", "--ray", "auto", seconds=0.1)
     wait_until(lambda: slowly.saved("auto"), driver)
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
     code, errors = ended(driver)
