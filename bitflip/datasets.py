@@ -156,11 +156,7 @@ def _parsed_imagenet(root: Path) -> Path:
         except RuntimeError as error:  # says where to put an archive that is missing
             raise RuntimeError(str(error).replace(beside, str(root))) from error
         for name in missing:
-            try:
-                os.replace(Path(beside, name), place / name)
-            except OSError:
-                if not (place / name).exists():  # otherwise another process was faster
-                    raise
+            _put(Path(beside, name), place)
     for name in ("meta.bin", "val"):
         if not (place / name).exists():
             (place / name).symlink_to((root / name).absolute())
@@ -231,13 +227,21 @@ def _extracted(archive: Path, name: str) -> Path:
         with tempfile.TemporaryDirectory(prefix=".bitflip-", dir=root) as beside, _safe_extraction():
             with tarfile.open(archive) as file:
                 file.extractall(beside)
-            if not (root / name).is_dir():  # another process may have been faster
-                os.replace(Path(beside, name), root / name)
+            _put(Path(beside, name), root)
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise BadInput(
             f"input_path (--input-path): {archive} can't be extracted ({type(error).__name__}: {first_line(error)})"
         ) from error
     return root
+
+
+def _put(path: Path, folder: Path) -> None:
+    """Move a file or folder into another folder, unless it is there already: another process may have been faster."""
+    try:
+        os.replace(path, folder / path.name)
+    except OSError:
+        if not (folder / path.name).exists():
+            raise
 
 
 def _writable(folder: Path) -> Path:

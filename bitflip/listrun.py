@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Finished:
     seconds: float
     started: str
 
-    @property
+    @cached_property
     def estimates(self) -> list[LayerEstimate]:
         """What was found out about each layer."""
         counts = self.found.tallied(self.experiment.settings.seed, self.experiment.chosen)

@@ -19,8 +19,11 @@ from bitflip.tracking import Tracker
 from bitflip.unfinished import writable
 
 
-def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoint) -> None:
+def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoint) -> list[LayerEstimate]:
     """Print the table and write the result files of each seed.
+
+    Returns:
+        What was found out about each layer, by all seeds together.
 
     Raises:
         BadInput: if there is no room; then the files of earlier runs are as they were.
@@ -62,6 +65,7 @@ def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoi
     print("Results:", *written, sep="\n  ")
     lines_of_all, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
     print(terminal.most_fragile(lines_of_all, confidence=settings.confidence, pretty=pretty))
+    return overall
 
 
 def draw(of: Sequence[Paths], folder: Path) -> list[Path]:

@@ -60,8 +60,8 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
                 kept = f"the same command with seed {seed} goes on from there"
                 if workers is not None:
                     loaded = replace(loaded, device=workers.device)  # further nodes may have come
-                publishing.report(loaded, done, prefix, checkpoint)
-                publishing.track(loaded, loaded.estimates(done.counts), tracker)
+                estimates = publishing.report(loaded, done, prefix, checkpoint)
+                publishing.track(loaded, estimates, tracker)
             if done.complete:
                 checkpoint.discard()
     except BadInput as error:

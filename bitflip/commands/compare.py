@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
 from bitflip.files import replacing
-from bitflip.layers import printable
 
 if TYPE_CHECKING:
     from bitflip.comparison import Comparison, Difference
@@ -52,6 +51,8 @@ def _file(path: Path) -> Path:
 
 def text(found: Comparison) -> str:
     """The comparison for people."""
+    from bitflip.layers import printable
+
     lines = [
         f"{'Paired' if found.paired else 'Not paired'}: {found.why}.",
         *(f"Not compared: {sentence}." for sentence in found.unmatched),
