@@ -121,4 +121,4 @@ def portions(engine: Engine, target: Target, placement: Placement) -> Portions:
         outcomes.to_host()
         return outcomes
 
-    return Portions(attempt)
+    return Portions(attempt, engine.most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from bitflip.hyperparameters import Precision
 
 AMPERE = (8, 0)  # compute capability of the first GPUs that have TF32
+_LIMITS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -116,4 +118,10 @@ def describe(device: torch.device) -> str:
     """The device in words, for the results."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{device} ({platform.processor() or platform.machine()}, {kernels()})"
+
+
+def kernels() -> str:
+    """What chooses the CPU kernels, and with them the last bits of results: instruction set, limits to it, threads."""
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITS if os.environ.get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *limits, f"{torch.get_num_threads()} threads"])

@@ -42,22 +42,17 @@ def let_go() -> None:
 
 
 class Portions:
-    """Runs batches in portions of as many images as fit the memory, which changes no fault.
-
-    Kernels may round the last bits of values otherwise for a few rows than for many, as they may between two
-    batch sizes.
+    """Runs batches in portions of as many images as fit the memory, which changes no outcome.
 
     Args:
         run: runs images, (B, C, H, W), and labels, (B,), with flips; takes the index in the test set of the first image
             and what to call with the number of further faulty images whose outcome is known.
-
-    Attributes:
         most: images of one portion; None as long as whole batches fit.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, most: int | None = None) -> None:
         self._run = run
-        self.most: int | None = None
+        self.most = most
 
     def run(self, images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Progress) -> BatchOutcomes:
         """The outcomes of one batch, on the host.

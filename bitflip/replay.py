@@ -311,7 +311,7 @@ def identity(experiment: Experiment, listed: FaultList, images: Images) -> dict[
         "number of images": experiment.images,
         "images": images.digest(),
         "batch_size": settings.batch_size,
-        "device": experiment.placement.device.type,
+        "device": experiment.device,
         "precision": settings.precision,
         "engine": experiment.engine.name,
         "torch": torch.__version__,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from bitflip import execution, experiment, joining, listrun, memory, provenance, publishing, tracking
+from bitflip import devices, execution, experiment, joining, listrun, memory, provenance, publishing, tracking
 from bitflip.checkpoint import Checkpoint
 from bitflip.cluster import Cluster
 from bitflip.errors import BadInput, first_line, refuse
@@ -95,8 +95,9 @@ def _loaded(settings: Hyperparameters, target: Target, workers: Cluster | None) 
 
 def _shared(loaded: Experiment, workers: Cluster | None) -> dict[str, object]:
     """What else two runs must share, for one to go on with the other."""
+    kind = loaded.placement.device.type if workers is None else workers.kind
     return {
-        "device": loaded.placement.device.type if workers is None else workers.kind,
+        "device": f"{kind} ({devices.kernels()})" if kind == "cpu" else kind,
         "engine that can run it": loaded.engine.name,
         "model sha256": loaded.classifier.sha256,
         "images": loaded.images,

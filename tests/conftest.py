@@ -7,6 +7,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from bitflip import digits
+from bitflip import devices, digits
+from bitflip.engines import verdicts
+from bitflip.engines.verdicts import Verdicts
 from bitflip.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (*Hyperparameters.model_fields, "layer_nums")  # names of environment variables that a run looks at
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
+devices.pin_arithmetic("ieee")  # as every run does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +54,21 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*os.environ]:
         if name in SETTINGS or name.startswith("VESSL_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is found out about kernels is shared by the tests, and the processes that they start, and nobody else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def no_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known about any kernel, and nothing is kept: for tests that replace one."""
+    nothing = Verdicts(None)
+    monkeypatch.setattr(verdicts, "of", lambda device: nothing)
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def test_progress_counts_each_faulty_image_once(
     images, labels = random_images(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
     sampling = Sampling(target, (1, 2), 8, 1, None)
     found: list[int] = []
+    chosen, _ = build(engine, injector, images[:1])
     room_for(3, monkeypatch, ON_THE_HOST)
     failed_after = len(items)
     forward = nn.Linear.forward
@@ -157,7 +158,7 @@ def test_progress_counts_each_faulty_image_once(
 
     monkeypatch.setattr(nn.Linear, "forward", fails_late)
     done = campaign.run(
-        build(engine, injector, images[:1])[0],
+        chosen,
         target,
         [(images, labels), (images[:5], labels[:5])],
         lambda first, count: sampling.flips(items, first, count),

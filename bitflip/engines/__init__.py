@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from bitflip.engines import invariance, strides
 from bitflip.engines.graph import Program, Untraceable
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
@@ -15,11 +17,19 @@ from bitflip.faults import Flips
 from bitflip.injection import Injector
 from bitflip.outcomes import BatchOutcomes
 
+EVEN = 5  # images on which a model is tried
+
 
 class Engine(Protocol):
-    """Runs a batch of images clean and with each of the given flips, and reports to ``outcomes``."""
+    """Runs a batch of images clean and with each of the given flips, and reports to ``outcomes``.
+
+    Attributes:
+        name: of the engine.
+        most: images that may be run together; None for any number.
+    """
 
     name: str
+    most: int | None
 
     def neurons(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """For each layer's flips, run the batch with one flip per image; images are (B, C, H, W)."""
@@ -39,6 +49,10 @@ def build(
         images: any batch of the run's shape, type and device, (B, C, H, W).
         pool_bytes: memory for the faulty rows of the wave; None for a default that fits the device.
     """
+    drawn = torch.randn(EVEN, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+    if where := invariance.uneven(injector.original_model, strides.like(drawn.to(images), images)):
+        note = f"{where} rounds an image otherwise when others are run with it: images are run one at a time, by the "
+        return Reference(injector, most=1), note + "reference engine"
     if name == "wave":
         try:
             program = Program(injector.original_model, injector.modules, injector.layers, images)

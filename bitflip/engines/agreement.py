@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bitflip import bits
 from bitflip.faults import Flips, Target
 from bitflip.outcomes import BatchOutcomes
 
 if TYPE_CHECKING:
     from bitflip.engines import Engine
-
-# Where a kernel rounds differently for another batch size, logits may differ by so much of the largest clean logit.
-TOLERANCE = 1e-4
 
 
 class Recorder(BatchOutcomes):
@@ -54,21 +52,9 @@ def record(engine: Engine, target: Target, images: Tensor, flips: Sequence[Flips
 
 
 def differing(expected: Recorder, got: Recorder) -> Tensor:
-    """Which faults end otherwise, (slots, images) of bool.
-
-    Two runs agree on a fault if the top-1 is the same, or tied within the rounding of a kernel, NaNs are in the same
-    places, and the logits are close, measured by the largest logit of the image: a small one that is the difference of
-    large ones carries their rounding. Logits far larger than the clean ones multiply the rounding of what they were
-    made from, and are not held against each other.
-    """
-    clean, a, b = expected.clean_logits.double(), expected.logits().double(), got.logits().double()
-    scale = float(clean.abs().max())
-    rounding = TOLERANCE * max(1.0, torch.finfo(expected.clean_logits.dtype).eps / torch.finfo(torch.float32).eps)
-    tolerance = rounding * a.nan_to_num(0, 0, 0).abs().amax(dim=2).clamp(min=scale)  # (slots, images)
-    top2 = a.nan_to_num().topk(2, dim=2).values
-    near_tie = (top2[..., 0] - top2[..., 1]).abs() <= 2 * tolerance
-    top1 = (a.argmax(dim=2) != b.argmax(dim=2)) & ~near_tie
-    nan = (a.isnan() != b.isnan()).any(dim=2)
-    small = (a - clean).abs() <= 100 * scale
-    far = small & ~((a - b).abs() <= 10 * rounding * a.abs() + 100 * tolerance[..., None])
-    return top1 | nan | far.any(dim=2)
+    """Which faults end otherwise, (slots, images) of bool: in a bit of a logit that is no NaN, or in an effect."""
+    pairs = (expected.logits(), got.logits()), (expected.clean_logits, got.clean_logits)
+    faulty, clean = (
+        ((bits.as_integers(a) != bits.as_integers(b)) & ~(a.isnan() & b.isnan())).any(-1) for a, b in pairs
+    )
+    return faulty | clean | (expected.effects != got.effects)

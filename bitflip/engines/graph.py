@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
+from bitflip.engines import strides
+from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
 from bitflip.injection import storage
@@ -25,7 +27,6 @@ from bitflip.layers import Layer, is_leaf
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
 _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
-EVEN_ROWS = 16  # below 12 rows, matrix products on a CPU take other kernels, whose last bits differ
 _MASKING_FUNCTION = re.compile(r"relu|pool|clamp|hard|silu|gelu|sigmoid|tanh")
 
 
@@ -133,6 +134,8 @@ class Program:
         self.logits: fx.Node = logits
         last_use = {used: i for i, node in enumerate(nodes) for used in node.all_input_nodes}
         self._bytes: dict[fx.Node, int] = {}
+        self.mode = Invariant()
+        self._invariant = set(nodes)  # that have to be run in it; the rehearsal leaves out the others
         self._in_place: set[fx.Node] = set()
         layouts = self._rehearse(nodes, _deaths(nodes, last_use), images)
         # To make constants anew for a flipped parameter, what they are made from must still be there.
@@ -171,8 +174,14 @@ class Program:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.model)
         args, kwargs = map_arg(node.args, load), map_arg(node.kwargs, load)
+        if node not in self._invariant:  # it costs a little
+            return self._carry_out(node, args, kwargs)
+        with self.mode:
+            return self._carry_out(node, args, kwargs)
+
+    def _carry_out(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "call_module":
-            return _called(self.module(node), *args, **kwargs)
+            return self.module(node)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -241,10 +250,13 @@ class Program:
         with torch.no_grad():
             for i, node in enumerate(nodes[1:-1], start=1):
                 versions = {n: _version(v) for n, v in b.items()}
+                met = self.mode.met
                 try:
                     a[node], b[node] = self.run(node, a.__getitem__), self.run(node, b.__getitem__)
                 except Exception as error:  # the model's own code can raise anything
                     raise Untraceable(f"{node} fails on a batch of another size ({first_line(error)})") from error
+                if self.mode.met == met:
+                    self._invariant.discard(node)
                 layouts[node] = _layout(a[node], b[node], str(node))
                 self._bytes[node] = bytes_of(a[node]) // 2
                 changed = [other for other, before in versions.items() if _version(b[other]) != before]
@@ -256,20 +268,13 @@ class Program:
                     if other in b:
                         raise Untraceable(f"{node} changes {other} in place, which is still needed")
             # Tracing takes x += y for x = x + y, and one branch of every isinstance: see that it did no harm.
-            if not _close(self.model(three.clone()), b[self.logits]):
+            with self.mode:
+                whole = self.model(three.clone())
+            if not close(whole, b[self.logits]):
                 raise Untraceable("its traced form computes something else")
         if layouts[self.logits] != Rows(0, 1):
             raise Untraceable("its output is not one row per image")
         return layouts
-
-
-def _called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A module's output; that of a Linear has the same bits for a row, whatever the number of rows."""
-    if type(module) is nn.Linear and args and args[0].dim() == 2 and 0 < len(args[0]) < EVEN_ROWS:
-        rows: Tensor = args[0]
-        filler = rows[:1].expand(EVEN_ROWS - len(rows), -1)
-        return module(torch.cat([rows, filler]))[: len(rows)]
-    return module(*args, **kwargs)
 
 
 def _masks(node: fx.Node, module: nn.Module | None) -> bool:
@@ -295,11 +300,9 @@ def take(value: Any, layout: Layout, images: Tensor) -> Any:
     """The part of a batch's value that belongs to the given images, (R,), which may repeat."""
     if isinstance(layout, Rows):
         if layout.fold > 1:
-            unfolded = value.unflatten(layout.dim, (-1, layout.fold)).index_select(layout.dim, images)
-            return unfolded.flatten(layout.dim, layout.dim + 1)
-        if _channels_last(value) and layout.dim == 0:  # index_select would give it back in another memory format
-            return value.permute(0, 2, 3, 1).index_select(0, images).permute(0, 3, 1, 2)
-        return value.index_select(layout.dim, images)
+            folds = torch.arange(layout.fold, device=images.device)
+            images = (images[:, None] * layout.fold + folds).flatten()
+        return strides.pick(value, layout.dim, images)
     if isinstance(layout, Multiple):
         return layout.factor * len(images)
     if isinstance(layout, Constant):
@@ -319,7 +322,7 @@ def first(value: Any, layout: Layout, count: int) -> Any:
 def join(values: Sequence[Any], layout: Layout) -> Any:
     """The values of several groups of rows as the value of one group."""
     if isinstance(layout, Rows):
-        return torch.cat(list(values), dim=layout.dim)
+        return strides.join(values, layout.dim)
     if isinstance(layout, Constant | Multiple):
         return values[0]
     return _like(values[0], [join([value[i] for value in values], part) for i, part in enumerate(layout)])
@@ -328,13 +331,10 @@ def join(values: Sequence[Any], layout: Layout) -> Any:
 def by_image(value: Tensor, layout: Rows) -> Tensor:
     """A tensor of rows as one line per image, (R, ...) -> (R, elements), in any order of the elements."""
     assert layout.dim == 0
-    if _channels_last(value):
-        value = value.permute(0, 2, 3, 1)
+    dims = strides.order(value)
+    if dims[0] == 0:
+        value = value.permute(dims)
     return value.reshape(value.shape[0] // layout.fold, -1)
-
-
-def _channels_last(value: Tensor) -> bool:
-    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
 
 
 def bytes_of(value: Any) -> int:
@@ -380,7 +380,7 @@ def _tensor_layout(two: Tensor, three: Tensor, name: str) -> Layout:
         raise Untraceable(f"the shape of {name} depends on the batch")
     dims = [d for d, (m, n) in enumerate(zip(two.shape, three.shape, strict=True)) if m != n]
     if not dims:
-        if not _close(two, three):
+        if not close(two, three):
             raise Untraceable(f"{name} mixes the images of a batch")
         return Constant()
     dim = dims[0]
@@ -389,18 +389,6 @@ def _tensor_layout(two: Tensor, three: Tensor, name: str) -> Layout:
         raise Untraceable(f"the shape of {name} is no multiple of the batch size")
     layout = Rows(dim, fold)
     images = torch.tensor([1, 0], device=two.device)
-    if not _close(take(two, layout, images), take(three, layout, torch.arange(2, device=two.device))):
+    if not close(take(two, layout, images), take(three, layout, torch.arange(2, device=two.device))):
         raise Untraceable(f"{name} mixes the images of a batch")
     return layout
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for a kernel's rounding."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    tolerance = 1e-3 if torch.finfo(a.dtype).bits >= 32 else 5e-2
-    a, b = a.double(), b.double()
-    scale = max(1e-6, float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0)
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)

@@ -10,35 +10,48 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitflip.engines.invariance import Invariant
 from bitflip.faults import Flips
 from bitflip.injection import Injected, Injector
 from bitflip.outcomes import BatchOutcomes
 
 
 class Reference:
-    """Stock forward passes of the whole model under PyTorchFI's injector."""
+    """Stock forward passes of the whole model under PyTorchFI's injector.
+
+    Args:
+        injector: of the model.
+        most: images that may be run together; None for any number.
+    """
 
     name = "reference"
 
-    def __init__(self, injector: Injector) -> None:
+    def __init__(self, injector: Injector, most: int | None = None) -> None:
         self.injector = injector
+        self.most = most
+        self._mode = Invariant()
 
     def neurons(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
-        outcomes.clean(self.injector.original_model(images.clone()))  # some models change their input
+        outcomes.clean(self._logits(images))
         for slot, one in enumerate(flips):
             if len(one):
                 self._run(images, slot, self.injector.neurons(one), outcomes, one.rows)
 
     def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
-        outcomes.clean(self.injector.original_model(images.clone()))  # some models change their input
+        outcomes.clean(self._logits(images))
         for slot, one in enumerate(flips):
             self.weight(images, slot, one, outcomes)
 
     def weight(self, images: Tensor, slot: int, flips: Flips, outcomes: BatchOutcomes) -> None:
         """Run one weight flip."""
         self._run(images, slot, self.injector.weight(flips), outcomes)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self._mode:
+            logits: Tensor = self.injector.original_model(images.clone())  # some models change their input
+        return logits
 
     def _run(
         self,
@@ -49,7 +62,7 @@ class Reference:
         rows: NDArray[np.int64] | None = None,
     ) -> None:
         with injection as injected:
-            logits = self.injector.original_model(images.clone())
+            logits = self._logits(images)
         outcomes.struck(slot, injected.original, injected.error)
         image = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
         image = image.to(images.device)

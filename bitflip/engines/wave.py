@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from bitflip import bits, memory
+from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Entry, Program, Rows, Step, by_image, bytes_of, is_data, take
 from bitflip.engines.pool import Budget, Chunk, Packer
 from bitflip.engines.reference import Reference
@@ -65,7 +66,8 @@ class Wave:
         self.budget = budget
         self.windows = windows
         self.alive: Counter[int] = Counter()
-        self._exact: dict[tuple[fx.Node, int, int], bool] = {}
+        self.most: int | None = None
+        self._exact = Exactness(program)
         self._step_of = {step.layer: i for i, step in enumerate(program.steps) if step.layer is not None}
         self._reference = Reference(injector)
 
@@ -95,7 +97,7 @@ class Wave:
             one, entry, place = flips[slot], entries[slot], storage(tensors[slot])
             assert isinstance(entry, Entry)
             own = step.layer == (one.layer.path, one.layer.call) and one.parameter in ("weight", "bias")
-            cut = own and self.windows and self._channel_is_exact(step, clean)
+            cut = own and self.windows and self._exact.channel(step, clean[step.inputs[0]])
             with self.injector.weight(one) as injected:
                 if cut:
                     channel = one.coordinates(0, "weight")[0]
@@ -119,20 +121,10 @@ class Wave:
                 self._reference.weight(images, slot, one, outcomes)
 
     def _channel(self, step: Step, clean: Mapping[fx.Node, Any], channel: int) -> Tensor:
-        output = one_channel(self.program.module(step.node), clean[step.inputs[0]], channel)
+        with self.program.mode:
+            output = one_channel(self.program.module(step.node), clean[step.inputs[0]], channel)
         assert output is not None
         return output
-
-    def _channel_is_exact(self, step: Step, clean: Mapping[fx.Node, Any]) -> bool:
-        """Whether one channel of a layer's output can be made alone, and to the same bits."""
-        key = (step.node, 0, 0)
-        if key not in self._exact:
-            whole = clean[step.node]
-            alone = None
-            if step.layout == Rows(0, 1) and whole.dim() == 4 and whole.shape[2:].numel() > 1:
-                alone = one_channel(self.program.module(step.node), clean[step.inputs[0]], 0)
-            self._exact[key] = alone is not None and torch.equal(_bits(alone), _bits(whole[:, :1]))
-        return self._exact[key]
 
     def _sweep(self, images: Tensor, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork) -> None:
         """Run the slots that fork at the given places in the program."""
@@ -154,7 +146,7 @@ class _Sweep:
         outcomes: BatchOutcomes,
         forks: dict[int, list[int]],
         fork: Fork,
-        exact: dict[tuple[fx.Node, int, int], bool],
+        exact: Exactness,
         alive: Counter[int],
     ) -> None:
         self.program = program
@@ -280,7 +272,10 @@ class _Sweep:
         return chunk.values[node]
 
     def _keeps_windows(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> bool:
-        """Whether a step reads no whole map of the chunk, and makes none: only windows of windows, or nothing."""
+        """Whether a step reads no whole map of the chunk, and makes none: only windows of windows, or nothing.
+
+        And whether the windows get the bits that they would have in the whole map.
+        """
         inputs = [chunk.values[node] for node in step.inputs if node in chunk.values]
         if not inputs:
             return True
@@ -294,11 +289,12 @@ class _Sweep:
                 fits = fits and inner.lies_within(outer)
             return fits and all(clean[node].shape == clean[step.inputs[0]].shape for node in step.inputs)
         if step.kind is Kind.SPREAD:
-            if channel is not None:
-                return not isinstance(self.program.module(step.node), nn.Conv2d)
             found, whole = self._spreading(step, inputs[0], clean)
-            return math.prod(found) <= WIDEST * math.prod(whole)
-        return True
+            if channel is None and math.prod(found) > WIDEST * math.prod(whole):
+                return False
+            if channel is not None and isinstance(self.program.module(step.node), nn.Conv2d):
+                return False
+        return self.exact.window(step, inputs[0].size, channel, clean[step.inputs[0]])
 
     def _on_windows(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> Window:
         """The step's output as a window."""
@@ -334,19 +330,8 @@ class _Sweep:
             self.padded = step, padded(clean[node], spread)
         surroundings = self.padded[1]
         patch, found = spread.patches(chunk.values[node], surroundings, chunk.image, (output.shape[2], output.shape[3]))
-        found = found.having(unpadded(module, patch))
-        # Does the kernel round a window as it rounds the whole map? If not, a window counts as changed only where it
-        # differs from the clean window that the same kernel makes.
-        key = (step.node, *found.size)
-        exact = self.exact.get(key)
-        if exact is not True:
-            again = unpadded(module, spread.clean_patches(found, surroundings, chunk.image))
-            expected = found.crop(output, chunk.image)
-            if exact is None:
-                exact = self.exact[key] = torch.equal(_bits(again), _bits(expected))
-            if not exact:
-                found = found.having(torch.where(_bits(found.contents) == _bits(again), expected, found.contents))
-        return found
+        with self.program.mode:
+            return found.having(unpadded(module, patch))
 
     def _leave(self, step: Step, chunk: Chunk, clean: Any) -> list[Chunk]:
         """Let rows go that have become bit-identical to clean."""

@@ -17,6 +17,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor, fx, nn
 
+from bitflip.engines import strides
 from bitflip.injection import Struck
 
 WIDEST = 0.6  # share of the map beyond which a window is not worth its gathering
@@ -89,7 +90,7 @@ class Window:
 
     def pick(self, rows: Tensor) -> Window:
         """The windows of some rows, which may repeat."""
-        return replace(self, top=self.top[rows], left=self.left[rows], contents=_rows(self.contents, rows))
+        return replace(self, top=self.top[rows], left=self.left[rows], contents=strides.pick(self.contents, 0, rows))
 
     def crop(self, clean: Tensor, image: Tensor) -> Tensor:
         """What is in the windows of the clean value, (S, C, h, w)."""
@@ -112,7 +113,7 @@ def join(windows: list[Window]) -> Window:
         windows[0],
         top=torch.cat([w.top for w in windows]),
         left=torch.cat([w.left for w in windows]),
-        contents=torch.cat([w.contents for w in windows]),
+        contents=strides.join([w.contents for w in windows], 0),
     )
 
 
@@ -201,17 +202,11 @@ class Spread:
         patch = inside.paste(patch) if self.stride == (1, 1) else overlay(patch, inside)
         return patch, replace(window, top=corners[0], left=corners[1], contents=patch)
 
-    def clean_patches(self, window: Window, padded: Tensor, image: Tensor) -> Tensor:
-        """What the output's windows are computed from when nothing is faulty."""
-        top, left = window.top * self.stride[0], window.left * self.stride[1]
-        height, width = ((n - 1) * s + k for n, s, k in zip(window.size, self.stride, self.kernel, strict=True))
-        return crop(window.covered(padded), image, top, left, (height, width))
-
 
 def one_channel(module: nn.Module, value: Tensor, channel: int) -> Tensor | None:
     """One channel of a module's output, (B, C, H, W) -> (B, 1, H', W'); None if the module can't be cut so."""
     only = slice(channel, channel + 1)
-    if not _is_plain(module):
+    if not is_plain(module):
         return None
     if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
         bias = None if module.bias is None else module.bias[only]
@@ -234,7 +229,7 @@ def one_channel_normalised(module: nn.BatchNorm2d, value: Tensor, channel: int) 
 
 
 def unpadded(module: nn.Module, patch: Tensor) -> Tensor:
-    """Run a convolution or pooling without its padding."""
+    """Run a convolution or pooling without its padding; to be called in the mode of batch invariance."""
     if isinstance(module, nn.Conv2d):
         return nn.functional.conv2d(patch, module.weight, module.bias, module.stride, 0, 1, module.groups)
     if isinstance(module, nn.MaxPool2d):
@@ -294,7 +289,7 @@ def function_name(node: fx.Node) -> str:
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     """What an operation does to a window; ``module`` is the one that it calls, if it does."""
     if module is not None:
-        if not _is_plain(module):
+        if not is_plain(module):
             return Kind.OTHER
         if type(module) in _POINTWISE_MODULES:
             return Kind.POINTWISE
@@ -307,15 +302,10 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     return Kind.OTHER
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether the module does what its class does; a hook can do more."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _rows(value: Tensor, rows: Tensor) -> Tensor:
-    """Some rows of a channels-last (S, C, h, w), channels last again."""
-    return value.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
