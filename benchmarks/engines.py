@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a script, Python looks in benchmarks/ only
 
 from benchmarks import tables  # noqa: E402
-from benchmarks.task import ENGINES, FAMILIES, MODELS, TRAINED, Measured, Task  # noqa: E402
+from benchmarks.task import DEFAULT_ENGINES, ENGINES, FAMILIES, MODELS, TRAINED, Measured, Task  # noqa: E402
 
 Top1 = NDArray[np.int64]  # (1 + layers, images), the first line clean
 
@@ -71,7 +71,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", choices=("neuron", "weight"), default="neuron", help="default neuron")
     parser.add_argument("--images", type=positive, default=512, help="default 512")
     parser.add_argument("--batch-size", type=positive, default=256, help="default 256")
-    parser.add_argument("--engines", choices=ENGINES, nargs="+", default=ENGINES, help="default all")
+    text = "default pytorchfi, reference, wave; as_they_come is the wave on kernels that are not batch invariant"
+    parser.add_argument("--engines", choices=ENGINES, nargs="+", default=DEFAULT_ENGINES, help=text)
     parser.add_argument("--repeats", type=positive, default=3, help="measurements of each engine; default 3")
     for name, layers in (("pytorchfi", 4), ("reference", None)):
         text = f"measure {name} on so many layers, evenly spaced, and scale the time up; default {layers or 'all'}"

@@ -6,6 +6,7 @@ first line, then one line for each layer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from benchmarks import networks
 from benchmarks.obvious import PyTorchFI
 from benchmarks.task import Measured, Task
 from bitflip import campaign, devices, digits, experiment
+from bitflip.engines import graph
 from bitflip.experiment import Experiment
 from bitflip.hyperparameters import Hyperparameters
 from bitflip.layers import Layer
@@ -117,6 +119,8 @@ def pytorchfi(task: Task) -> Ready:
 
 def engine(task: Task) -> Ready:
     """One of the project's engines, prepared as an experiment prepares it."""
+    if task.engine == "as_they_come":
+        vars(graph)["Invariant"] = AsTheyCome
     trained = task.model in networks.TRAINABLE
     settings = Hyperparameters(
         dataset="digits",
@@ -145,7 +149,7 @@ def engine(task: Task) -> Ready:
         return torch.cat([torch.cat([one.clean_top1[None], one.top1]) for one in outcomes], dim=1)
 
     return Ready(
-        prepared.engine.name,
+        task.engine if task.engine == "as_they_come" else prepared.engine.name,
         prepared.placement.device,
         load_batches(task, prepared.together, prepared.placement.images),
         [layer.path + (f"#{layer.call}" if layer.call else "") for layer in layers],
@@ -153,6 +157,12 @@ def engine(task: Task) -> Ready:
         run,
         lambda: alive(prepared, layers, task.images),
     )
+
+
+class AsTheyCome(contextlib.nullcontext[None]):
+    """In place of batch invariance: kernels round a row as its company has it. Shows what batch invariance costs."""
+
+    met = 0
 
 
 def load_batches(task: Task, together: int, place: Callable[[Tensor], Tensor]) -> Batches:

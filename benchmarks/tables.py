@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-TITLES = {"pytorchfi": "PyTorchFI 0.6.0 as documented", "reference": "reference", "wave": "wave"}
+TITLES = {
+    "pytorchfi": "PyTorchFI 0.6.0 as documented",
+    "reference": "reference",
+    "wave": "wave",
+    "as_they_come": "wave on kernels as they come",
+}
 MAX_DEPTHS = 12
 
 
@@ -48,7 +53,7 @@ def engines(report: dict[str, Any]) -> str:
         if engine["together"] > report["batch_size"]:
             measured += f" ({engine['together']} at once)"
         note = measured if scaled == engine["seconds"] else f"{measured}, scaled up"
-        ratio = f"{min(scaled) / min(wave['scaled']):.1f}x" if wave else ""
+        ratio = f"{min(scaled) / min(wave['scaled']):.2f}x" if wave else ""
         rows.append(
             [
                 TITLES[name] if engine["ran"] == name else f"{TITLES[name]} (handed to {engine['ran']})",

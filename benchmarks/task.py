@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-Engine: TypeAlias = Literal["pytorchfi", "reference", "wave"]
+Engine: TypeAlias = Literal["pytorchfi", "reference", "wave", "as_they_come"]
 Target: TypeAlias = Literal["neuron", "weight"]
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+DEFAULT_ENGINES = ENGINES[:3]
 FAMILIES = {
     "vgg": ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     "resnet": ("resnet20", "resnet32", "resnet44"),

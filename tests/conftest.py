@@ -25,13 +25,18 @@ from bitflip.hyperparameters import Hyperparameters
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (*Hyperparameters.model_fields, "layer_nums")  # names of environment variables that a run looks at
 
-torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 devices.pin_arithmetic("ieee")  # as every run does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing")
+    parser.addoption("--threads", type=int, default=1, help="of torch in the tests; small tensors are faster with one")
     parser.addoption("--all-models", action="store_true", help="also try every classifier of torchvision (an hour)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the number of threads before any test module is imported."""
+    torch.set_num_threads(config.getoption("--threads"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

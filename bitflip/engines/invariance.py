@@ -58,7 +58,7 @@ class Invariant(TorchDispatchMode):
     """While open, what runs is batch invariant, as far as its operations are known here.
 
     Attributes:
-        met: how many operations went by that are looked after.
+        met: how many operations went by that may need it.
     """
 
     def __init__(self) -> None:
@@ -71,10 +71,8 @@ class Invariant(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if op in _ROWS:
-            self.met += 1
             return self._by_rows(op, args, kwargs)
         if _is_on_values(op):
-            self.met += 1
             return self._by_value(op, args, kwargs)
         return execute(op, args, kwargs)
 
@@ -87,6 +85,7 @@ class Invariant(TorchDispatchMode):
         places = _ROWS[op](call)
         if not places or not bits.is_flippable(call[places[0]].dtype) or not len(call[places[0]]):
             return execute(op, args, kwargs)
+        self.met += 1
         for i in places:
             call[i] = strides.rows_outermost(call[i], natural=op not in _OF_ANY_FORMAT)
         known = self._on(call[places[0]].device)
@@ -108,6 +107,7 @@ class Invariant(TorchDispatchMode):
             loops = _loops[key] = Loops(known, op, value, args[1:], kwargs)
         if not loops.differ:
             return execute(op, args, kwargs)
+        self.met += 1
         done = loops.carried_out(strides.flat(value))
         if op._schema.is_mutable and done.data_ptr() == value.data_ptr():
             return value
