@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT, FewDigits, Finished, RunScript
 from killing import Run
 
-from bitflip import campaign, datasets, digits, models, provenance
+from bitflip import campaign, datasets, devices, digits, models, provenance
 from bitflip.faults import Target
 from bitflip.outcomes import BatchOutcomes
 
@@ -224,6 +224,18 @@ def test_another_version_is_refused(interrupted: Interrupted, monkeypatch: pytes
     done = interrupted.go_on()
     assert done.code == 2
     assert f"(torch version {VERSIONS['torch']} there, 9.0 here)" in done.err
+
+
+@MAIN_ONLY
+def test_other_kernels_are_refused(interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another instruction set, or number of threads, adds up in another order."""
+    before = devices.kernels()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    after = devices.kernels()
+    assert "ONEDNN_MAX_CPU_ISA=SSE41" in after
+    done = interrupted.go_on()
+    assert done.code == 2
+    assert f"(device cpu ({before}) there, cpu ({after}) here)" in done.err
 
 
 @MAIN_ONLY
