@@ -359,7 +359,7 @@ def test_what_other_processes_found_is_kept(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"product": {"1": False, "2": True}}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"product": 3}', "\udcff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"product": 3}', '{"product": {"1": "x"}}', "\udcff"])
 def test_damaged_verdicts_are_found_again(content: str, tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))

@@ -83,7 +83,15 @@ def _read(path: Path | None) -> dict[str, dict[str, Any]]:
         found = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    subjects = {subject: answers for subject, answers in found.items() if isinstance(answers, dict)}
+    return {subject: {k: v for k, v in one.items() if _is_answer(v)} for subject, one in subjects.items()}
+
+
+def _is_answer(value: Any) -> bool:
+    """Whether it is a yes, a no, or a number of rows."""
+    return isinstance(value, bool) or (isinstance(value, int) and value > 0)
 
 
 def folder() -> Path | None:
