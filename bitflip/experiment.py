@@ -184,4 +184,6 @@ def _check_rerun(path: Path | None, target: Target) -> list[str]:
     if then in (None, target):
         return []
     scripts = {"neuron": "main.py or neuron.py", "weight": "weight.py"}
-    return [f"rerun (--rerun): {path} is of a run with {then} faults; give it to {scripts.get(str(then), then)}"]
+    if then not in ("neuron", "weight"):
+        return [f"rerun (--rerun): expected a run with neuron or weight faults, but {path} says {then!r}"]
+    return [f"rerun (--rerun): {path} is of a run with {then} faults; give it to {scripts[then]}"]
