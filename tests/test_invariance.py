@@ -59,6 +59,10 @@ def linear(inputs: int, outputs: int, *, bias: bool = True) -> Callable[[Tensor]
     return lambda x: F.linear(x, weight.to(x.dtype), None if offset is None else offset.to(x.dtype))
 
 
+def attend_under(mask: Callable[[int], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.scaled_dot_product_attention(x, x, x, mask(len(x)).to(x.dtype))
+
+
 OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "linear 512 to 128": (linear(512, 128), (512,)),
     "linear 128 to 10": (linear(128, 10), (128,)),
@@ -79,6 +83,16 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "batched product of heads": (lambda x: x @ x.transpose(-1, -2), (3, 17, 32)),
     "einsum": (lambda x: torch.einsum("bij,bkj->bik", x, x), (17, 32)),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), (2, 17, 8)),
+    "attention with a mask for all": (attend_under(lambda n: weights(1, 1, 17, 17).expand(1, 2, 17, 17)), (2, 17, 8)),
+    "attention with a mask for each": (attend_under(lambda n: weights(1, 1, 17, 17).expand(n, 2, 17, 17)), (2, 17, 8)),
+    "batched product and sum": (
+        lambda x: torch.baddbmm(weights(17, 1).to(x.dtype).expand(len(x), 17, 17), x, x.mT),
+        (17, 32),
+    ),
+    "product and sum": (
+        lambda x: torch.addmm(weights(1, 9).to(x.dtype).expand(len(x), 9), x, weights(32, 9).to(x.dtype)),
+        (32,),
+    ),
     "layer norm": (lambda x: F.layer_norm(x, (32,)), (17, 32)),
     "group norm": (lambda x: F.group_norm(x, 4), (16, 5, 5)),
     "softmax": (lambda x: F.softmax(x, -1), (17, 10)),

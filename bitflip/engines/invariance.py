@@ -79,17 +79,19 @@ class Invariant(TorchDispatchMode):
     def _by_rows(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if op is aten.bmm.default and args[1].stride(0) == 0 < len(args[1]):
             # The same weight for all: a linear layer on an input with gaps. Its rows may be images, too.
-            rows = self._by_rows(aten.mm.default, (args[0].flatten(0, 1), args[1][0]), {})
-            return rows.unflatten(0, args[0].shape[:2])
+            done = self._by_rows(aten.mm.default, (args[0].flatten(0, 1), args[1][0]), {})
+            return done.unflatten(0, args[0].shape[:2])
         call = [*args, *kwargs.values()]
         places = _ROWS[op](call)
         if not places or not bits.is_flippable(call[places[0]].dtype) or not len(call[places[0]]):
             return execute(op, args, kwargs)
         self.met += 1
-        for i in places:
-            call[i] = strides.rows_outermost(call[i], natural=op not in _OF_ANY_FORMAT)
+        rows = max(len(call[i]) for i in places)
+        for i in places:  # what is one row for all is a row for each: a batch of one can't be told apart
+            every = call[i] if len(call[i]) == rows else call[i].expand(rows, *call[i].shape[1:])
+            call[i] = strides.rows_outermost(every, natural=op not in _OF_ANY_FORMAT)
         known = self._on(call[places[0]].device)
-        key = (known, op, places, *(_described(value, i in places) for i, value in enumerate(call)))
+        key = (known, op, places, tuple(kwargs), *(_described(value, i in places) for i, value in enumerate(call)))
         form = _forms.get(key)
         if form is None:
             form = _forms[key] = Form(known, op, call, tuple(kwargs), places)
@@ -128,21 +130,20 @@ def _first(call: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _second(call: Sequence[Any]) -> tuple[int, ...]:
-    return (1,)
+    return (0, 1) if call[0].dim() == 2 else (1,)
 
 
 def _both(call: Sequence[Any]) -> tuple[int, ...]:
     return (0, 1)
 
 
-def _added(call: Sequence[Any]) -> tuple[int, ...]:
-    return (0, 1, 2) if call[0].dim() == 3 and len(call[0]) == len(call[1]) else (1, 2)
+def _all(call: Sequence[Any]) -> tuple[int, ...]:
+    return (0, 1, 2)
 
 
 def _attention(call: Sequence[Any]) -> tuple[int, ...]:
-    rows = len(call[0])
-    masks = (i for i, value in enumerate(call[3:], 3) if isinstance(value, Tensor) and value.dim() == 4)
-    return 0, 1, 2, *(i for i in masks if 1 < len(call[i]) == rows)
+    masks = (i for i, value in enumerate(call[3:], 3) if _is(value) and value.dim() == 4)
+    return (0, 1, 2, *masks)
 
 
 def _along(call: Sequence[Any]) -> tuple[int, ...]:
@@ -160,7 +161,7 @@ _ROWS: dict[OpOverload, Callable[[Sequence[Any]], tuple[int, ...]]] = {
     aten.mm.default: _first,
     aten.addmm.default: _second,
     aten.bmm.default: _both,
-    aten.baddbmm.default: _added,
+    aten.baddbmm.default: _all,
     aten.convolution.default: _first,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     aten._scaled_dot_product_flash_attention.default: _attention,
@@ -341,10 +342,11 @@ class _Like:
         shape, steps = tuple(self.shape), tuple(self.strides)
         if self.rows:
             shape, steps = (rows, *shape), (math.prod(shape), *steps)
-        span = 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) if math.prod(shape) else 0
+        own = [1 if step == 0 else n for n, step in zip(shape, steps, strict=True)]  # what is expanded is there once
+        span = 1 + sum((n - 1) * step for n, step in zip(own, steps, strict=True)) if math.prod(own) else 0
         memory = torch.empty(self.offset + span, dtype=self.dtype, device=self.device)
-        made = memory.as_strided(shape, steps, self.offset)
-        return made.copy_(values)
+        made = memory.as_strided(own, steps, self.offset)
+        return made.copy_(values.expand(shape)[tuple(slice(n) for n in own)]).expand(shape)
 
 
 def _cancelling(op: OpOverload, like: list[Any], generator: torch.Generator) -> list[Any]:
