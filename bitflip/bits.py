@@ -37,6 +37,11 @@ def as_integers(values: Tensor) -> Tensor:
     return values.view(_INTEGER[values.dtype])
 
 
+def exact(values: Tensor) -> Tensor:
+    """What tells values apart bit by bit: -0 differs from 0, and a NaN equals itself. Other types are as they are."""
+    return as_integers(values) if is_flippable(values.dtype) else values
+
+
 def flip(values: Tensor, bits: Tensor) -> Tensor:
     """Flip one bit of each value.
 

@@ -50,17 +50,11 @@ class Exactness:
             channel: the one that they cover, or None for all.
             clean: its input, (B, C, H, W), of which only the form counts.
         """
-        kind = step.kind
-        if kind is Kind.SPREAD:
-            return self._known(
-                step, ("window", size, channel is None), clean, lambda: self._spread(step, size, channel, clean)
-            )
         module = self._program.module(step.node) if step.node.op == "call_module" else None
         if channel is not None and isinstance(module, nn.BatchNorm2d):
             return self._known(step, ("channel",), clean, lambda: self._channels(module, clean))
-        return self._known(
-            step, ("window", size, channel is None), clean, lambda: self._pointwise(step, size, channel, clean)
-        )
+        tried = self._spread if step.kind is Kind.SPREAD else self._pointwise
+        return self._known(step, ("window", size, channel is None), clean, lambda: tried(step, size, channel, clean))
 
     def channel(self, step: Step, clean: Tensor) -> bool:
         """Whether single channels of a layer's output, from its whole input, are exact.
@@ -133,4 +127,4 @@ class Exactness:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(bits.as_integers(a), bits.as_integers(b))
+    return torch.equal(bits.exact(a), bits.exact(b))

@@ -353,9 +353,7 @@ def _cancelling(op: OpOverload, like: list[Any], generator: torch.Generator) -> 
     """Inputs whose sums are 0 but for rounding: every product has its opposite at a random place."""
     values = [one.random(generator) if isinstance(one, _Like) else one for one in like]
     if op is not aten.convolution.default:
-        last = (
-            1 if op in (aten.mm.default, aten.bmm.default) else 2
-        )  # the second factor; before a product, what is added
+        last = 1 if op in (aten.mm.default, aten.bmm.default) else 2  # the second factor; the others add something
         sign = _signs(like[last].shape[-2], generator)
         values[last - 1] = (FACTOR * sign).expand(like[last - 1].shape)
         values[last] = _opposites(sign, like[last], generator)
@@ -416,9 +414,7 @@ def _alike(leaves: Sequence[Tensor]) -> bool:
 
 def _equal(rows: Tensor, one: Tensor) -> bool:
     """Whether all rows, (R, ...), have the bits of one, (1, ...)."""
-    if not bits.is_flippable(rows.dtype):
-        return torch.equal(rows, one.expand_as(rows))
-    return torch.equal(bits.as_integers(rows), bits.as_integers(one).expand_as(rows))
+    return torch.equal(bits.exact(rows), bits.exact(one).expand_as(rows))
 
 
 def _filled(rows: Tensor, size: int) -> Tensor:
@@ -578,13 +574,9 @@ def uneven(model: nn.Module, images: Tensor) -> str | None:
             expected = whole[fold * start : fold * stop]
             if not close(some, expected):
                 return None
-            if not torch.equal(_as_integers(some), _as_integers(expected)):
+            if not torch.equal(bits.exact(some), bits.exact(expected)):
                 return path or type(model).__name__
     return None
-
-
-def _as_integers(value: Tensor) -> Tensor:
-    return bits.as_integers(value) if bits.is_flippable(value.dtype) else value
 
 
 def _watched(model: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:

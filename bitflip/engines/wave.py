@@ -343,9 +343,9 @@ class _Sweep:
         value = chunk.values[step.node]
         assert isinstance(step.layout, Rows)
         if isinstance(value, Window):
-            differs = _bits(value.contents) != _bits(value.crop(clean, chunk.image))
+            differs = bits.exact(value.contents) != bits.exact(value.crop(clean, chunk.image))
         else:
-            differs = _bits(value) != _bits(take(clean, step.layout, chunk.image))
+            differs = bits.exact(value) != bits.exact(take(clean, step.layout, chunk.image))
         rows = by_image(differs, step.layout)[: len(chunk)].any(dim=1).nonzero().squeeze(1)
         gone = len(chunk) - len(rows)
         if gone * FEW < len(chunk):  # rows that have come so far rarely become identical later: look less often
@@ -361,11 +361,6 @@ class _Sweep:
     def _gone(self, chunk: Chunk) -> list[Chunk]:
         self.outcomes.masked(len(chunk))
         return []
-
-
-def _bits(value: Tensor) -> Tensor:
-    """The values as integers, so that -0 differs from 0 and a NaN equals itself."""
-    return bits.as_integers(value) if bits.is_flippable(value.dtype) else value
 
 
 def _kept(leaf: Any, place: int) -> Any:
