@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bitflip import bits, digits, engines, faults
 from bitflip.campaign import portions
 from bitflip.devices import Placement
-from bitflip.engines import invariance, verdicts
+from bitflip.engines import invariance, kernels, verdicts
 from bitflip.engines.agreement import differing, record
 from bitflip.engines.invariance import Invariant, uneven
 from bitflip.engines.pool import Budget
@@ -163,7 +163,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, no_verdicts: None) -> Callable[..., 
     """Let rows of an operation be rounded otherwise, those of which a function of their number says so."""
 
     def replace(rounds: Callable[[int], Tensor], *replaced: Any) -> None:
-        real = invariance.execute
+        real = kernels.execute
 
         def execute(op: Any, args: Any, kwargs: Any) -> Any:
             done = real(op, args, kwargs)
@@ -173,7 +173,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, no_verdicts: None) -> Callable[..., 
             odd = rounds(len(out)).reshape(-1, *[1] * (out.dim() - 1))
             return torch.where(odd, out * (1 + 4 * torch.finfo(out.dtype).eps), out)
 
-        monkeypatch.setattr(invariance, "execute", execute)
+        monkeypatch.setattr(kernels, "execute", execute)
 
     return replace
 
@@ -344,7 +344,7 @@ def test_batch_size_changes_no_byte(
         flags += ["--layer-num=0,1,6,17,18,23", "--fault-table", f"--output-path={folder}"]
         done = run_script("main.py", *flags)
         assert done.code == 0, done.err
-        written.append({path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv",)})
+        written.append({path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".csv"})
         facts = json.loads((folder / "digits_vgg_digits_3.json").read_text())
         assert facts["device"].endswith(f"{threads} threads)")
         assert torch.backends.cpu.get_cpu_capability() in facts["device"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from bitflip.engines import invariance, strides
@@ -49,8 +48,7 @@ def build(
         images: any batch of the run's shape, type and device, (B, C, H, W).
         pool_bytes: memory for the faulty rows of the wave; None for a default that fits the device.
     """
-    drawn = torch.randn(EVEN, *images.shape[1:], generator=torch.Generator().manual_seed(0))
-    if where := invariance.uneven(injector.original_model, strides.like(drawn.to(images), images)):
+    if where := invariance.uneven(injector.original_model, strides.random(EVEN, images)):
         note = f"{where} rounds an image otherwise when others are run with it: images are run one at a time, by the "
         return Reference(injector, most=1), note + "reference engine"
     if name == "wave":

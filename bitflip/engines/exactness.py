@@ -76,10 +76,6 @@ class Exactness:
             self._found[key] = verdicts.of(clean.device).holds(form, str(question), how)
         return self._found[key]
 
-    def _images(self, clean: Tensor, count: int) -> Tensor:
-        drawn = torch.randn(count, *clean.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        return strides.like(drawn.to(clean.device, clean.dtype), clean)
-
     def _windows(self, images: Tensor, size: tuple[int, int], channel: int | None) -> tuple[Window, Tensor]:
         """Clean windows at the edges, in the corners and in the middle of all images, and their images."""
         height, width = images.shape[2] - size[0], images.shape[3] - size[1]
@@ -93,7 +89,7 @@ class Exactness:
         module = self._program.module(step.node)
         spread = Spread.of(module)
         assert spread is not None
-        images = self._images(clean, 2)
+        images = strides.random(2, clean)
         with self._program.mode:
             whole = module(images)
         window, image = self._windows(images, size, channel)
@@ -103,14 +99,14 @@ class Exactness:
         return _same(found.contents, found.crop(whole, image))
 
     def _pointwise(self, step: Step, size: tuple[int, int], channel: int | None, clean: Tensor) -> bool:
-        images = self._images(clean, 2)
+        images = strides.random(2, clean)
         whole = self._program.run(step.node, lambda _: images.clone())
         window, image = self._windows(images, size, channel)
         alone = self._program.run(step.node, lambda _: window.contents.clone())
         return _same(alone, window.crop(whole, image))
 
     def _channels(self, module: nn.Module, clean: Tensor) -> bool:
-        images = self._images(clean, max(2, VALUES // max(1, clean[0, 0].numel())))
+        images = strides.random(max(2, VALUES // max(1, clean[0, 0].numel())), clean)
         with self._program.mode:
             whole = module(images)
             if whole.dim() != 4 or whole.shape[2:].numel() == 1:

@@ -78,3 +78,10 @@ def like(value: Tensor, other: Tensor) -> Tensor:
     """The values with the dimensions in the same order in memory as those of another tensor."""
     dims = order(other)
     return value.permute(dims).contiguous().permute(inverse(dims))
+
+
+def random(count: int, form: Tensor) -> Tensor:
+    """So many rows of normal values, always the same ones, in the form of those of another tensor."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(count, *form.shape[1:], generator=generator, dtype=torch.float64)
+    return like(drawn.to(form.device, form.dtype), form)

@@ -121,7 +121,7 @@ def _kept(device: str, threads: int, chosen: tuple[object, ...]) -> Verdicts:
     where = torch.device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
     parts = [_FORM, where.type, name, threads, chosen, torch.__version__, torch.__config__.show()]
-    parts += [torch.backends.cpu.get_cpu_capability(), sorted(selecting().items())]
+    parts += [torch.backends.cpu.get_cpu_capability(), sorted(_selecting().items())]
     fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     where_kept = folder()
     verdicts = Verdicts(None if where_kept is None else where_kept / f"{fingerprint}.json")
@@ -129,7 +129,7 @@ def _kept(device: str, threads: int, chosen: tuple[object, ...]) -> Verdicts:
     return verdicts
 
 
-def selecting() -> dict[str, str]:
+def _selecting() -> dict[str, str]:
     """The environment variables that are set and make libraries choose other kernels."""
     return {name: value for name, value in os.environ.items() if name.startswith(_CHOOSES) and value}
 
