@@ -7,7 +7,7 @@ seed=7 layer_type=Conv2d,Linear python main.py          # hyperparameters from t
 
 import sys
 
-from bitflip.entry import main
+from bitflip.commands.entry import main
 
 if __name__ == "__main__":
     sys.exit(main(target="neuron", prefix=""))

@@ -6,7 +6,7 @@ python neuron.py --layer-type ReLU --bit-flip-pos 1     # the top exponent bit, 
 
 import sys
 
-from bitflip.entry import main
+from bitflip.commands.entry import main
 
 if __name__ == "__main__":
     sys.exit(main(target="neuron", prefix="neuron_"))

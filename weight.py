@@ -6,7 +6,7 @@ python weight.py --layer-type Conv2d --batch-size 64    # one flip for every 64 
 
 import sys
 
-from bitflip.entry import main
+from bitflip.commands.entry import main
 
 if __name__ == "__main__":
     sys.exit(main(target="weight", prefix="weight_"))

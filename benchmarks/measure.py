@@ -28,11 +28,13 @@ from torch.profiler import ProfilerActivity
 from benchmarks import networks
 from benchmarks.obvious import PyTorchFI
 from benchmarks.task import Measured, Task
-from bitflip import campaign, devices, digits, experiment
+from bitflip.campaign import campaign, experiment
+from bitflip.campaign.experiment import Experiment
+from bitflip.data import digits
 from bitflip.engines import graph
-from bitflip.experiment import Experiment
-from bitflip.hyperparameters import Hyperparameters
-from bitflip.layers import Layer
+from bitflip.network import devices
+from bitflip.network.layers import Layer
+from bitflip.settings.hyperparameters import Hyperparameters
 
 WARM_UP_IMAGES = 8
 MIB = 1 << 20

@@ -198,7 +198,7 @@ def weights(name: str, device: torch.device) -> Path:
     """The file with the state dict of a trained network; see :func:`trained`."""
     path = CACHE / f"{name}.pt"
     if not path.exists():
-        from bitflip.train_digits import save  # here, so that main.py can load this file alone
+        from bitflip.data.train_digits import save  # here, so that main.py can load this file alone
 
         start = time.perf_counter()
         model, accuracy = _train(name, device)
@@ -213,7 +213,7 @@ def weights(name: str, device: torch.device) -> Path:
 
 def _train(name: str, device: torch.device, seed: int = 0) -> tuple[nn.Module, float]:
     """The trained network in eval mode, and its accuracy on the test part."""
-    from bitflip import digits, train_digits
+    from bitflip.data import digits, train_digits
 
     images, labels = (tensor.to(device) for tensor in digits.load("train").tensors)
     images = images.contiguous(memory_format=torch.channels_last)  # faster on a CPU

@@ -70,14 +70,14 @@ def sizes() -> None:
     import torchvision
     from PIL import Image
 
-    from bitflip import datasets
-    from bitflip.campaign import Sampling
-    from bitflip.counts import Counts
-    from bitflip.hyperparameters import Hyperparameters
-    from bitflip.injection import Injector, WithInput
-    from bitflip.layers import Numbered
-    from bitflip.outcomes import BatchOutcomes
-    from bitflip.shards import Parcel
+    from bitflip.campaign.campaign import Sampling
+    from bitflip.cluster.shards import Parcel
+    from bitflip.data import datasets
+    from bitflip.engines.injection import Injector, WithInput
+    from bitflip.network.layers import Numbered
+    from bitflip.outcomes.batch import BatchOutcomes
+    from bitflip.outcomes.counts import Counts
+    from bitflip.settings.hyperparameters import Hyperparameters
 
     torch.set_num_threads(1)
     model, batch = torchvision.models.resnet50().eval(), 256

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from bitflip import devices, digits
+from bitflip.data import digits
 from bitflip.engines import verdicts
 from bitflip.engines.verdicts import Verdicts
-from bitflip.hyperparameters import Hyperparameters
+from bitflip.network import devices
+from bitflip.settings.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (*Hyperparameters.model_fields, "layer_nums")  # names of environment variables that a run looks at

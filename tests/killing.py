@@ -23,8 +23,10 @@ import torch
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from bitflip import digits, execution, runner
-from bitflip.faults import Target
+from bitflip.campaign import execution
+from bitflip.commands import runner
+from bitflip.data import digits
+from bitflip.faults.flips import Target
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
 PREFIX: dict[Target, str] = {"neuron": "", "weight": "weight_"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitflip import intervals
+from bitflip.statistics import intervals
 
 TYPES = ("Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Linear")
 COUNTS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")

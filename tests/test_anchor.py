@@ -12,10 +12,12 @@ import torch
 from conftest import ROOT, RunScript
 from torch import Tensor
 
-from bitflip import datasets, hyperparameters, models
 from bitflip.__main__ import main
-from bitflip.faults import Flips
-from bitflip.injection import Injector
+from bitflip.data import datasets
+from bitflip.engines.injection import Injector
+from bitflip.faults.flips import Flips
+from bitflip.network import models
+from bitflip.settings import hyperparameters
 
 ANCHOR = ROOT.parent / "shared" / "anchors" / "cifar10-resnet20"
 ARGUMENTS = (

@@ -13,7 +13,9 @@ import torch
 from conftest import Finished, RunScript
 from torch import nn
 
-from bitflip import campaign, datasets, devices, digits, models
+from bitflip.campaign import campaign
+from bitflip.data import datasets, digits
+from bitflip.network import devices, models
 
 MODULE = """
 from torch import nn

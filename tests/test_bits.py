@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitflip import bits
+from bitflip.network import bits
 
 INTEGER = {
     torch.float64: torch.int64,

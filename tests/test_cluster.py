@@ -23,12 +23,12 @@ import torch
 from conftest import ROOT, RunScript
 from PIL import Image
 
-from bitflip import joining, shards
-from bitflip.faults import Flips
-from bitflip.hyperparameters import Hyperparameters
-from bitflip.layers import Layer
-from bitflip.outcomes import BatchOutcomes
-from bitflip.shards import Facts, Parcel, Refusal, Worker
+from bitflip.cluster import joining, shards
+from bitflip.cluster.shards import Facts, Parcel, Refusal, Worker
+from bitflip.faults.flips import Flips
+from bitflip.network.layers import Layer
+from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.settings.hyperparameters import Hyperparameters
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs Ray, which is not made for every Python"

@@ -12,9 +12,9 @@ import pytest
 from conftest import FewDigits, RunScript
 
 from bitflip import __main__ as program
-from bitflip import comparison, intervals
-from bitflip.comparison import Comparison
-from bitflip.report import reading
+from bitflip.report import comparison, reading
+from bitflip.report.comparison import Comparison
+from bitflip.statistics import intervals
 
 SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
 

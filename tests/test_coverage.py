@@ -11,8 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from bitflip import __main__ as command_line
-from bitflip import coverage, models
+from bitflip.engines import coverage
 from bitflip.errors import BadInput
+from bitflip.network import models
 
 TABLE = Path(__file__).parents[1] / "docs" / "coverage.md"
 QUICK = ("googlenet", "mnasnet0_5", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets as tv
 
-from bitflip import datasets, digits, hyperparameters
+from bitflip.data import datasets, digits
 from bitflip.errors import BadInput
-from bitflip.hyperparameters import Hyperparameters
+from bitflip.settings import hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters
 
 MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.507, 0.4865, 0.4409), "imagenet": (0.485, 0.456, 0.406)}
 STD = {"cifar10": (0.2023, 0.1994, 0.201), "cifar100": (0.2673, 0.2564, 0.2761), "imagenet": (0.229, 0.224, 0.225)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitflip import digits, train_digits
+from bitflip.data import digits, train_digits
 
 # How many of the 600 test images the shipped weights get right; one more or less is another machine's rounding.
 CORRECT = 598
@@ -115,7 +115,7 @@ def test_empty_images_are_refused(img_size: int, channels: int) -> None:
 
 
 def test_importing_the_module_leaves_scikit_learn_unloaded() -> None:
-    code = "import sys, bitflip.digits; sys.exit('sklearn' in sys.modules)"
+    code = "import sys, bitflip.data.digits; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=digits.WEIGHTS.parents[1]).returncode == 0
 
 

@@ -15,19 +15,22 @@ import torchvision
 from conftest import FewDigits
 from torch import Tensor, nn
 
-from bitflip import digits, engines, faults, runner
-from bitflip.devices import Placement
+from bitflip import engines
+from bitflip.commands import runner
+from bitflip.data import digits
 from bitflip.engines import exactness, windows
 from bitflip.engines import wave as wave_module
 from bitflip.engines.agreement import Recorder, differing, record
 from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
-from bitflip.faults import Flips, Target
-from bitflip.injection import Injector, WithInput
-from bitflip.layers import Numbered, targets
+from bitflip.faults import flips as faults
+from bitflip.faults.flips import Flips, Target
+from bitflip.network.devices import Placement
+from bitflip.network.layers import Numbered, targets
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32)
 

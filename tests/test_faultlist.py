@@ -24,19 +24,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bitflip import faultlist, faultresults, publishing, replay, results, tracking
-from bitflip.devices import Placement
+from bitflip.campaign import publishing, replay
+from bitflip.campaign.replay import Found, Outcome
 from bitflip.engines import Engine
 from bitflip.engines.graph import Program
+from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
-from bitflip.faultlist import Fault
-from bitflip.injection import Injector, WithInput
-from bitflip.layers import Layer
-from bitflip.outcomes import BatchOutcomes
-from bitflip.replay import Found, Outcome
+from bitflip.faults import faultlist
+from bitflip.faults.faultlist import Fault
+from bitflip.network.devices import Placement
+from bitflip.network.layers import Layer
+from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.results import faultresults, tracking
+from bitflip.results import tables as results
 
 HEADER = "target,layer,call,index,bit,image"
 PUBLISHED = "Injection,Layer,TensorIndex,Bit,n_injections,masked,non_critical,critical"

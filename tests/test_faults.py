@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitflip import faults
-from bitflip.faults import Flips
-from bitflip.layers import Layer, Parameter
+from bitflip.faults import flips as faults
+from bitflip.faults.flips import Flips
+from bitflip.network.layers import Layer, Parameter
 
 LAYER = Layer(
     position=3,

@@ -22,12 +22,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from killing import Run
 
-from bitflip import execution, experiment, hyperparameters, publishing
-from bitflip.checkpoint import Checkpoint
+from bitflip.campaign import execution, experiment, publishing
+from bitflip.campaign.checkpoint import Checkpoint
+from bitflip.campaign.experiment import Experiment
 from bitflip.errors import BadInput
-from bitflip.experiment import Experiment
-from bitflip.faults import Target
-from bitflip.tracking import Tracker
+from bitflip.faults.flips import Target
+from bitflip.results.tracking import Tracker
+from bitflip.settings import hyperparameters
 
 TARGETS = pytest.mark.parametrize("target", ["neuron", "weight"])
 ARGUMENTS = ("--engine=reference", "--layer-num=8,19", "--batch-size=4", "--detailed-log", "--fault-table")
@@ -264,7 +265,7 @@ def test_a_name_forges_no_line(script: str, run_script: RunScript, few_digits: F
     model = """
 import torch
 from torch import nn
-from bitflip import digits
+from bitflip.data import digits
 
 def build():
     torch.manual_seed(0)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from conftest import ROOT, RunScript
 
-from bitflip import hyperparameters
 from bitflip.errors import BadInput
-from bitflip.hyperparameters import Hyperparameters
+from bitflip.settings import hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters
 
 GOLDEN_HELP = Path(__file__).with_name("golden") / "help.txt"
 

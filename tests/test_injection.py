@@ -15,11 +15,13 @@ from pytorchfi.core import fault_injection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitflip import bits, digits, faults
+from bitflip.data import digits
+from bitflip.engines.injection import Injector, WithInput
 from bitflip.errors import BadInput
-from bitflip.faults import Flips, Target
-from bitflip.injection import Injector, WithInput
-from bitflip.layers import Layer
+from bitflip.faults import flips as faults
+from bitflip.faults.flips import Flips, Target
+from bitflip.network import bits
+from bitflip.network.layers import Layer
 
 SHAPE = (3, 8, 8)
 TINY_LAYERS = [

@@ -24,8 +24,8 @@ from benchmarks.intervals import (
     of_sums,
     stopped_neurons,
 )
-from bitflip import intervals
-from bitflip.intervals import (
+from bitflip.statistics import intervals
+from bitflip.statistics.intervals import (
     Estimate,
     Interval,
     Sums,
@@ -37,7 +37,7 @@ from bitflip.intervals import (
     unpaired,
     wilson,
 )
-from bitflip.sampling import allocation, enough, sample_size
+from bitflip.statistics.sampling import allocation, enough, sample_size
 
 Array = NDArray[Any]
 RUNS = 4000

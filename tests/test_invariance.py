@@ -13,19 +13,22 @@ from conftest import FewDigits, RunScript, TinyNet, random_images, scatter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitflip import bits, digits, engines, faults
-from bitflip.campaign import portions
-from bitflip.devices import Placement
+from bitflip import engines
+from bitflip.campaign.campaign import portions
+from bitflip.data import digits
 from bitflip.engines import invariance, kernels, verdicts
 from bitflip.engines.agreement import differing, record
+from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.invariance import Invariant, uneven
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.verdicts import Verdicts
 from bitflip.engines.wave import Wave
-from bitflip.faults import Flips
-from bitflip.injection import Injector, WithInput
-from bitflip.layers import Numbered, targets
+from bitflip.faults import flips as faults
+from bitflip.faults.flips import Flips
+from bitflip.network import bits
+from bitflip.network.devices import Placement
+from bitflip.network.layers import Numbered, targets
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")

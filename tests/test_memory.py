@@ -11,14 +11,15 @@ import torch
 from conftest import FewDigits, RunScript, random_images
 from torch import Tensor, nn
 
-from bitflip import campaign, layers, memory
-from bitflip.campaign import Sampling
-from bitflip.devices import Placement
-from bitflip.engines import build
-from bitflip.faults import Target
-from bitflip.injection import Injector
-from bitflip.layers import Numbered
-from bitflip.outcomes import BatchOutcomes
+from bitflip.campaign import campaign
+from bitflip.campaign.campaign import Sampling
+from bitflip.engines import build, memory
+from bitflip.engines.injection import Injector
+from bitflip.faults.flips import Target
+from bitflip.network import layers
+from bitflip.network.devices import Placement
+from bitflip.network.layers import Numbered
+from bitflip.outcomes.batch import BatchOutcomes
 
 ON_A_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 ON_THE_HOST = RuntimeError(

@@ -18,9 +18,12 @@ import torchvision
 from conftest import RunScript, random_images, scatter
 from torch import nn
 
-from bitflip import digits, hyperparameters, models, paths
+from bitflip.data import digits
 from bitflip.errors import BadInput
-from bitflip.models import Classifier
+from bitflip.network import models
+from bitflip.network.models import Classifier
+from bitflip.results import paths
+from bitflip.settings import hyperparameters
 
 # As the repository's: an entry per data set and model, and weights by a function that it imports from torch.hub.
 HUBCONF = """
@@ -199,7 +202,7 @@ def test_the_whole_way_from_a_checkout(
 ) -> None:
     put_cached_weights(hub_home, "own.pt", hub_net(10).state_dict())
     images = torch.utils.data.TensorDataset(random_images(8, 3, 32, 32), torch.arange(8))
-    monkeypatch.setattr("bitflip.datasets.load", lambda settings: images)
+    monkeypatch.setattr("bitflip.data.datasets.load", lambda settings: images)
     arguments = ["--dataset=cifar10", "--model-name=own", f"--hub-path={checkout}", "--seed=5"]
     done = run_script("main.py", *arguments, "--output-path", tmp_path / "out")
     assert done.code == 0
@@ -383,7 +386,7 @@ def test_a_factory_in_a_file(factory: str, classes: int, tmp_path: Path) -> None
 
 
 def test_a_factory_in_a_package() -> None:
-    model = load("digits", "bitflip.digits:build").model
+    model = load("digits", "bitflip.data.digits:build").model
     assert isinstance(model, digits.DigitsVGG)
 
 

@@ -12,16 +12,17 @@ import torch
 from conftest import FewDigits, RunScript, random_images, scatter
 from torch import Tensor, nn
 
-from bitflip import engines, faults
-from bitflip.devices import Placement
+from bitflip import engines
 from bitflip.engines.agreement import differing, record
 from bitflip.engines.graph import Entry, Program
+from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
-from bitflip.faults import Target
-from bitflip.injection import Injector, WithInput
-from bitflip.layers import Layer, Numbered, Parameter, targets, with_parameters
+from bitflip.faults import flips as faults
+from bitflip.faults.flips import Target
+from bitflip.network.devices import Placement
+from bitflip.network.layers import Layer, Numbered, Parameter, targets, with_parameters
 
 SHAPE = (3, 8, 8)
 SCALARS = "parameters that no layer lists, or that are listed twice"

@@ -10,7 +10,7 @@ from conftest import FewDigits
 
 from bitflip.__main__ import main
 from bitflip.commands.plan import Need, Trial, duration, plan
-from bitflip.sampling import sample_size
+from bitflip.statistics.sampling import sample_size
 
 
 def row(population: int, per_bit: int, bits: int = 32) -> Need:

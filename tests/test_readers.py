@@ -13,8 +13,9 @@ from damage import Damage, bounded, damages
 from hypothesis import given
 from PIL import Image
 
-from bitflip import datasets, models
+from bitflip.data import datasets
 from bitflip.errors import BadInput
+from bitflip.network import models
 
 
 @pytest.fixture(scope="module")

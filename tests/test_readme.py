@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bitflip import report as reports
-from bitflip.hyperparameters import Hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -20,9 +20,12 @@ import torch
 from conftest import ROOT, FewDigits, Finished, RunScript
 from killing import Run
 
-from bitflip import campaign, datasets, devices, digits, models, provenance
-from bitflip.faults import Target
-from bitflip.outcomes import BatchOutcomes
+from bitflip.campaign import campaign
+from bitflip.data import datasets, digits
+from bitflip.faults.flips import Target
+from bitflip.network import devices, models
+from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.results import provenance
 
 VERSIONS = provenance.versions()
 TARGETS = pytest.mark.parametrize("target", ["neuron", "weight"])

@@ -18,9 +18,11 @@ from conftest import FewDigits, Finished, RunScript
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from bitflip import bits, campaign, datasets, digits
+from bitflip.campaign import campaign
+from bitflip.data import datasets, digits
 from bitflip.errors import BadInput
-from bitflip.outcomes import BatchOutcomes
+from bitflip.network import bits
+from bitflip.outcomes.batch import BatchOutcomes
 
 PREFIX = {"main.py": "", "neuron.py": "neuron_", "weight.py": "weight_"}
 SCRIPTS = pytest.mark.parametrize("script", PREFIX)

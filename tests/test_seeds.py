@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import FewDigits, RunScript
 
-from bitflip import campaign
-from bitflip.outcomes import BatchOutcomes
+from bitflip.campaign import campaign
+from bitflip.outcomes.batch import BatchOutcomes
 
 SEEDS = (2, 3, 7)
 ARGUMENTS = ("--dataset=digits", "--layer-type=Conv2d,Linear", "--batch-size=16", "--engine=reference")

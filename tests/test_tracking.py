@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from bitflip import tracking
-from bitflip.hyperparameters import Hyperparameters
+from bitflip.results import tracking
+from bitflip.settings.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUND_S = 30.0  # for a whole process; says "it ends", not "it is fast"
@@ -33,7 +33,7 @@ UPDATES = [1.5, 2.5, 3.5]  # what RUN logs as steps 0, 1, 2
 
 RUN = """
 import sys
-from bitflip import tracking
+from bitflip.results import tracking
 
 tracking.PATIENCE_S = float(sys.argv[1])
 with tracking.connect() as tracker:
@@ -201,7 +201,7 @@ def test_metrics_arrive_in_order_and_no_token_is_written(mode: str, vessl: Vessl
 WHOLE_S = 200.0  # for a process that runs a campaign and draws its plots
 WHOLE_RUN = """
 import runpy, sys
-from bitflip import tracking
+from bitflip.results import tracking
 
 tracking.PATIENCE_S = 20.0
 sys.argv = sys.argv[3:]

@@ -14,9 +14,10 @@ from conftest import ROOT, FewDigits, RunScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitflip import faultlist, verification
 from bitflip.__main__ import main
-from bitflip.verification import Floats, Sides
+from bitflip.faults import faultlist
+from bitflip.report import verification
+from bitflip.report.verification import Floats, Sides
 
 PUBLISHED_IMAGES = 200
 OURS = 50  # the first of them

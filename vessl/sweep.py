@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """Create the sweep and print its name; the exit code."""
     given = arguments(argv)
     sys.path.append(str(Path(__file__).parents[1]))  # behind the SDK, which has the name of this folder
-    from bitflip.hyperparameters import Hyperparameters
+    from bitflip.settings.hyperparameters import Hyperparameters
 
     seeds = Hyperparameters(seeds=given.seeds).all_seeds
     os.environ.setdefault("NO_COLOR", "1")  # else the import queries the terminal

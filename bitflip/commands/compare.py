@@ -11,7 +11,7 @@ from bitflip.errors import BadInput
 from bitflip.files import replacing
 
 if TYPE_CHECKING:
-    from bitflip.comparison import Comparison, Difference
+    from bitflip.report.comparison import Comparison, Difference
 
 HEAD = ("layer", "name", "path", "call", "parameter", "first", "second", "difference", "low", "high", "compared")
 
@@ -31,8 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadInput: if a file is damaged, the runs have nothing in common, or the file can't be written.
     """
-    from bitflip import comparison
-    from bitflip.report import reading
+    from bitflip.report import comparison, reading
 
     first, second = (reading.read(reading.table_of(_file(path))) for path in (arguments.first, arguments.second))
     found = comparison.compare(first, second)
@@ -51,7 +50,7 @@ def _file(path: Path) -> Path:
 
 def text(found: Comparison) -> str:
     """The comparison for people."""
-    from bitflip.layers import printable
+    from bitflip.network.layers import printable
 
     lines = [
         f"{'Paired' if found.paired else 'Not paired'}: {found.why}.",

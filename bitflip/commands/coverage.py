@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from bitflip import coverage, models
+from bitflip.engines import coverage
 from bitflip.errors import BadInput
+from bitflip.network import models
 
 INTRODUCTION = """\
 # Coverage

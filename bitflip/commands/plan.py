@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitflip import hyperparameters
 from bitflip.errors import BadInput
+from bitflip.settings import hyperparameters
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
-    from bitflip.experiment import Experiment
-    from bitflip.faults import Target
-    from bitflip.layers import Numbered
+    from bitflip.campaign.experiment import Experiment
+    from bitflip.faults.flips import Target
+    from bitflip.network.layers import Numbered
 
 MARGIN = 1.0  # percentage points, unless the margin is given
 UNUSED = (
@@ -41,7 +41,8 @@ class Need:
 
     Attributes:
         layer: its number.
-        type, path, call, parameter: see :class:`bitflip.layers.Layer` and :class:`bitflip.layers.Numbered`.
+        type, path, call, parameter: see :class:`bitflip.network.layers.Layer` and
+            :class:`bitflip.network.layers.Numbered`.
         elements: values that can be hit.
         bits: of one value.
         population: all faults that there are: elements x bits, for neurons x images.
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadInput: for bad settings, or a file that can't be written.
     """
-    from bitflip import experiment
+    from bitflip.campaign import experiment
 
     if arguments.csv is not None and not arguments.csv.parent.is_dir():
         raise BadInput(f"csv (--csv): expected a file in a folder that is there, got {arguments.csv}")
@@ -143,7 +144,7 @@ def need(item: Numbered, target: Target, images: int, margin: float, confidence:
         confidence: of that interval.
         bit: the only bit that is flipped, if it is.
     """
-    from bitflip.sampling import sample_size
+    from bitflip.statistics.sampling import sample_size
 
     layer = item.layer
     tensor = layer.parameter(item.parameter)
@@ -166,7 +167,8 @@ def need(item: Numbered, target: Target, images: int, margin: float, confidence:
 
 def measure(experiment: Experiment) -> Trial:
     """Run the first batch, once to warm up and once with a clock."""
-    from bitflip import campaign, datasets
+    from bitflip.campaign import campaign
+    from bitflip.data import datasets
 
     size = min(experiment.settings.batch_size, experiment.images)
     batch = next(iter(datasets.batches(experiment.test_set, size, size)))
@@ -198,7 +200,7 @@ def plan(
 
     A flip of a neuron counts if its image is classified correctly without it; in the trial, so many were.
     """
-    from bitflip.sampling import sample_size
+    from bitflip.statistics.sampling import sample_size
 
     once = images / trial.images * trial.seconds  # a flip per image, or per batch, in every layer
     counted = max(1, images * trial.correct // trial.images) if target == "neuron" else math.ceil(images / batch_size)
@@ -263,7 +265,7 @@ def duration(seconds: float) -> str:
 
 
 def _write(path: Path, needs: Sequence[Need]) -> None:
-    from bitflip import results
+    from bitflip.results import tables as results
 
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [field.name for field in fields(Need)], lineterminator="\n")

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitflip import hyperparameters
 from bitflip.errors import BadInput
-from bitflip.hyperparameters import Hyperparameters
+from bitflip.settings import hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
-    from bitflip import faultlist, faultresults, verification
+    from bitflip.faults import faultlist
+    from bitflip.report import verification
+    from bitflip.results import faultresults
 
 
 TOLERANCE = 1e-4
@@ -56,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadInput: for bad settings, a list that holds no published outcomes, or results that do not belong to it.
     """
-    from bitflip import experiment
+    from bitflip.campaign import experiment
 
     if not 0 <= arguments.tolerance < 1:
         raise BadInput(f"tolerance (--tolerance): expected a share from 0 to 1, got {arguments.tolerance}")
@@ -69,8 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(settings: Hyperparameters, tolerance: float, *, masked: bool) -> int:
-    from bitflip import faultlist, listrun
-    from bitflip.faultresults import Read
+    from bitflip.campaign import listrun
+    from bitflip.faults import faultlist
+    from bitflip.results.faultresults import Read
 
     assert settings.faults is not None
     _published(settings.faults, faultlist.read(settings.faults))
@@ -81,7 +84,8 @@ def _run(settings: Hyperparameters, tolerance: float, *, masked: bool) -> int:
 
 
 def _read(path: Path, results: Path, tolerance: float, *, masked: bool) -> int:
-    from bitflip import faultlist, faultresults
+    from bitflip.faults import faultlist
+    from bitflip.results import faultresults
 
     listed = _published(path, faultlist.read(path))
     if listed.problems:
@@ -98,7 +102,7 @@ def _read(path: Path, results: Path, tolerance: float, *, masked: bool) -> int:
 
 
 def _published(path: Path, listed: faultlist.FaultList) -> faultlist.FaultList:
-    from bitflip import faultlist
+    from bitflip.faults import faultlist
 
     if listed.published is None:
         raise BadInput(
@@ -111,7 +115,7 @@ def _published(path: Path, listed: faultlist.FaultList) -> faultlist.FaultList:
 def _judged(listed: faultlist.FaultList, read: faultresults.Read, tolerance: float, *, masked: bool) -> int:
     import numpy as np
 
-    from bitflip import verification
+    from bitflip.report import verification
 
     assert listed.published is not None
     known = {
@@ -137,8 +141,8 @@ def _judged(listed: faultlist.FaultList, read: faultresults.Read, tolerance: flo
 
 
 def _tables(verdict: verification.Verdict, sides: verification.Sides) -> list[str]:
-    from bitflip import verification
-    from bitflip.faultlist import PUBLISHED_WIDTH
+    from bitflip.faults.faultlist import PUBLISHED_WIDTH
+    from bitflip.report import verification
 
     images = sorted({int(n) for n in sides.images})
     published = sorted({int(n) for n in sides.published_images})
@@ -174,7 +178,7 @@ def _tables(verdict: verification.Verdict, sides: verification.Sides) -> list[st
 
 
 def _conclusion(verdict: verification.Verdict, off: Sequence[int], *, masked: bool) -> list[str]:
-    from bitflip import verification
+    from bitflip.report import verification
 
     theirs, ours = (", ".join(_layer(layer) for layer in side) or "none" for side in verdict.masked.tf32)
     lines = [ABOUT_MASKED.format(theirs=theirs, ours=ours), *([] if masked else [NOT_JUDGED]), ""]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from bitflip.engines import invariance, strides
 from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.injection import Injector
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
-from bitflip.faults import Flips
-from bitflip.injection import Injector
-from bitflip.outcomes import BatchOutcomes
+from bitflip.faults.flips import Flips
+from bitflip.outcomes.batch import BatchOutcomes
 
 EVEN = 5  # images on which a model is tried
 

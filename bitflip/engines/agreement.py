@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bitflip import bits
-from bitflip.faults import Flips, Target
-from bitflip.outcomes import BatchOutcomes
+from bitflip.faults.flips import Flips, Target
+from bitflip.network import bits
+from bitflip.outcomes.batch import BatchOutcomes
 
 if TYPE_CHECKING:
     from bitflip.engines import Engine
@@ -24,12 +24,12 @@ class Recorder(BatchOutcomes):
         self.found: dict[int, Tensor] = {}
 
     def clean(self, logits: Tensor) -> None:
-        """See :class:`bitflip.outcomes.BatchOutcomes`; the wave calls it once for each part of its pool."""
+        """See :class:`bitflip.outcomes.batch.BatchOutcomes`; the wave calls it once for each part of its pool."""
         super().clean(logits)
         self.clean_logits = logits
 
     def finished(self, faults: Tensor, logits: Tensor) -> None:
-        """See :class:`bitflip.outcomes.BatchOutcomes`."""
+        """See :class:`bitflip.outcomes.batch.BatchOutcomes`."""
         super().finished(faults, logits)
         for fault, row in zip(faults.tolist(), logits, strict=True):
             assert fault not in self.found, "a fault was reported twice"

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bitflip import bits
 from bitflip.engines import strides, verdicts
 from bitflip.engines.graph import Program, Rows, Step
 from bitflip.engines.windows import (
@@ -25,6 +24,7 @@ from bitflip.engines.windows import (
     padded,
     unpadded,
 )
+from bitflip.network import bits
 
 CHANNELS = 8  # that are tried
 VALUES = 2048  # at least, of one channel

@@ -19,11 +19,11 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from bitflip.engines import strides
+from bitflip.engines.injection import storage
 from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
-from bitflip.injection import storage
-from bitflip.layers import Layer, is_leaf
+from bitflip.network.layers import Layer, is_leaf
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
 _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")

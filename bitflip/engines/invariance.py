@@ -28,13 +28,13 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bitflip import bits
 from bitflip.engines import kernels, strides, verdicts
 from bitflip.engines.kernels import aten, is_tensor
 from bitflip.engines.loops import Loops, is_on_values
 from bitflip.engines.rows import OF_ANY_FORMAT, ROWS, Form, described
 from bitflip.engines.verdicts import Verdicts
-from bitflip.layers import is_leaf
+from bitflip.network import bits
+from bitflip.network.layers import is_leaf
 
 _forms: dict[tuple[object, ...], Form] = {}
 _loops: dict[tuple[object, ...], Loops] = {}

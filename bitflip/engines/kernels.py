@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from bitflip import bits
+from bitflip.network import bits
 
 aten = torch.ops.aten
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from bitflip import bits
 from bitflip.engines import kernels
 from bitflip.engines.kernels import aten, cycled
 from bitflip.engines.verdicts import Verdicts
+from bitflip.network import bits
 
 TILE_VALUES = 1 << 14  # few enough for one thread, a multiple of every vector
 PROBED_VALUES = 1024

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from bitflip.engines.graph import Layout, bytes_of, first, join, take
 from bitflip.engines.windows import Window
 from bitflip.engines.windows import join as join_windows
-from bitflip.layers import Layer
+from bitflip.network.layers import Layer
 
 WINDOWS_PER_ROW = 4  # windows that go through a step together, for each whole row that does
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}

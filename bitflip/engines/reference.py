@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitflip.engines.injection import Injected, Injector
 from bitflip.engines.invariance import Invariant
-from bitflip.faults import Flips
-from bitflip.injection import Injected, Injector
-from bitflip.outcomes import BatchOutcomes
+from bitflip.faults.flips import Flips
+from bitflip.outcomes.batch import BatchOutcomes
 
 
 class Reference:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bitflip import memory
+from bitflip.engines import memory
 from bitflip.files import replacing
 
 _FORM = 1  # of keys and values: to be raised when they change their meaning

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from bitflip import bits, memory
+from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Entry, Program, Rows, Step, by_image, bytes_of, is_data, take
+from bitflip.engines.injection import Injector, flip_rows, flippable_part, storage, strike
 from bitflip.engines.pool import Budget, Chunk, Packer
 from bitflip.engines.reference import Reference
 from bitflip.engines.windows import (
@@ -34,9 +35,9 @@ from bitflip.engines.windows import (
     padded,
     unpadded,
 )
-from bitflip.faults import Flips
-from bitflip.injection import Injector, flip_rows, flippable_part, storage, strike
-from bitflip.outcomes import BatchOutcomes
+from bitflip.faults.flips import Flips
+from bitflip.network import bits
+from bitflip.outcomes.batch import BatchOutcomes
 
 Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean values) -> the faulty rows
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bitflip.errors import BadInput, first_line
 from bitflip.files import replacing_bytes
-from bitflip.paths import Paths
 from bitflip.report import joined, page, plots
 from bitflip.report.reading import read
 from bitflip.report.runs import Run
+from bitflip.results.paths import Paths
 
 __all__ = ["draw", "join", "outputs", "read", "write"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bitflip.errors import BadInput
-from bitflip.paths import Paths
 from bitflip.report.runs import COUNTS, Place, Rate, Row, Run
 from bitflip.report.summary import interval, mean, means_of, parts_of, spread, total
+from bitflip.results.paths import Paths
 
 FREE = {
     *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "ray", "engine", "pool_mib"),

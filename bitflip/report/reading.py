@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bitflip.errors import BadInput, first_line
-from bitflip.paths import Paths
 from bitflip.report.runs import COUNTS, Mean, Outcomes, Place, Rate, Row, Run, parameters_of
+from bitflip.results.paths import Paths
 
 T = TypeVar("T")
 

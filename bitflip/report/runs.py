@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitflip.paths import Paths
+from bitflip.results.paths import Paths
 
 COUNTS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")
 
@@ -62,7 +62,8 @@ class Outcomes:
     """What happened to the faulty inferences of a row; ``sdc5`` to ``nonfinite`` are counted beside the first three.
 
     Attributes:
-        squares: sums over flips that clustered intervals need, see :class:`bitflip.counts.Tally`; None if not known.
+        squares: sums over flips that clustered intervals need, see :class:`bitflip.outcomes.counts.Tally`; None if not
+            known.
     """
 
     flips: int

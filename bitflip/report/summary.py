@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bitflip import intervals
-from bitflip.intervals import Sums
 from bitflip.report.runs import Mean, Outcomes, Place, Rate, Row, Run
+from bitflip.statistics import intervals
+from bitflip.statistics.intervals import Sums
 
 
 @dataclass(frozen=True)

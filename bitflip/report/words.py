@@ -152,7 +152,7 @@ def command(run: Run) -> str | None:
     """The command line that repeats a run; None when its settings are not known."""
     if not run.settings:
         return None
-    from bitflip.hyperparameters import Hyperparameters
+    from bitflip.settings.hyperparameters import Hyperparameters
 
     fields = Hyperparameters.model_fields
     arguments = []

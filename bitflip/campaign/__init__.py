@@ -1,0 +1,1 @@
+"""A campaign from its settings to its outcomes."""

@@ -1,0 +1,1 @@
+"""The same on Ray: workers on this machine or on many."""

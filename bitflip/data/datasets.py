@@ -1,0 +1,323 @@
+"""A data set's name -> its test images, preprocessed, in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sized
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import datasets as tv
+from torchvision import transforms
+
+from bitflip.data import digits
+from bitflip.errors import BadInput, first_line
+from bitflip.network.models import NUM_CLASSES
+from bitflip.settings.hyperparameters import Hyperparameters
+
+MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.507, 0.4865, 0.4409), "imagenet": (0.485, 0.456, 0.406)}
+STD = {"cifar10": (0.2023, 0.1994, 0.201), "cifar100": (0.2673, 0.2564, 0.2761), "imagenet": (0.229, 0.224, 0.225)}
+CIFAR = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}
+MANY_IMAGES = 5000  # from here on, decoding image files in worker processes pays
+
+
+class TestSet(Protocol):
+    """Images (C, H, W) with their labels, in a fixed order."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+def check(settings: Hyperparameters) -> list[str]:
+    """One sentence for each of mean and std that does not fit the other settings."""
+    problems = []
+    for name, values in (("mean", settings.means), ("std", settings.stds)):
+        if values is not None and settings.dataset == "digits":
+            problems.append(f"{name} (--{name}): expected nothing, since the digits come normalised, got {values}")
+        elif values is not None and len(values) != settings.channels:
+            problems.append(
+                f"{name} (--{name}): expected {settings.channels} numbers, one for each channel, comma-separated, "
+                f"got {len(values)}"
+            )
+    return problems
+
+
+def classes_of(settings: Hyperparameters, test_set: TestSet) -> int:
+    """The number of classes of a test set that was loaded: of class folders of your own, their number."""
+    if settings.dataset == "folder":
+        assert isinstance(test_set, tv.ImageFolder)
+        return len(test_set.classes)
+    return NUM_CLASSES[settings.dataset]
+
+
+def load(settings: Hyperparameters) -> TestSet:
+    """The test images of the data set.
+
+    Raises:
+        BadInput: if they are not there and can't be downloaded, or are damaged.
+    """
+    assert settings.img_size is not None
+    if settings.dataset == "digits":
+        return cast(TestSet, digits.load("test", settings.img_size, settings.channels))
+    if settings.dataset == "imagenet":
+        return _imagenet(settings.input_path, preprocessing(settings))
+    if settings.dataset == "folder":
+        return _folder(settings.input_path, preprocessing(settings))
+    return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
+
+
+def batches(test_set: TestSet, batch_size: int, count: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images (B, C, H, W) and labels (B,), in order, from image ``first`` up to image ``count``.
+
+    Raises:
+        BadInput: if an image file can't be read.
+    """
+    files = isinstance(test_set, tv.ImageFolder) and len(test_set) >= MANY_IMAGES
+    loader: DataLoader[Any] = DataLoader(
+        Subset(cast("Dataset[Any]", test_set), range(first, count)),
+        batch_size,
+        num_workers=min(8, os.cpu_count() or 1) if files else 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+    try:
+        yield from loader
+    except BadInput as error:  # a worker process puts its whole traceback before the sentence
+        raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None
+
+
+def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:
+    """The usual preprocessing of the data set's test images: image -> normalised (C, H, W) float32."""
+    size, dataset = settings.img_size, settings.dataset
+    assert size is not None
+    known = dataset if dataset in MEAN else "imagenet"
+    mean, std = list(MEAN[known]), list(STD[known])
+    steps: list[Callable[[Any], Any]] = []
+    if dataset == "imagenet":
+        steps += [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+    elif dataset == "folder" or size != 32:
+        steps += [transforms.Resize((size, size))]
+    if settings.channels == 1:
+        steps += [transforms.Grayscale()]
+        mean, std = [sum(mean) / 3], [sum(std) / 3]
+    mean, std = list(settings.means or mean), list(settings.stds or std)
+    steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    return cast("Callable[[Image.Image], Tensor]", transforms.Compose(steps))
+
+
+def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+    if any(root.glob("ILSVRC2012_*.tar*")) or (root / "meta.bin").is_file():
+        try:
+            with _safe_extraction():
+                return cast(TestSet, tv.ImageNet(str(_parsed_imagenet(root)), split="val", transform=transform))
+        except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged meta.bin
+            raise BadInput(
+                f"input_path (--input-path): {root} holds an ImageNet that can't be read: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+    folders = _class_folders(root, "imagenet", transform)
+    if folders is not None:
+        return folders
+    raise BadInput(
+        f"input_path (--input-path): no ImageNet in {root}; put ILSVRC2012_img_val.tar and "
+        "ILSVRC2012_devkit_t12.tar.gz there, or a folder per class (val/n01440764/*.JPEG), "
+        "or try --dataset digits, which needs no data"
+    )
+
+
+def _parsed_imagenet(root: Path) -> Path:
+    """A folder with what torchvision makes of the archives, ``meta.bin`` and ``val/``, each whole: ``root`` itself.
+
+    Where nothing can be written to it, a temporary folder.
+    """
+    if (root / "val").is_dir() and _has_image(root / "val"):
+        raise RuntimeError("val/ holds images beside its class folders, as an extraction that was cut short; delete it")
+    missing = [name for name in ("meta.bin", "val") if not (root / name).exists()]
+    if not missing:
+        return root
+    place = _writable(root)
+    with tempfile.TemporaryDirectory(prefix=".bitflip-", dir=place) as beside:
+        try:
+            if "meta.bin" in missing:
+                devkit = root / tv.imagenet.ARCHIVE_META["devkit"][0]
+                tv.imagenet.parse_devkit_archive(beside, file=str(devkit.absolute()))
+            if "val" in missing:
+                _, wnids = tv.imagenet.load_meta_file(beside if "meta.bin" in missing else root)
+                images = root / tv.imagenet.ARCHIVE_META["val"][0]
+                tv.imagenet.parse_val_archive(beside, file=str(images.absolute()), wnids=wnids)
+        except RuntimeError as error:  # says where to put an archive that is missing
+            raise RuntimeError(str(error).replace(beside, str(root))) from error
+        for name in missing:
+            _put(Path(beside, name), place)
+    for name in ("meta.bin", "val"):
+        if not (place / name).exists():
+            (place / name).symlink_to((root / name).absolute())
+    return place
+
+
+def _folder(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+    folders = _class_folders(root, "folder", transform)
+    if folders is None:
+        raise BadInput(
+            f"input_path (--input-path): no class folders in {root}; put a folder of images per class there, "
+            "or under val/ or test/, or try --dataset digits, which needs no data"
+        )
+    return folders
+
+
+def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+    cifar = CIFAR[dataset]
+    extracted, archive = root / cifar.base_folder, root / cifar.filename
+    if not extracted.is_dir() and archive.is_file():
+        _check_archive(archive, cifar.tgz_md5)
+        root = _extracted(archive, cifar.base_folder)
+    if extracted.is_dir() or archive.is_file():
+        try:
+            return cast(TestSet, cifar(str(root), train=False, transform=transform))
+        except (RuntimeError, OSError, EOFError) as error:
+            raise BadInput(
+                f"input_path (--input-path): {extracted} is damaged or incomplete ({first_line(error)}); "
+                f"delete it and provide {cifar.filename} again"
+            ) from error
+    folders = _class_folders(root, dataset, transform)
+    if folders is not None:
+        return folders
+    try:
+        with _safe_extraction():
+            return cast(TestSet, cifar(str(root), train=False, transform=transform, download=True))
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        raise BadInput(
+            f"input_path (--input-path): no {dataset} in {root}, and no download ({error}); put "
+            f"{cifar.filename} or the extracted {cifar.base_folder} there, or a folder per class, "
+            "or try --dataset digits, which needs no data"
+        ) from error
+
+
+def _check_archive(archive: Path, md5: str) -> None:
+    with archive.open("rb") as file:
+        digest = hashlib.md5(usedforsecurity=False)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != md5:
+        raise BadInput(
+            f"input_path (--input-path): {archive} is damaged (md5 {digest.hexdigest()}, "
+            f"expected {md5}); provide it again"
+        )
+
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []  # kept until the process ends, then deleted
+
+
+def _extracted(archive: Path, name: str) -> Path:
+    """The folder in which the folder ``name`` of an archive is, now that it is extracted: as a whole, or not at all.
+
+    It is beside the archive, or where nothing can be written, as on a read-only mount, in a temporary folder.
+    """
+    root = archive.parent
+    try:
+        root = _writable(root)
+        with tempfile.TemporaryDirectory(prefix=".bitflip-", dir=root) as beside, _safe_extraction():
+            with tarfile.open(archive) as file:
+                file.extractall(beside)
+            _put(Path(beside, name), root)
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
+        raise BadInput(
+            f"input_path (--input-path): {archive} can't be extracted ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return root
+
+
+def _put(path: Path, folder: Path) -> None:
+    """Move a file or folder into another folder, unless it is there already: another process may have been faster."""
+    try:
+        os.replace(path, folder / path.name)
+    except OSError:
+        if not (folder / path.name).exists():
+            raise
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, or where it can't be written to a temporary one, which stays until the process ends."""
+    if os.access(folder, os.W_OK):
+        return folder
+    _temporary.append(tempfile.TemporaryDirectory(prefix="bitflip-"))
+    return Path(_temporary[-1].name)
+
+
+@contextlib.contextmanager
+def _safe_extraction() -> Iterator[None]:
+    """Let nothing that is extracted from a tar archive land, or link to, outside its folder.
+
+    Raises:
+        BadInput: if this Python is too old for that.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise BadInput(
+            "input_path (--input-path): to extract an archive safely takes Python 3.10.12, 3.11.4 or newer; extract it"
+        )
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
+
+
+class _ClassFolders(tv.ImageFolder):  # type: ignore[misc] # torchvision has no types
+    """torchvision's, but a hidden folder, such as a file browser leaves, is no class."""
+
+    @staticmethod
+    def names(folder: Path) -> list[str]:
+        """The classes in the order of their labels."""
+        return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        """See torchvision."""
+        names = self.names(Path(directory))
+        return names, {name: label for label, name in enumerate(names)}
+
+
+def _class_folders(root: Path, dataset: str, transform: Callable[[Image.Image], Tensor]) -> TestSet | None:
+    """The usual folder of class folders, itself or under val/ or test/; classes are in alphabetical order."""
+    for folder in (root, root / "val", root / "test"):
+        classes = _ClassFolders.names(folder) if folder.is_dir() else []
+        if not any(_has_image(folder / name) for name in classes):
+            continue
+        expected = NUM_CLASSES.get(dataset, len(classes))
+        if len(classes) < 2:
+            raise BadInput(f"input_path (--input-path): expected at least 2 class folders in {folder}, got 1")
+        if len(classes) != expected:
+            raise BadInput(
+                f"input_path (--input-path): expected {expected} class folders of {dataset} in {folder}, "
+                f"got {len(classes)}"
+            )
+        try:
+            return cast(TestSet, _ClassFolders(str(folder), transform=transform, loader=_open))
+        except FileNotFoundError as error:  # a class without images
+            raise BadInput(f"input_path (--input-path): {first_line(error)}") from error
+    return None
+
+
+def _has_image(folder: Path) -> bool:
+    return any(entry.suffix.lower() in tv.folder.IMG_EXTENSIONS for entry in folder.iterdir())
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise BadInput(f"input_path (--input-path): {path} is no readable image ({error})") from error
+
+
+def size_of(test_set: Sized, batch_size: int, *, drop_last: bool) -> int:
+    """Number of images that a run uses."""
+    return len(test_set) // batch_size * batch_size if drop_last else len(test_set)

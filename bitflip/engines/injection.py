@@ -1,0 +1,362 @@
+"""PyTorchFI's injector with the gaps of release 0.6.0 closed.
+
+What 0.6.0 lacks, and this subclass adds: layer types without a weight and ``all`` (its constructor reads
+``layer.weight`` of every chosen layer), one layer per call of a reused module, attention, every parameter tensor of the
+model with any number of dimensions (BatchNorm's have one), a constructor that leaves model, random state and logging as
+they were, and faults that are undone, bit for bit, without a copy of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pytorchfi.core import fault_injection
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from bitflip.engines import memory
+from bitflip.errors import BadInput, first_line
+from bitflip.faults.flips import Flips
+from bitflip.network import bits
+from bitflip.network.layers import Layer, Parameter, is_leaf, printable
+
+
+class WithInput(nn.Module):
+    """A model with an Identity in front, so that layer 0 is the input image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.input = nn.Identity()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images, (B, C, H, W) -> (B, classes)."""
+        logits: Tensor = self.model(self.input(x))
+        return logits
+
+
+@dataclass
+class Injected:
+    """The flipped values, filled in when the fault strikes: shape (N,), before and after."""
+
+    original: Tensor
+    error: Tensor
+
+
+class Injector(fault_injection):
+    """Finds the injectable layers of a model and flips bits of their outputs or weights.
+
+    Args:
+        model: any classifier of image batches; put into eval mode, and left there, before anything runs through it.
+        batch_size: images per batch, for PyTorchFI's bounds checks and summary.
+        input_shape: (C, H, W) of one image.
+
+    Raises:
+        BadInput: if the model can't take such an image.
+
+    Attributes:
+        layers: every call of every leaf module that returns floating-point values, in call order. Of what attention
+            returns, the first tensor counts.
+        holders: the other modules that hold parameters, in the model's own order.
+        modules: the leaf modules by path.
+        logits_shape: shape of the model's output for one image; empty if that is no tensor.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int, input_shape: tuple[int, int, int]) -> None:
+        # PyTorchFI's constructor runs a dummy image through the model: in training mode that would shift the
+        # statistics of BatchNorm, and the faulty model would be wrong with no fault at all.
+        model.eval()
+        self.layers: list[Layer] = []
+        self.holders: list[Layer] = []
+        self.modules: dict[str, nn.Module] = {}
+        self._paths: dict[str, nn.Module] = {}
+        self._listed: set[tuple[int, ...]] = set()
+        self._read = _Reads()
+        self.logits_shape: tuple[int, ...] = ()
+        self._calls: Counter[str] = Counter()
+        self._seen: dict[tuple[str, int], Tensor] | None = None
+        self._profiling: list[RemovableHandle] = []
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        try:
+            with (
+                _logging_untouched(),
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                torch.no_grad(),
+            ):
+                super().__init__(
+                    model, batch_size, list(input_shape), layer_types=["all"], use_cuda=device.type == "cuda"
+                )
+                images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+                self._find_shared_outputs(images.to(device=device, dtype=bits.dtype_of(model)))
+            self._find_holders()
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            if memory.ran_out(error):
+                raise
+            channels, size, _ = input_shape
+            reason = first_line(error)
+            raise BadInput(
+                f"img_size, channels (--img-size, --channels): the model can't take {channels} channels of "
+                f"{size} x {size} pixels: {reason}"
+            ) from error
+        finally:
+            for handle in self._profiling:
+                handle.remove()
+
+    def _traverse_model_set_hooks(
+        self, model: nn.Module, layer_types: Sequence[Any]
+    ) -> tuple[list[RemovableHandle], list[Any], list[Any]]:
+        """PyTorchFI's hook for its dummy pass: record the layers of the model, in call order."""
+        inside: set[nn.Module] = set()  # of a leaf
+        for name, module in model.named_modules():
+            path = printable(self._path_in(model, name))
+            self._paths[path] = module
+            if is_leaf(module) and module not in inside:
+                inside.update(module.modules())
+                self.modules[path] = module
+                self._profiling.append(
+                    module.register_forward_hook(lambda m, _, out, path=path: self._record(path, m, out))
+                )
+        self._profiling.append(model.register_forward_hook(self._record_logits))
+        return [], [], []  # PyTorchFI would remove the hooks too early
+
+    def _path_in(self, model: nn.Module, name: str) -> str:
+        """The path that a module has in the model as the user knows it."""
+        if not isinstance(model, WithInput):
+            return name
+        if name == "model" and not is_leaf(model.model):
+            return ""
+        path = name.removeprefix("model.")
+        return name if path in self._paths else path  # the model has an ``input`` of its own
+
+    def _find_shared_outputs(self, images: Tensor) -> None:
+        """Mark the layers in whose output there is nothing of one image to flip.
+
+        It does not grow with the batch, or is folded in an order in which the first image does not come first.
+        """
+        both: dict[tuple[str, int], Tensor] = {}
+        alone: dict[tuple[str, int], Tensor] = {}
+        for seen, batch in ((both, images), (alone, images[:1])):
+            self._seen = seen
+            self._calls.clear()
+            with self._read:
+                self.original_model(batch.clone())
+        for i, layer in enumerate(self.layers):
+            one, two = alone[layer.path, layer.call], both[layer.path, layer.call]
+            per_image = len(two) == 2 * len(one)
+            if per_image and len(one) > 1:  # folded
+                scale = float(one.abs().nan_to_num().max())
+                per_image = torch.allclose(two[: len(one)], one, rtol=0, atol=1e-2 * scale, equal_nan=True)
+            self.layers[i] = replace(layer, per_image=per_image)
+
+    def _record_logits(self, module: nn.Module, args: object, output: object) -> None:
+        if self._seen is not None:
+            return
+        self.logits_shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+
+    def _record(self, path: str, module: nn.Module, output: object) -> None:
+        call = self._calls[path]
+        self._calls[path] += 1
+        output = flippable_part(module, output)
+        if not isinstance(output, Tensor) or not bits.is_flippable(output.dtype) or output.dim() == 0:
+            return
+        if self._seen is not None:  # a later pass
+            self._seen[path, call] = output.clone()  # a later step may change it in place
+            return
+        self._save_output_size(module, None, output)
+        self.layers.append(
+            Layer(
+                position=len(self.layers),
+                path=path,
+                call=call,
+                type=printable(type(module).__name__),
+                # Of one image; window attention folds its windows into the first dimension.
+                shape=tuple(output.shape[1:] if output.shape[0] == 1 else output.shape),
+                per_image=True,  # until the second pass shows otherwise
+                bits=bits.width(output.dtype),
+                parameters=self._own_parameters(module),
+            )
+        )
+
+    def _own_parameters(self, module: nn.Module) -> tuple[Parameter, ...]:
+        """The parameters that a module holds itself and that are not listed yet."""
+        found = []
+        for name, tensor in module._parameters.items():  # not one that is computed anew for each pass
+            if tensor is None or not bits.is_flippable(tensor.dtype) or tensor.numel() == 0:
+                continue
+            key = _place(tensor)
+            if key not in self._listed:
+                self._listed.add(key)
+                found.append(Parameter(name, tuple(tensor.shape), bits.width(tensor.dtype)))
+        return tuple(found)
+
+    def _find_holders(self) -> None:
+        """List the parameters of modules that are not called, or have no output that can be flipped."""
+        for path, module in self._paths.items():
+            parameters = self._own_parameters(module)
+            if parameters:
+                position, name = len(self.layers) + len(self.holders), printable(type(module).__name__)
+                self.holders.append(Layer(position, path, 0, name, (), per_image=False, bits=0, parameters=parameters))
+
+    def summary(self, types: Sequence[str] | None) -> str:
+        """PyTorchFI's layer summary of the layers that ``types`` (class names, None for all) leaves."""
+        kept = [i for i, layer in enumerate(self.layers) if types is None or layer.type in types]
+        view = object.__new__(fault_injection)  # the summary of 0.6.0 reads these attributes and nothing else
+        view._inj_layer_types = ["all"] if types is None else list(types)
+        view._input_shape, view._batch_size, view.use_cuda = self._input_shape, self._batch_size, self.use_cuda
+        view.output_size = [self.output_size[i] for i in kept]
+        view.layers_type = [self.layers[i].type for i in kept]
+        view.layers_dim = [self.layers_dim[i] for i in kept]
+        weights = [self.layers[i].parameter("weight") for i in kept]
+        view.weights_size = [() if weight is None else weight.shape for weight in weights]
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it returns
+            return str(view.print_pytorchfi_layer_summary())
+
+    @property
+    def everything(self) -> list[Layer]:
+        """All layers, and what else holds parameters."""
+        return [*self.layers, *self.holders]
+
+    def tensor_of(self, layer: Layer, parameter: str) -> Tensor:
+        """A parameter tensor of a layer."""
+        tensor = self._paths[layer.path]._parameters[parameter]
+        assert tensor is not None
+        return tensor
+
+    def reads(self, layer: Layer, parameter: str) -> bool:
+        """Whether a forward pass reads a parameter tensor of a layer; an auxiliary head is not run in eval mode."""
+        return storage(self.tensor_of(layer, parameter)) in self._read.storages
+
+    @contextlib.contextmanager
+    def neurons(self, flips: Flips) -> Iterator[Injected]:
+        """While open, forward passes of the model have one bit of each image's output of ``flips.layer`` flipped.
+
+        The batch must have the images that ``flips`` names. The hook is always removed.
+        """
+        injected = Injected(torch.empty(0), torch.empty(0))
+        calls = 0
+
+        def flip_output(module: nn.Module, args: object, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls - 1 != flips.layer.call:
+                return None
+            struck = strike(flippable_part(module, output), flips)
+            injected.original, injected.error = struck.original, struck.error
+            return flip_rows(output, struck)
+
+        handle = self.modules[flips.layer.path].register_forward_hook(flip_output)
+        try:
+            yield injected
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def weight(self, flips: Flips) -> Iterator[Injected]:
+        """While open, one bit of one element of a parameter tensor is flipped; it is always restored."""
+        weight = self.tensor_of(flips.layer, flips.parameter)
+        index = tuple(flips.coordinates(0, "weight"))
+        with torch.no_grad():
+            original = weight[index].clone()
+            error = bits.flip(original, torch.tensor(int(flips.bit[0])))
+            try:
+                weight[index] = error
+                yield Injected(original.reshape(1), error.reshape(1))
+            finally:
+                weight[index] = original
+
+
+@dataclass(frozen=True)
+class Struck:
+    """Where flips strike a layer's output, and with what.
+
+    Attributes:
+        index: of each struck value, one tensor (B,) per dimension of the output.
+        original, error: the values before and after, (B,).
+    """
+
+    index: tuple[Tensor, ...]
+    original: Tensor
+    error: Tensor
+
+
+def strike(output: Tensor, flips: Flips) -> Struck:
+    """Find the values of a layer's output that flips strike, one per image.
+
+    Args:
+        output: (B, ...) or (B * windows, ...), left untouched; need not be contiguous.
+        flips: one for each image, or for some.
+    """
+    layer = flips.layer
+    if flips.rows is None and output.numel() != len(flips) * math.prod(layer.shape):
+        raise RuntimeError(f"{layer.path}: {len(flips)} images of {layer.shape} expected, got {tuple(output.shape)}")
+    image = flips.images
+    index = list(np.unravel_index(flips.element, layer.shape)) if layer.shape else []
+    if output.dim() == len(index):  # (B * windows, ...): the batch is folded into the first dimension
+        index[0] = image * layer.shape[0] + index[0]
+    else:
+        index.insert(0, image)
+    # One transfer for all coordinates and bits; indexing, unlike a view, works for every memory format, and keeps it.
+    *where, chosen = torch.from_numpy(np.stack([*index, flips.bit])).to(output.device).unbind()
+    original = output[tuple(where)]
+    return Struck(tuple(where), original, bits.flip(original, chosen))
+
+
+def flippable_part(module: nn.Module, output: Any) -> Any:
+    """What can be flipped in a layer's output: attention returns a tuple, whose first tensor it is."""
+    return output[0] if isinstance(module, nn.MultiheadAttention) and isinstance(output, tuple) else output
+
+
+def flip_rows(output: Any, struck: Struck) -> Any:
+    """A copy of a layer's output, in its memory format, with the struck values flipped; of a tuple, in its first."""
+    if isinstance(output, tuple):
+        return flip_rows(output[0], struck), *output[1:]
+    faulty = output.clone()
+    faulty[struck.index] = struck.error
+    return faulty
+
+
+def storage(tensor: Tensor) -> int:
+    """Where a tensor's memory is."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _place(tensor: Tensor) -> tuple[int, ...]:
+    """The same for tensors that share all of their memory."""
+    return storage(tensor), int(tensor.storage_offset()), tensor.numel()
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
+    """Notes the memory of all tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(
+        self, operation: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self.storages.add(storage(leaf))
+        return operation(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _logging_untouched() -> Iterator[None]:
+    """PyTorchFI sets up the root logger with a format that no ordinary record can fill; undo that."""
+    before = list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = before

@@ -1,0 +1,113 @@
+"""What to do when the memory of the device, or of the host, runs out: the same work in smaller portions."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bitflip.errors import BadInput, first_line
+from bitflip.faults.flips import Flips
+from bitflip.outcomes import batch as outcomes
+from bitflip.outcomes.batch import BatchOutcomes
+
+_SIGNS = (  # of a lack of memory in the words of a RuntimeError
+    "can't allocate memory",
+    "out of memory",
+    "not enough memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
+
+Progress = Callable[[int], None]
+Run = Callable[[Tensor, Tensor, list[Flips], int, Progress], BatchOutcomes]
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory; on the CPU, torch has no type of its own for that."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def let_go() -> None:
+    """Free what nobody holds any more; not from within an ``except`` clause, whose traceback holds everything."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Portions:
+    """Runs batches in portions of as many images as fit the memory, which changes no outcome.
+
+    Args:
+        run: runs images, (B, C, H, W), and labels, (B,), with flips; takes the index in the test set of the first image
+            and what to call with the number of further faulty images whose outcome is known.
+        most: images of one portion; None as long as whole batches fit.
+    """
+
+    def __init__(self, run: Run, most: int | None = None) -> None:
+        self._run = run
+        self.most = most
+
+    def run(self, images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Progress) -> BatchOutcomes:
+        """The outcomes of one batch, on the host.
+
+        Raises:
+            BadInput: if not even one image fits.
+        """
+        done: list[BatchOutcomes] = []
+        start = 0
+        while start < len(images) or not done:
+            left = len(images) - start
+            size = left if self.most is None else -(-left // -(-left // self.most))  # of about the same size each
+            part = slice(start, start + size)
+            cut = [_cut(one, part) for one in flips]
+            found = self._attempt(images[part], labels[part], cut, first + start, progress)
+            if isinstance(found, BatchOutcomes):
+                done.append(found)
+                start += size
+                continue
+            let_go()
+            if size <= 1:
+                raise BadInput(f"device (--device): the memory does not suffice for one image at a time ({found})")
+            self.most = (size + 1) // 2
+            print(
+                f"not enough memory for {size} images at a time: going on with {self.most}; the faults stay the same",
+                file=sys.stderr,
+            )
+        return outcomes.join(done, flips)
+
+    def _attempt(
+        self, images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Progress
+    ) -> BatchOutcomes | str:
+        """The outcomes, or why the memory did not suffice."""
+        reported = 0
+
+        def report(faulty: int) -> None:
+            nonlocal reported
+            reported += faulty
+            progress(faulty)
+
+        try:
+            return self._run(images.clone(), labels, flips, first, report)  # some models change their input
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            reason = first_line(error)
+        progress(-reported)
+        return reason
+
+
+def _cut(flips: Flips, images: slice) -> Flips:
+    """The flips of some images of a batch: their own, if any, or the one that hits all."""
+    if flips.parameter:
+        return flips
+    if flips.rows is None:
+        return replace(flips, element=flips.element[images], bit=flips.bit[images])
+    inside = (flips.rows >= images.start) & (flips.rows < images.stop)
+    return replace(flips, element=flips.element[inside], bit=flips.bit[inside], rows=flips.rows[inside] - images.start)

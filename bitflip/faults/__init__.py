@@ -1,0 +1,1 @@
+"""What flips: sampled or listed, as values."""

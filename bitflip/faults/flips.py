@@ -1,0 +1,146 @@
+"""Faults: which element and which bit flips, as a pure function of seed, layer and image (or batch).
+
+Random numbers are counter-based (Philox 4x64, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
+the key holds the seed and the layer's position, the counter the image's index in the test set (or the batch's number),
+the target, the repeat, and a word for the parameter tensor: 0 for neurons and for ``weight``, 2**32 + the CRC-32 of its
+name for any other. So a fault depends on neither the batch size, the device, the choice of layers and parameters, nor
+on where a run was split or resumed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitflip.network.layers import Layer, Parameter
+
+Target = Literal["neuron", "weight"]
+BitShares = tuple[float, ...]  # of each bit among the flips, by bit from the most significant; sums to 1
+_TARGET_WORD: dict[str, int] = {"neuron": 0, "weight": 1}
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Single-bit flips in one layer.
+
+    For neurons there is one flip per image of a batch: image ``images[i]`` gets bit ``bit[i]`` of element
+    ``element[i]`` of its own output flipped. For weights there is one flip: ``element`` and ``bit`` have length 1. A
+    weight is a value of any of the layer's parameter tensors.
+
+    Attributes:
+        layer: where.
+        element: flat index into one image's output, or into the parameter tensor; int64, shape (N,).
+        bit: counted from the most significant bit; int64, shape (N,).
+        seed: that drew the flips; 0 for flips that were not drawn.
+        rows: the images of the batch that neurons flip for, each once; int64, shape (N,). None for all, in order.
+        parameter: name of the parameter tensor; empty for neurons.
+    """
+
+    layer: Layer
+    element: NDArray[np.int64]
+    bit: NDArray[np.int64]
+    seed: int = 0
+    rows: NDArray[np.int64] | None = None
+    parameter: str = "weight"
+
+    @property
+    def where(self) -> tuple[Layer, str]:
+        """What the flips hit: the layer's output, or one of its parameter tensors."""
+        return self.layer, self.parameter
+
+    def __len__(self) -> int:
+        return len(self.element)
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """The images of the batch that neurons flip for, (N,)."""
+        return np.arange(len(self)) if self.rows is None else self.rows
+
+    def coordinates(self, i: int, target: Target) -> tuple[int, ...]:
+        """Index of element ``i`` along each dimension of one image's output, or of the parameter tensor."""
+        shape = self.layer.shape if target == "neuron" else _parameter(self.layer, self.parameter).shape
+        return tuple(int(c) for c in np.unravel_index(int(self.element[i]), shape)) if shape else ()
+
+
+def neurons(
+    seed: int,
+    layer: Layer,
+    first: int,
+    count: int,
+    bit: int | None = None,
+    repeat: int = 0,
+    shares: BitShares | None = None,
+) -> Flips:
+    """One flip for each of ``count`` images, the first of which is image ``first`` of the test set.
+
+    Args:
+        seed: of the run, not negative.
+        layer: where to flip.
+        first: index in the test set of the first image.
+        count: number of images.
+        bit: the bit to flip, or None for a random one per fault.
+        repeat: number of the flip, when an image gets several in this layer.
+        shares: how often each bit is drawn when it is random; None for equally often.
+    """
+    words = _words(seed, layer, (first, _TARGET_WORD["neuron"], repeat, 0), count)
+    element = _below(words[:, 0], math.prod(layer.shape))
+    return Flips(layer, element, _bits(words[:, 1], layer.bits, bit, shares), seed, parameter="")
+
+
+def weight(
+    seed: int,
+    layer: Layer,
+    batch: int,
+    bit: int | None = None,
+    repeat: int = 0,
+    shares: BitShares | None = None,
+    parameter: str = "weight",
+) -> Flips:
+    """The flip of batch number ``batch`` in a parameter tensor that ``layer`` must have; see :func:`neurons`."""
+    tensor = _parameter(layer, parameter)
+    word = 0 if parameter == "weight" else 2**32 + zlib.crc32(parameter.encode())
+    words = _words(seed, layer, (batch, _TARGET_WORD["weight"], repeat, word), 1)
+    element = _below(words[:, 0], math.prod(tensor.shape))
+    return Flips(layer, element, _bits(words[:, 1], tensor.bits, bit, shares), seed, parameter=parameter)
+
+
+def _parameter(layer: Layer, name: str) -> Parameter:
+    found = layer.parameter(name)
+    assert found is not None, f"{layer.path} has no parameter {name}"
+    return found
+
+
+def _words(seed: int, layer: Layer, counter: tuple[int, int, int, int], count: int) -> NDArray[np.uint64]:
+    """Four random words for each of ``count`` values of the counter, from the given one on, (count, 4)."""
+    # One counter value yields one block of four 64-bit words; block i belongs to image first + i and nothing else.
+    philox = np.random.Philox(
+        key=np.array([seed, layer.position], dtype=np.uint64),
+        counter=np.array(counter, dtype=np.uint64),
+    )
+    return philox.random_raw(4 * count).reshape(count, 4)
+
+
+def _bits(words: NDArray[np.uint64], width: int, bit: int | None, shares: BitShares | None) -> NDArray[np.int64]:
+    """Bits of values of a width: a given one, or random ones from random words."""
+    if bit is not None:
+        return np.full(len(words), bit, dtype=np.int64)
+    if shares is None:
+        return _below(words, width)
+    assert len(shares) == width
+    upper = np.cumsum(shares)[:-1]
+    return np.searchsorted(upper, _uniform(words), side="right").astype(np.int64)
+
+
+def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Numbers in [0, 1) from 64-bit words."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _below(words: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
+    """Whole numbers in [0, n), uniform to within n / 2**53, from 64-bit words."""
+    return np.minimum((_uniform(words) * n).astype(np.int64), n - 1)  # the product of the largest two can round up to n

@@ -1,0 +1,1 @@
+"""Classifiers: loading them, where they run, their layers, and the bits of their values."""

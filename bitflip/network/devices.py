@@ -1,0 +1,127 @@
+"""Where a run computes, and in which arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitflip.settings.hyperparameters import Precision
+
+AMPERE = (8, 0)  # compute capability of the first GPUs that have TF32
+_LIMITS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def check(name: str) -> list[str]:
+    """One sentence if the device is asked for and absent."""
+    if not name.startswith("cuda"):
+        return []
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if _numbered(name) < count:
+        return []
+    there = f"cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
+    return [f"device (--device): expected auto, cpu or a CUDA device that is there ({there}), got {name!r}"]
+
+
+def check_precision(precision: Precision, name: str) -> list[str]:
+    """One sentence if a device that is there does not have the arithmetic."""
+    if precision == "ieee" or check(name):
+        return []
+    cpu = name == "cpu" or not torch.cuda.is_available()
+    if not cpu and torch.cuda.get_device_capability(_numbered(name)) >= AMPERE:
+        return []
+    there = "the CPU" if cpu else torch.cuda.get_device_name(_numbered(name))
+    return [
+        f"precision (--precision): expected ieee on {there}, got {precision!r}, which takes an NVIDIA GPU of compute "
+        "capability 8.0 (Ampere) or later"
+    ]
+
+
+def _numbered(name: str) -> int:
+    """The number of the GPU that ``auto``, ``cuda`` or ``cuda:N`` stands for."""
+    return int(name.partition(":")[2] or 0)
+
+
+def resolve(name: str) -> torch.device:
+    """The device that a checked name stands for; ``auto`` is a GPU when there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)  # PyTorchFI makes its dummy image on the current device
+    return device
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which form a run keeps its model and images.
+
+    Attributes:
+        device: where.
+        dtype: of the images, which is that of the model's parameters.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last on the CPU, where convolutions and pooling are faster so; it changes no value's meaning."""
+        return torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """The model, in place."""
+        return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+
+    def images(self, images: Tensor) -> Tensor:
+        """A batch of images, (B, C, H, W)."""
+        return images.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)
+
+
+def pin_arithmetic(precision: Precision) -> None:
+    """Make float32 arithmetic IEEE or TF32, and kernels repeatable.
+
+    PyTorch's default on CUDA, and what ``tf32`` stands for here, is TF32 for convolutions, where cuDNN has a kernel
+    for it, and IEEE for matrix products. TF32 rounds inputs and weights to 10 mantissa bits and so hides flips in the
+    last 12 of the others.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.nnpack.set_flags(False)  # type: ignore[no-untyped-call] # spreads a huge value over others
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    # In eval mode, attention takes a shortcut that rounds otherwise, but not where a hook, as of a fault, is in
+    # its way.
+    torch.backends.mha.set_fastpath_enabled(False)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that tensors give back, where it is the GNU one.
+
+    It would return blocks of megabytes to the system and get them again, zeroed page by page, for nearly every
+    result of a layer: a fifth of the time of a run on the CPU.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the results."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()}, {kernels()})"
+
+
+def kernels() -> str:
+    """What chooses the CPU kernels, and with them the last bits of results: instruction set, limits to it, threads."""
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITS if os.environ.get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *limits, f"{torch.get_num_threads()} threads"])

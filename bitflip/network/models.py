@@ -1,0 +1,348 @@
+"""A model's name -> a classifier in eval mode, with its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from bitflip.data import digits
+from bitflip.errors import BadInput, nearest
+from bitflip.network import bits
+from bitflip.settings.hyperparameters import Hyperparameters
+
+HUB_REPOSITORY = "chenyaofo/pytorch-cifar-models"
+HUB_COMMIT = "d1c8e99b911da7d412979600c84d2a4fe3728473"  # code from the network is pinned
+HUB_MODELS = (
+    *("resnet20", "resnet32", "resnet44", "resnet56", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("mobilenetv2_x0_5", "mobilenetv2_x0_75", "mobilenetv2_x1_0", "mobilenetv2_x1_4"),
+    *("shufflenetv2_x0_5", "shufflenetv2_x1_0", "shufflenetv2_x1_5", "shufflenetv2_x2_0"),
+    *("repvgg_a0", "repvgg_a1", "repvgg_a2"),
+)
+TIMM = "timm:"
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in eval mode and where it came from.
+
+    Attributes:
+        model: on the CPU, in eval mode, without gradients.
+        source: where the code came from, in words.
+        weights: where the weights came from, in words.
+        sha256: of all parameters and buffers, so that a run can be tied to exact weights.
+    """
+
+    model: nn.Module
+    source: str
+    weights: str
+    sha256: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's parameters, and so of the images that it takes."""
+        return bits.dtype_of(self.model)
+
+
+def is_custom(name: str) -> bool:
+    """Whether the name is the user's own model, ``FILE.py:factory`` or ``package.module:factory``, or timm's."""
+    return ":" in name
+
+
+def check(settings: Hyperparameters) -> list[str]:
+    """One sentence per mistake in model_name, weights and hub_path that shows without loading anything."""
+    name = str(settings.model_name)
+    problems = []
+    if name.startswith(TIMM):
+        if importlib.util.find_spec("timm") is None:
+            problems.append(f"model_name (--model-name): {name} needs timm; install it with: pip install timm")
+    elif is_custom(name):
+        file = Path(name.rpartition(":")[0])
+        if file.suffix == ".py" and not file.is_file():
+            problems.append(f"model_name (--model-name): expected FILE.py:factory, but there is no file {file}")
+    elif settings.hub_path is None:  # what a local checkout has shows when it is loaded
+        known = _known(settings)
+        if name not in known:
+            problems.append(
+                f"model_name (--model-name): {settings.dataset} has no model {name!r}; {nearest(name, known)} "
+                "(or your own as FILE.py:factory)"
+            )
+    size, channels = settings.img_size, settings.channels
+    if name == digits.NAME and (size not in digits.SIDES or channels != 3):
+        problems.append(
+            f"img_size, channels (--img-size, --channels): {name} takes 3 channels of {digits.SIDES[0]} to "
+            f"{digits.SIDES[-1]} pixels a side, got {channels} of {size}"
+        )
+    if settings.weights is not None and not settings.weights.is_file():
+        problems.append(
+            f"weights (--weights): expected the path of a state dict, but there is no file {settings.weights}"
+        )
+    if settings.hub_path is not None and not (settings.hub_path / "hubconf.py").is_file():
+        problems.append(
+            f"hub_path (--hub-path): expected a checkout of {HUB_REPOSITORY}, but {settings.hub_path} has no hubconf.py"
+        )
+    return problems
+
+
+def _known(settings: Hyperparameters) -> tuple[str, ...]:
+    if settings.dataset == "digits":
+        return (digits.NAME,)
+    if settings.dataset in ("imagenet", "folder"):
+        return torchvision_names()
+    return HUB_MODELS
+
+
+def torchvision_names() -> tuple[str, ...]:
+    """All classifiers of torchvision.models."""
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple[int, ...]]:
+    """A model with random weights, as small an input as it can be built for, and the image sizes to try, if known.
+
+    Args:
+        name: of torchvision.models, an entry of the checkout ``hub_path``, ``timm:NAME`` or ``FILE.py:factory``.
+        hub_path: a checkout with a hubconf.py.
+
+    Raises:
+        BadInput: if there is no such model.
+    """
+    torch.manual_seed(0)
+    if hub_path is not None:
+        with _explained(f"{name} of {hub_path}"):
+            load: Callable[..., nn.Module] = torch.hub.load
+            return load(str(hub_path), name, source="local", pretrained=False, verbose=False), ()
+    if name.startswith(TIMM):
+        model, _, _ = _timm(name, NUM_CLASSES["imagenet"], published=False)
+        return model, ()
+    if is_custom(name):
+        return _custom(name, NUM_CLASSES["imagenet"]), ()
+    if name not in torchvision_names():
+        raise BadInput(f"MODEL: torchvision.models has no {name!r}; {nearest(name, torchvision_names())}")
+    options = dict(_UNINITIALISED.get(name, {}))
+    sizes: tuple[int, ...] = ()
+    if name.startswith("vit_"):  # its position embedding is made for one size
+        sizes = (2 * int(name.rpartition("_")[2]),)
+        options["image_size"] = sizes[0]
+    return torchvision.models.get_model(name, weights=None, **options), sizes
+
+
+def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
+    """Load the model and its weights.
+
+    Args:
+        settings: of the run.
+        classes: of the test set; None for those of the data set's name.
+
+    Raises:
+        BadInput: if the model or its weights can't be had, or don't fit each other.
+    """
+    name = str(settings.model_name)
+    published = settings.weights is None
+    classes = NUM_CLASSES[settings.dataset] if classes is None else classes
+    if name.startswith(TIMM):
+        model, source, weights = _timm(name, classes, published=published)
+    elif is_custom(name):
+        model, source, weights = _custom(name, classes), name, "as the factory made it"
+    elif settings.dataset == "digits":
+        model, source, weights = digits.build(), "bitflip.digits", digits.WEIGHTS.name
+        if published:
+            _load_weights(model, digits.WEIGHTS)
+    elif settings.dataset in ("imagenet", "folder"):
+        model, source, weights = _torchvision(settings, classes)
+    else:
+        model, source, weights = _hub(settings, f"{settings.dataset}_{name}", published)
+    if settings.weights is not None:
+        _load_weights(model, settings.weights)
+        weights = str(settings.weights)
+    _refuse_quantised(model, name)
+    if next(model.parameters(), None) is None:
+        raise BadInput(f"model_name (--model-name): expected a model with parameters, {name} has none")
+    model.eval().requires_grad_(False)
+    return Classifier(model, source, weights, _digest(model))
+
+
+def _custom(name: str, classes: int) -> nn.Module:
+    place, _, attribute = name.rpartition(":")
+    path = Path(place)
+    try:
+        if path.suffix == ".py":
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        factory: Callable[..., object] = getattr(module, attribute)
+        takes = inspect.signature(factory).parameters
+        model = factory(num_classes=classes) if "num_classes" in takes else factory()
+    except Exception as error:  # the user's code can raise anything
+        raise BadInput(f"model_name (--model-name): {name} can't be built: {_reason(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model_name (--model-name): expected {name} to return an nn.Module, got {type(model).__name__}")
+    return model
+
+
+# Random numbers that are overwritten anyway take a minute.
+_UNINITIALISED: dict[str, dict[str, Any]] = {name: {"init_weights": False} for name in ("googlenet", "inception_v3")}
+
+
+def _refuse_quantised(model: nn.Module, name: str) -> None:
+    """Raise BadInput if values of the model are no IEEE floating-point numbers."""
+    for path, module in model.named_modules():
+        kind = type(module)
+        if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            what = f"{path or 'it'} is a quantised {kind.__name__}"
+            break
+    else:
+        narrow = {key: value for key, value in model.named_parameters() if value.element_size() == 1}
+        if not narrow:
+            return
+        path, value = next(iter(narrow.items()))
+        what = f"{path} is of {value.dtype}"
+    raise BadInput(
+        f"model_name (--model-name): expected a model of float64, float32, float16 or bfloat16 values, but {what} in "
+        f"{name}, and quantised models are not supported yet"
+    )
+
+
+def _timm(name: str, classes: int, *, published: bool) -> tuple[nn.Module, str, str]:
+    try:
+        import timm
+    except ImportError as error:
+        raise BadInput(
+            f"model_name (--model-name): {name} needs timm; install it with: pip install timm ({error})"
+        ) from error
+    entry = name.removeprefix(TIMM)
+    source = f"timm {timm.__version__}"
+    if not timm.is_model(entry):
+        raise BadInput(f"model_name (--model-name): timm has no model {entry!r}; {nearest(entry, timm.list_models())}")
+    if not published:
+        with _explained(f"{entry} of {source}"):
+            return timm.create_model(entry, pretrained=False, num_classes=classes), source, ""
+    with _explained(f"{entry} of {source}"):
+        model = timm.create_model(entry, pretrained=True)
+    found: Any = model.num_classes
+    if found != classes:
+        raise BadInput(_other_classes(name, found, classes))
+    return model, source, f"published with {entry}"
+
+
+def _other_classes(name: str, found: int, expected: int) -> str:
+    return (
+        f"weights (--weights): expected a state dict of {name} for {expected} classes, since the published weights "
+        f"have {found}"
+    )
+
+
+def _torchvision(settings: Hyperparameters, classes: int) -> tuple[nn.Module, str, str]:
+    name, published = str(settings.model_name), settings.weights is None
+    enum = torchvision.models.get_model_weights(name)
+    # IMAGENET1K_V1 is what resize 256, centre crop 224 was made for; a few models were only published otherwise.
+    weights = getattr(enum, "IMAGENET1K_V1", None) or enum.DEFAULT
+    source = f"torchvision {torchvision.__version__}"
+    options: dict[str, Any] = dict(_UNINITIALISED.get(name, {}))
+    if not published:
+        if options and settings.dataset == "imagenet":
+            options["transform_input"] = True  # as the published weights expect it
+        return torchvision.models.get_model(name, weights=None, num_classes=classes, **options), source, ""
+    if len(weights.meta["categories"]) != classes:
+        raise BadInput(_other_classes(name, len(weights.meta["categories"]), classes))
+    with _explained(f"{name} of {source}"):
+        return torchvision.models.get_model(name, weights=weights), source, str(weights)
+
+
+def _hub(settings: Hyperparameters, entry: str, published: bool) -> tuple[nn.Module, str, str]:
+    load_entry: Callable[..., nn.Module]
+    if settings.hub_path is not None:
+        source = str(settings.hub_path)
+        load_entry = functools.partial(torch.hub.load, source, entry, source="local")
+    else:
+        source = f"{HUB_REPOSITORY}:{HUB_COMMIT}"
+        load_entry = functools.partial(torch.hub.load, source, entry, skip_validation=True, trust_repo=True)
+    with _explained(f"{entry} of {source}"), _safe_downloads():
+        model = load_entry(pretrained=published, verbose=False)
+    return model, source, f"published with {entry}"
+
+
+@contextlib.contextmanager
+def _safe_downloads() -> Iterator[None]:
+    """Make hub code load tensors only (no pickled code), and check the hash that is part of the file's name."""
+    original = torch.hub.load_state_dict_from_url
+    safe = functools.partial(original, weights_only=True, check_hash=True, map_location="cpu")
+    torch.hub.load_state_dict_from_url = safe
+    try:
+        yield
+    finally:
+        torch.hub.load_state_dict_from_url = original
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn a failed download, or code or weights that fail, into a sentence."""
+    try:
+        yield
+    except OSError as error:  # URLError, HTTPError, a time-out and a closed connection are all OSErrors
+        raise BadInput(
+            f"model_name (--model-name): {what} can't be downloaded ({error}); run where there is a network, or give a "
+            "local checkout with --hub-path (CIFAR) and a state dict with --weights, or try --dataset digits, "
+            "which needs no download"
+        ) from error
+    except Exception as error:  # a checkout's code can raise anything, and so can a damaged file of weights
+        raise BadInput(f"model_name (--model-name): {what} can't be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why loading failed, in one line."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's words are a page on how to load it unsafely
+        return "the weights are damaged, or hold code beside tensors"
+    return _shortened(f"{type(error).__name__}: {error}")
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict: plain, or under ``state_dict`` or ``model``, with or without ``module.`` prefixes."""
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
+        raise BadInput(
+            f"weights (--weights): {path} is no state dict that can be loaded safely: {_reason(error)}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise BadInput(f"weights (--weights): expected a state dict of tensors in {path}, got {type(state).__name__}")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        _, _, misfits = str(error).partition("\n")
+        raise BadInput(f"weights (--weights): {path} does not fit the model: {_shortened(misfits)}") from error
+
+
+def _shortened(text: str, limit: int = 400) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[:limit] + " ..."
+
+
+def _digest(model: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sha.update(name.encode() + os.fsencode(str(value.dtype)))
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,1 @@
+"""What happened to each image, and what that adds up to."""

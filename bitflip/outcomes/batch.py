@@ -1,0 +1,188 @@
+"""What happened to each image: the class of each fault's outcome.
+
+The classes are after Li et al. 2017, "Understanding error propagation in deep learning neural network (DNN)
+accelerators and applications", SC '17: SDC-1, SDC-5, SDC-10 % and SDC-20 % (SDC: silent data corruption). Their SDC-5
+asks whether the faulty top-1 is among the clean top 5; this one asks whether the clean top-1 is still among the top 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntFlag
+
+import torch
+from torch import Tensor
+
+from bitflip.faults.flips import Flips
+from bitflip.network import bits
+
+
+class Effect(IntFlag):
+    """What a fault did to one image; none of it: the fault was masked, all logits are bit-identical to clean.
+
+    A fault that changed a logit but not the top-1 class is benign: ``CHANGED`` without ``SDC1``.
+    """
+
+    CHANGED = 1  # a logit differs from clean in at least one bit
+    SDC1 = 2  # the top-1 class differs from the clean one
+    SDC5 = 4  # the clean top-1 class is not among the top 5
+    SDC10 = 8  # the probability of the clean top-1 class changed by more than 10 % of its clean value
+    SDC20 = 16  # by more than 20 %
+    NONFINITE = 32  # a logit is NaN or infinite
+
+
+COUNTED = {effect.name.lower(): effect for effect in Effect if effect.name and effect is not Effect.CHANGED}
+"""The effects that tables count, by the names of their columns: ``sdc1`` to ``nonfinite``."""
+
+
+def top1(logits: Tensor) -> Tensor:
+    """The predicted class, (B, classes) -> (B,). A NaN beats every number, and the first of several NaNs counts."""
+    return torch.argmax(logits, dim=1)
+
+
+def probability(logits: Tensor, classes: Tensor) -> Tensor:
+    """Softmax probability of one class per row, (N, C) and (N,) -> (N,) of float64; 0 where a logit is not finite."""
+    chosen = torch.softmax(logits.double(), dim=1).gather(1, classes[:, None]).squeeze(1)
+    return torch.where(logits.isfinite().all(dim=1), chosen, 0.0)
+
+
+def rank(logits: Tensor, classes: Tensor) -> Tensor:
+    """Place of one class per row among all classes, 0 for the top-1, in the order of :func:`top1`: (N,)."""
+    own = logits.gather(1, classes[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < classes[:, None]
+    nan, own_nan = logits.isnan(), own.isnan()
+    before = (logits > own) | (nan & ~own_nan) | (((logits == own) | (nan & own_nan)) & earlier)
+    return before.sum(dim=1)
+
+
+class BatchOutcomes:
+    """The outcomes of one batch: engines write them, everybody else reads them.
+
+    A fault's number is slot * B + image: the slot is the place of its flips among those of the batch. A fault that no
+    engine reports as finished is masked: its logits are bit-identical to clean.
+
+    All tensors stay on the device that they were made on until :meth:`to_host`.
+
+    Args:
+        labels: true classes, (B,).
+        flips: the flips of each of L slots.
+        first: index in the test set of the batch's first image.
+        progress: called with the number of further faulty images whose outcome is known.
+
+    Attributes:
+        clean_top1: predictions without a fault, (B,).
+        top1: predictions under each slot's fault, (L, B).
+        effects: what each fault did, the bits of :class:`Effect`, (L, B) of uint8.
+        change: by how much the probability of the clean top-1 class changed, 0 to 1, (L, B) of float32.
+        original, error: per slot the values before and after the flip: (B,) for neurons, (1,) for weights.
+    """
+
+    def __init__(self, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]) -> None:
+        shape, device = (len(flips), len(labels)), labels.device
+        self.labels = labels
+        self.flips = flips
+        self.first = first
+        self._progress = progress
+        self.clean_top1 = labels  # until clean() is called
+        self._clean_logits = torch.empty(0)
+        self._clean_probability = torch.empty(0)
+        self.top1 = torch.full(shape, -1, dtype=torch.int64, device=device)
+        self.effects = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.change = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.original: list[Tensor] = [torch.empty(0)] * len(flips)
+        self.error: list[Tensor] = [torch.empty(0)] * len(flips)
+
+    def clean(self, logits: Tensor) -> None:
+        """Take the logits of the batch without a fault, (B, classes); comes before any fault is finished."""
+        self.clean_top1 = top1(logits)
+        self._clean_logits = logits
+        self._clean_probability = probability(logits, self.clean_top1)
+
+    def struck(self, slot: int, original: Tensor, error: Tensor) -> None:
+        """Take the values before and after the flips of one slot."""
+        self.original[slot], self.error[slot] = original, error
+
+    def finished(self, faults: Tensor, logits: Tensor) -> None:
+        """Take the logits, (N, classes), of N faults, given by their numbers, (N,)."""
+        image = faults % len(self.labels)
+        expected, clean_logits = self.clean_top1[image], self._clean_logits[image]
+        before = self._clean_probability[image]
+        change = (probability(logits, expected) - before).abs()
+        place = rank(logits, expected)
+        found = {
+            Effect.CHANGED: (bits.as_integers(logits) != bits.as_integers(clean_logits)).any(dim=1),
+            Effect.SDC1: place >= 1,
+            Effect.SDC5: place >= 5,
+            Effect.SDC10: change > 0.1 * before,
+            Effect.SDC20: change > 0.2 * before,
+            Effect.NONFINITE: ~logits.isfinite().all(dim=1),
+        }
+        effects = torch.stack([true * int(effect) for effect, true in found.items()]).sum(dim=0, dtype=torch.uint8)
+        self.top1.view(-1)[faults] = top1(logits)
+        self.effects.view(-1)[faults] = effects
+        self.change.view(-1)[faults] = change.float()
+        self._progress(len(logits))
+
+    def masked(self, count: int) -> None:
+        """Take note that so many faults can't change any logit."""
+        self._progress(count)
+
+    def to_host(self) -> None:
+        """Bring what was found to the host, and let go of what only engines need."""
+        found = torch.where(self.top1 < 0, self.clean_top1, self.top1)
+        predictions = torch.cat([self.labels[None], self.clean_top1[None], found]).cpu()
+        self.labels, self.clean_top1, self.top1 = predictions[0], predictions[1], predictions[2:]
+        self.effects, self.change = self.effects.cpu(), self.change.cpu()
+        self.original, self.error = _on_host(self.original), _on_host(self.error)
+        self._clean_logits = self._clean_probability = torch.empty(0)
+        self._progress = _nothing  # so that outcomes can be sent to another process
+
+    @property
+    def correct(self) -> Tensor:
+        """Which images the clean model classifies correctly, (B,) of bool."""
+        return self.clean_top1 == self.labels
+
+    @property
+    def misclassified(self) -> Tensor:
+        """Which clean-correct images a fault makes the model misclassify, (L, B) of bool."""
+        return self.correct & (self.top1 != self.clean_top1)
+
+    def having(self, effect: Effect) -> Tensor:
+        """Which faults had an effect, (L, B) of bool."""
+        return (self.effects & int(effect)) != 0
+
+
+def join(parts: Sequence[BatchOutcomes], flips: list[Flips]) -> BatchOutcomes:
+    """The outcomes of a batch whose images were run in parts, one after the other; all on the host.
+
+    Args:
+        parts: at least one.
+        flips: those of the whole batch.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    whole = BatchOutcomes(torch.cat([part.labels for part in parts]), flips, parts[0].first, _nothing)
+    whole.clean_top1 = torch.cat([part.clean_top1 for part in parts])
+    whole.top1, whole.effects, whole.change = (
+        torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("top1", "effects", "change")
+    )
+    for slot, one in enumerate(flips):
+        of_each = parts[:1] if one.parameter else parts  # a weight's value is the same in all parts
+        of_each = [part for part in of_each if len(part.flips[slot])]
+        whole.struck(
+            slot,
+            torch.cat([part.original[slot] for part in of_each]),
+            torch.cat([part.error[slot] for part in of_each]),
+        )
+    return whole
+
+
+def _on_host(values: list[Tensor]) -> list[Tensor]:
+    """The values in one transfer, unless they are of several types."""
+    if len({value.dtype for value in values}) != 1:
+        return [value.cpu() for value in values]
+    return list(torch.split(torch.cat(values).cpu(), [len(value) for value in values]))
+
+
+def _nothing(count: int) -> None:
+    """Take no note of progress."""

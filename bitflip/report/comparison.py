@@ -1,0 +1,285 @@
+"""Two runs held against each other: by how much does the misclassification rate of each layer differ, and how surely?
+
+Where both runs made the same faults, each fault is compared with itself. What the faults have in common then cancels
+out, and the interval is narrower, often much, than that of two independent rates. docs/statistics.md says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bitflip.errors import BadInput, first_line
+from bitflip.report.runs import Place, Row, Run
+from bitflip.statistics import intervals
+from bitflip.statistics.intervals import Estimate, Sums
+
+Ints = NDArray[np.int64]
+Key = tuple[str, int, str]  # path, call and parameter of a layer
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two rates differ; all numbers are in percent, or percentage points.
+
+    Attributes:
+        first, second: the rates; None with no image that could be misclassified.
+        value: the second less the first.
+        low, high: its confidence interval.
+        compared: faulty inferences that were compared with themselves; None if the faults are not the same.
+    """
+
+    first: float | None
+    second: float | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    compared: int | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves out that there is no difference."""
+        return self.low is not None and self.high is not None and not self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second of two runs against the first.
+
+    Attributes:
+        layers: the layers that both have, each with its difference.
+        network: the difference of the means over these layers, each of which counts the same; None without it.
+        paired: whether each fault was compared with itself.
+        why: a sentence that says why, or why not.
+        unmatched: a sentence for each layer that only one of the runs has.
+        confidence: of the intervals.
+    """
+
+    layers: tuple[tuple[Place, Difference], ...]
+    network: Difference | None
+    paired: bool
+    why: str
+    unmatched: tuple[str, ...]
+    confidence: float
+
+
+def compare(first: Run, second: Run) -> Comparison:
+    """Compare two runs layer by layer; layers are matched by module path, call and parameter.
+
+    Raises:
+        BadInput: if they flip different things, have no layer in common, or a file is damaged.
+    """
+    if first.target != second.target:
+        raise BadInput(
+            f"expected two runs of one target, got {first.target} faults in {first.files.table.name} and "
+            f"{second.target} faults in {second.files.table.name}"
+        )
+    if first.confidence != second.confidence:
+        raise BadInput(
+            f"expected two runs with the same confidence, got {first.confidence:g} in {first.files.table.name} and "
+            f"{second.confidence:g} in {second.files.table.name}"
+        )
+    rows, others = ({_key(row.place, run.target): row for row in run.layers} for run in (first, second))
+    common = [key for key in rows if key in others]
+    unmatched = [f"{rows[key].place.label} is only in the first run" for key in rows if key not in others]
+    unmatched += [f"{others[key].place.label} is only in the second run" for key in others if key not in rows]
+    if not common:
+        raise BadInput(
+            f"{first.files.table.name} and {second.files.table.name} have no layer in common (module path, call and "
+            "parameter)"
+        )
+    pairs = _pairs(first, second, [(rows[key].place, others[key].place) for key in common])
+    if isinstance(pairs, str):
+        layers = tuple((rows[key].place, _unpaired(rows[key], others[key], first, second)) for key in common)
+        network = None if unmatched else _means(first, second)
+        return Comparison(layers, network, False, pairs, tuple(unmatched), first.confidence)
+    parts = [
+        pair.parts(first.width_of(rows[key].place) if first.weighted else None)
+        for key, pair in zip(common, pairs, strict=True)
+    ]
+    layers = tuple(
+        (rows[key].place, _paired(pair, part, first.confidence, simple=first.target == "neuron" and not first.weighted))
+        for key, pair, part in zip(common, pairs, parts, strict=True)
+    )
+    known = [index for index, pair in enumerate(pairs) if pair.images]
+    network = None
+    if known and not unmatched:
+        sums = [part for index in known for part in parts[index]]
+        weights = [1 / len(parts[index]) for index in known for _ in parts[index]]
+        firsts, seconds = (
+            float(np.mean([getattr(layers[index][1], name) for index in known])) for name in ("first", "second")
+        )
+        found = _signed(intervals.mean(sums, weights, first.confidence))
+        network = _percent(firsts / 100, seconds / 100, found, sum(pairs[index].images for index in known))
+    why = "both runs made the same faults on the same images, so each is compared with itself"
+    return Comparison(layers, network, True, why, tuple(unmatched), first.confidence)
+
+
+def _key(place: Place, target: str) -> Key:
+    return place.path, place.call, "" if target == "neuron" else place.parameter or "weight"
+
+
+# --- other faults ---
+
+
+def _unpaired(a: Row, b: Row, first: Run, second: Run) -> Difference:
+    nothing = Difference(a.rate.value, b.rate.value)
+    if a.rate.value is None or b.rate.value is None:
+        return nothing
+    if first.target == "neuron" and not (first.weighted or second.weighted):
+        m1, n1, m2, n2 = map(float, (b.misclassified, b.correct, a.misclassified, a.correct))
+        found = intervals.unpaired(m1, n1, m2, n2, first.confidence)
+        return _percent(a.rate.value / 100, b.rate.value / 100, found)
+    estimates = [_estimate(row.rate.value, row.rate.interval) for row in (b, a)]
+    if None in estimates:
+        return replace(nothing, value=b.rate.value - a.rate.value)
+    found = intervals.difference(*(estimate for estimate in estimates if estimate is not None))
+    return _percent(a.rate.value / 100, b.rate.value / 100, found)
+
+
+def _means(first: Run, second: Run) -> Difference | None:
+    """The difference of the networks' mean rates, as the runs wrote them."""
+    rates = [next((mean.rate for mean in run.means if mean.of == "network"), None) for run in (first, second)]
+    a, b = (None if rate is None else _estimate(rate.value, rate.interval) for rate in rates)
+    return None if a is None or b is None else _percent(a.rate, b.rate, intervals.difference(b, a))
+
+
+def _estimate(value: float | None, interval: tuple[float, float] | None) -> Estimate[float] | None:
+    if value is None or interval is None:
+        return None
+    return Estimate(value / 100, interval[0] / 100, interval[1] / 100)
+
+
+# --- the same faults ---
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The faults of one layer, over the images that both runs classify correctly: a value per flip.
+
+    Attributes:
+        size: images of each flip.
+        first, second: those of them that it breaks in the one run and the other.
+        only_first, only_second: those that it breaks in one run only.
+        bit: that flips.
+    """
+
+    size: Ints
+    first: Ints
+    second: Ints
+    only_first: Ints
+    only_second: Ints
+    bit: Ints
+
+    @property
+    def images(self) -> int:
+        """Faulty inferences that are compared."""
+        return int(self.size.sum())
+
+    def parts(self, width: int | None) -> list[Sums[float]]:
+        """Sums over flips of a share in 0..1: (1 + d) / 2, where d is the difference of the shares that a flip breaks.
+
+        Args:
+            width: bits of a value, if they are to weigh the same whatever the number of their flips; one part for each.
+        """
+        bits = [None] if width is None else range(width)
+        return [self._sums(self.size > 0 if bit is None else (self.size > 0) & (self.bit == bit)) for bit in bits]
+
+    def _sums(self, chosen: NDArray[np.bool_]) -> Sums[float]:
+        n = self.size[chosen].astype(np.float64)
+        m = (n + self.second[chosen] - self.first[chosen]) / 2
+        totals = (m.sum(), n.sum(), (m * m).sum(), (m * n).sum(), (n * n).sum())
+        return Sums(float(len(n)), *map(float, totals))
+
+
+def _paired(pairs: _Pairs, parts: list[Sums[float]], confidence: float, *, simple: bool) -> Difference:
+    """The difference of one layer; ``simple`` if each flip hits one image and all bits are drawn alike."""
+    if not pairs.images:
+        return Difference(None, None, compared=0)
+    n = pairs.images
+    first, second = int(pairs.first.sum()) / n, int(pairs.second.sum()) / n
+    if simple:
+        only = (float(pairs.only_second.sum()), float(pairs.only_first.sum()))
+        return _percent(first, second, intervals.paired(*only, float(n), confidence), n)
+    found = _signed(intervals.mean(parts, confidence=confidence))
+    if len(parts) > 1:  # the rates of a random bit, like the difference
+        first, second = (_by_bit(pairs.bit, values, pairs.size, len(parts)) for values in (pairs.first, pairs.second))
+    return _percent(first, second, found, n)
+
+
+def _by_bit(bit: Ints, broken: Ints, size: Ints, width: int) -> float:
+    """The mean over bits of their rates, as far as they are known."""
+    m, n = (np.bincount(bit, weights=values, minlength=width)[:width] for values in (broken, size))
+    return float((m[n > 0] / n[n > 0]).mean())
+
+
+def _signed(share: Estimate[float]) -> Estimate[float]:
+    """Of (1 + d) / 2 to d."""
+    return Estimate(2 * share.rate - 1, 2 * share.low - 1, 2 * share.high - 1)
+
+
+def _percent(first: float, second: float, found: Estimate[float], compared: int | None = None) -> Difference:
+    return Difference(100 * first, 100 * second, 100 * found.rate, 100 * found.low, 100 * found.high, compared)
+
+
+_COLUMNS = ("image", "label", "element", "bit", "clean_top1", "top1")
+
+
+def _pairs(first: Run, second: Run, places: Sequence[tuple[Place, Place]]) -> list[_Pairs] | str:
+    """The faults of each layer, or why they can't be paired."""
+    for run in (first, second):
+        if not run.files.faults.exists():
+            return f"faults can't be paired without {run.files.faults.name} (--fault-table)"
+    sizes = {run.settings.get("batch_size") for run in (first, second)}
+    if first.target == "weight" and len(sizes) > 1:
+        return "the batches that a weight flip hits differ in size"
+    tables = [_faults(run.files.faults) for run in (first, second)]
+    batch = next(iter(sizes))
+    size = batch if first.target == "weight" and isinstance(batch, int) and batch > 0 else 1
+    found = []
+    for place, other in places:
+        a, b = (table.get((at.layer, at.parameter)) for table, at in zip(tables, (place, other), strict=True))
+        if a is None or b is None:
+            return f"the fault tables do not both hold the layer {place.label}"
+        if any(not np.array_equal(a[name], b[name]) for name in _COLUMNS[:4]):
+            return f"the runs made other faults, or on other images (such as in the layer {place.label})"
+        found.append(_by_flip(a, b, size, alone=first.target == "neuron"))
+    return found
+
+
+def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int, *, alone: bool) -> _Pairs:
+    both = (a["clean_top1"] == a["label"]) & (b["clean_top1"] == b["label"])
+    broken, other = (both & (run["top1"] != run["clean_top1"]) for run in (a, b))
+    values = (both, broken, other, broken & ~other, other & ~broken)
+    if alone:
+        size, *counts = (value.astype(np.int64) for value in values)
+        return _Pairs(size, counts[0], counts[1], counts[2], counts[3], a["bit"])
+    keys = np.stack([a["image"] // batch_size, a["element"], a["bit"]])
+    flips, flip = np.unique(keys, axis=1, return_inverse=True)
+    shape = flips.shape[1]
+    size, *counts = (np.bincount(flip.ravel(), weights=value, minlength=shape).astype(np.int64) for value in values)
+    return _Pairs(size, counts[0], counts[1], counts[2], counts[3], flips[2])
+
+
+def _faults(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
+    """The columns that matter of a fault table, by layer and parameter, each in one order."""
+    try:
+        table = pq.read_table(path, columns=["layer", "parameter", *_COLUMNS], page_checksum_verification=True)
+        names = table.column("parameter").cast("string").to_numpy(zero_copy_only=False).astype(str)
+        columns = {name: table.column(name).to_numpy().astype(np.int64) for name in ("layer", *_COLUMNS)}
+    except Exception as error:  # a damaged file makes its reader raise anything
+        raise BadInput(f"{path}: expected a table of faults, and it is damaged ({first_line(error)})") from error
+    known, code = np.unique(names, return_inverse=True)
+    order = np.lexsort([columns[name] for name in reversed(_COLUMNS)] + [code, columns["layer"]])
+    layer, code = columns["layer"][order], code[order]
+    starts = np.flatnonzero(np.r_[True, (np.diff(layer) != 0) | (np.diff(code) != 0)]) if len(order) else order
+    ends = np.r_[starts[1:], len(order)]
+    return {
+        (int(layer[start]), str(known[code[start]])): {name: columns[name][order[start:end]] for name in _COLUMNS}
+        for start, end in zip(starts, ends, strict=False)
+    }

@@ -1,0 +1,126 @@
+"""The files of a fault list's run: a row per fault, and where the critical inferences are."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitflip.campaign.replay import COUNTS, Found
+from bitflip.errors import BadInput
+from bitflip.faults import faultlist
+from bitflip.faults.faultlist import Columns, Fault, Key
+from bitflip.files import replacing
+from bitflip.results.paths import LISTED_FAULTS, Paths
+
+CHANGE = "largest_change"
+HEADER = (*faultlist.HEADER, faultlist.REPEAT, *COUNTS, CHANGE)
+SETTING = "results (--results)"
+IMAGES_HEADER = ("image", "correct", "target", "layer", "call", "bit", "critical")
+
+
+def write_faults(path: Path, found: Found) -> None:
+    """Write one row per fault: what it is, the inferences under it, and what became of them.
+
+    ``images`` = ``masked`` (logits bit-identical to clean) + ``benign`` (top-1 the same) + ``critical`` (top-1
+    changed, SDC-1); ``sdc5`` to ``nonfinite`` are counted beside, see :class:`bitflip.outcomes.batch.Effect`.
+    ``misclassified`` are the critical ones among the ``correct``, those that the clean model classifies correctly.
+    """
+    counts = [found.counts[name].tolist() for name in COUNTS]
+    change = [f"{value:.6f}" for value in found.change.tolist()]
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        for fault, *row in zip(found.faults, *counts, change, strict=True):
+            writer.writerow([*fault.row, fault.repeat, *row])
+
+
+def write_images(path: Path, found: Found) -> None:
+    """Write, for each image, layer and bit, how many faults were critical; rows of zeros are left out.
+
+    Every image that was run has at least one row: without a critical inference, that row names no layer.
+    """
+    keys = list(found.by_image)
+    counts = np.array([found.by_image[key] for key in keys]).reshape(len(keys), found.size)
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(IMAGES_HEADER)
+        for image in np.flatnonzero(found.seen).tolist():
+            which = np.flatnonzero(counts[:, image]).tolist()
+            correct = int(found.seen_correct[image])
+            for key in which:
+                writer.writerow([image, correct, *keys[key], int(counts[key, image])])
+            if not which:
+                writer.writerow([image, correct, "", "", "", "", 0])
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the files of a list's run hold.
+
+    Attributes:
+        faults: of the list.
+        counts: of each fault, by the names of :data:`COUNTS`, (F,) each.
+        by_image: critical inferences of each image that was run, (images,), by (target, path, call, bit).
+    """
+
+    faults: tuple[Fault, ...]
+    counts: dict[str, NDArray[np.int64]]
+    by_image: dict[Key, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, found: Found) -> Read:
+        """What the files of these outcomes would hold."""
+        by_image = {key: counted[found.seen].astype(np.int64) for key, counted in found.by_image.items()}
+        return cls(tuple(found.faults), found.counts, by_image)
+
+
+def read(path: Path) -> Read:
+    """Read a row-per-fault file and, beside it, that of the images.
+
+    Raises:
+        BadInput: if they can't be read or are not such files.
+    """
+    if not path.name.endswith(LISTED_FAULTS):
+        raise BadInput(f"{SETTING}: expected a file whose name ends in {LISTED_FAULTS}, got {path}")
+    beside = Paths(path.parent, path.name.removesuffix(LISTED_FAULTS)).listed_images
+    faults: list[Fault] = []
+    counts: list[list[int]] = []
+    for columns in _table(path, HEADER):
+        faults.append(columns.fault())
+        counts.append([columns.number(name) for name in COUNTS])
+    if not faults:
+        raise BadInput(f"{SETTING}: expected at least one fault in {path}, got a header only")
+    by_name = dict(zip(COUNTS, np.array(counts).T, strict=True))
+    if (by_name["images"] == 0).any():
+        raise BadInput(f"{SETTING}: expected at least one image for each fault in {path}")
+    seen: dict[int, int] = {}
+    cells: list[tuple[Key, int, int]] = []
+    for columns in _table(beside, IMAGES_HEADER):
+        image = seen.setdefault(columns.number("image"), len(seen))
+        if columns.row["layer"]:
+            key = columns.row["target"], columns.row["layer"], columns.number("call"), columns.number("bit")
+            cells.append((key, image, columns.number("critical")))
+    by_image: dict[Key, NDArray[np.int64]] = {}
+    for key, image, critical in cells:
+        by_image.setdefault(key, np.zeros(len(seen), dtype=np.int64))[image] = critical
+    if sum(int(counted.sum()) for counted in by_image.values()) != by_name["critical"].sum():
+        raise BadInput(f"{SETTING}: {path} and {beside} are not of one run")
+    return Read(tuple(faults), by_name, by_image)
+
+
+def _table(path: Path, header: Sequence[str]) -> Iterator[Columns]:
+    rows = faultlist.rows(path, SETTING)
+    if not rows or tuple(rows[0][1]) != tuple(header):
+        raise BadInput(f"{SETTING}: expected the header {','.join(header)} in {path}")
+    for line, row in rows[1:]:
+        if len(row) != len(header):
+            raise BadInput(f"{SETTING}: {path}, line {line}: expected {len(header)} columns, got {len(row)}")
+        columns = Columns(dict(zip(header, row, strict=True)))
+        yield columns
+        if columns.wrong:
+            raise BadInput(*(f"{SETTING}: {path}, line {line}: {sentence}" for sentence in columns.wrong))

@@ -1,0 +1,154 @@
+"""The files of a run: one writer per file, each written beside and renamed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bitflip.faults.flips import Target
+from bitflip.files import replacing as replacing
+from bitflip.files import replacing_bytes as replacing_bytes
+from bitflip.network import bits
+from bitflip.network.layers import Numbered
+from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.outcomes.counts import Tally
+from bitflip.statistics.rates import LayerEstimate, Rate
+
+
+def check_folder(folder: Path) -> list[str]:
+    """One sentence if files can't be written to the folder; it is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        return [
+            f"output_path (--output-path): expected a folder that can be written to, got {folder} ({error.strerror})"
+        ]
+
+
+def result_lines(chosen: Sequence[Numbered], estimates: Sequence[LayerEstimate]) -> list[str]:
+    """One line per chosen layer, or parameter of it: ``Layer #7: 931 / 7375 = 12.6237%, MaxPool2d``."""
+    lines = []
+    by_number: dict[int, list[LayerEstimate]] = {}
+    for found in estimates:
+        by_number.setdefault(found.item.number, []).append(found)
+    for item in chosen:
+        if item.number not in by_number:
+            reason = "no weight" if item.layer.per_image else "no output of its own for each image"
+            lines.append(f"Layer #{item.number} has {reason}")
+        for found in by_number.get(item.number, ()):
+            name = item.layer.type
+            if found.item.parameter not in ("", "weight"):
+                name += f" {found.item.parameter}"
+            if found.rate is None:
+                lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {name}")
+                continue
+            count = f"{found.tally.misclassified} / {found.tally.correct}"
+            if found.weighted:
+                count += ", weighted by bit"
+            lines.append(f"Layer #{item.number}: {count} = {found.rate.value:.4f}%, {name}")
+    return lines
+
+
+def write_summary(path: Path, heading: str, seed: int, bit: int | None, lines: Sequence[str]) -> None:
+    """Write the ``.txt``: PyTorchFI's layer summary and the run in words (``heading``), then a line per layer."""
+    with replacing(path) as file:
+        file.write(f"{heading}\n\n===== Result =====\nSeed: {seed}\nSpecific bit flip position: {bit}\n")
+        file.writelines(f"{line}\n" for line in lines)
+
+
+LAYER_COLUMNS = ("layer", "path", "call", "parameter")
+RATE_COLUMNS = ("low", "high")
+COUNT_COLUMNS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "largest_change")
+SUM_COLUMNS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.outcomes.counts.Tally
+
+
+def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate]) -> None:
+    """Write the ``.csv``: one row per layer that was run; rates are in percent, empty with nothing to divide by."""
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        head = ["index", "name", f"seed_{seed}", *LAYER_COLUMNS, "misclassified", "correct", *RATE_COLUMNS]
+        writer.writerow([*head, "flips", "injections", *COUNT_COLUMNS, *SUM_COLUMNS])
+        for index, found in enumerate(estimates):
+            tally, (rate, low, high) = found.tally, _rate_texts(found.rate)
+            row = [index, found.item.layer.type, rate, *_layer_texts(found.item), tally.misclassified, tally.correct]
+            writer.writerow([*row, low, high, tally.flips, tally.injections, *_count_texts(tally)])
+
+
+def write_bits(path: Path, estimates: Sequence[LayerEstimate]) -> None:
+    """Write the ``_bits.csv``: one row per layer and bit that was flipped in it; rates are in percent."""
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        head = ["layer", "name", "path", "call", "parameter", "bit", "flips", "injections", "misclassified", "correct"]
+        writer.writerow([*head, "rate", *RATE_COLUMNS, *COUNT_COLUMNS, *SUM_COLUMNS])
+        for found in estimates:
+            number, *where = _layer_texts(found.item)
+            for bit, (tally, rate) in found.by_bit.items():
+                row = [number, found.item.layer.type, *where, bit, tally.flips, tally.injections]
+                counts = [tally.misclassified, tally.correct]
+                writer.writerow([*row, *counts, *_rate_texts(rate), *_count_texts(tally)])
+
+
+def _layer_texts(item: Numbered) -> list[object]:
+    return [item.number, item.layer.path, item.layer.call, item.parameter]
+
+
+def _rate_texts(rate: Rate | None) -> list[str]:
+    return ["", "", ""] if rate is None else [f"{value:.6f}" for value in (rate.value, rate.low, rate.high)]
+
+
+def _count_texts(tally: Tally) -> list[object]:
+    *counts, change = (getattr(tally, name) for name in COUNT_COLUMNS)
+    return [*counts, f"{change:.6f}", *(getattr(tally, name) for name in SUM_COLUMNS)]
+
+
+def write_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Write the ``.json``."""
+    with replacing(path) as file:
+        json.dump(run, file, indent=2, default=str)
+        file.write("\n")
+
+
+def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcomes, seed: int) -> str:
+    """The misclassifications of one batch of outcomes, by the flips of one seed, for the ``_detailed.txt``.
+
+    Batches and positions in them are those of ``batch_size``, however many images were run together.
+
+    Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
+    """
+    lines: list[str] = []
+    items = {item.where: item for item in chosen}
+    for start in range(0, len(batch.labels), batch_size):
+        number = (batch.first + start) // batch_size
+        misclassified = batch.misclassified[:, start : start + batch_size]
+        for slot, position in misclassified.nonzero().tolist():
+            flips, image = batch.flips[slot], start + position
+            if flips.seed != seed:
+                continue
+            row = image if target == "neuron" else 0
+            where = (*([position] if target == "neuron" else []), *flips.coordinates(row, target))
+            values = batch.original[slot][row], batch.error[slot][row]
+            flip = _flip_text(items[flips.where], number, where, *values, int(flips.bit[row]))
+            broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
+            if target == "neuron":
+                lines.append(f"{flip}, {broken}\n")
+            else:
+                first = not misclassified[slot, :position].any()
+                lines.append((f"{flip}\n" if first else "") + f"    Image: {position}, {broken}\n")
+    return "".join(lines)
+
+
+def _flip_text(item: Numbered, batch: int, where: tuple[int, ...], original: Tensor, error: Tensor, bit: int) -> str:
+    parameter = "" if item.parameter in ("", "weight") else f"Parameter: {item.parameter}, "
+    return (
+        f"Layer: {item.number}, Layer type: {item.layer.type}, {parameter}Batch: {batch}, Position: {list(where)}, "
+        f"Original value: {bits.decimal(original)}, Original binary: {bits.text(original)}, Flip bit: {bit}, "
+        f"Error value: {bits.decimal(error)}, Error binary: {bits.text(error)}"
+    )

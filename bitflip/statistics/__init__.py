@@ -1,0 +1,1 @@
+"""Intervals, rates, and how many faults are enough."""
