@@ -142,7 +142,6 @@ def engine(task: Task) -> Ready:
         getattr(prepared.engine, "alive", {}).clear()
         outcomes = campaign.run(
             prepared.engine,
-            task.target,
             batches,
             lambda first, count: prepared.sampling.flips(items, first, count),
             placement=prepared.placement,

@@ -75,7 +75,7 @@ def test_a_published_weight_fault(number: int, injector: Injector, images: Tenso
     assert weight is not None
     element = np.ravel_multi_index(ast.literal_eval(row["TensorIndex"]), weight.shape)
     bit = 31 - int(row["Bit"])  # published from the least significant end
-    flips = Flips(layer, np.array([element]), np.array([bit]))
+    flips = Flips(layer, np.array([element]), np.array([bit]), "weight")
     clean = top1(injector, images)
     with injector.weight(flips):
         critical = (top1(injector, images) != clean).double().mean().item()

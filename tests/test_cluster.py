@@ -135,7 +135,7 @@ def test_several_gpus_and_no_ray_are_worth_a_hint(installed: bool, monkeypatch: 
 def test_a_parcel_holds_what_was_packed(dtype: torch.dtype, classes: int) -> None:
     layer = Layer(0, "a", 0, "Conv2d", (4,), True, 32)
     index = torch.arange(3).numpy()
-    flips = [Flips(layer, index, index, seed=1), Flips(layer, index[:1], index[:1], seed=1)]
+    flips = [Flips(layer, index, index, "", seed=1), Flips(layer, index[:1], index[:1], "weight", seed=1)]
     labels = torch.tensor([0, 1, classes - 1])
     batch = BatchOutcomes(labels, flips, 6, lambda count: None)
     batch.clean_top1 = labels.flip(0)

@@ -27,8 +27,7 @@ from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
-from bitflip.faults import flips as faults
-from bitflip.faults.flips import Flips, Target
+from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Numbered, targets
 
@@ -42,8 +41,8 @@ def sampled(injector: Injector, target: Target, images: int, layers: int, repeat
     chosen = [fit[i * len(fit) // count] for i in range(count)]
     assert len(set(chosen)) == count
     if target == "neuron":
-        return [faults.neurons(5, item.layer, 0, images, repeat=r) for item in chosen for r in range(repeats)]
-    return [faults.weight(5, it.layer, 0, repeat=r, parameter=it.parameter) for it in chosen for r in range(repeats)]
+        return [neuron_flips(5, item.layer, 0, images, repeat=r) for item in chosen for r in range(repeats)]
+    return [parameter_flip(5, it.layer, 0, repeat=r, parameter=it.parameter) for it in chosen for r in range(repeats)]
 
 
 def assert_same(expected: Recorder, got: Recorder) -> None:
@@ -213,8 +212,8 @@ def test_wave_equals_reference(case: tuple[nn.Module, Tensor, int], target: Targ
     model, images, layers = case
     injector, program = built(model, target, images)
     flips = sampled(injector, target, len(images), layers)
-    expected, _ = record(Reference(injector), target, images, flips)
-    got, done = record(Wave(injector, program, Budget(rows=16, bytes=1 << 28)), target, images, flips)
+    expected, _ = record(Reference(injector), images, flips)
+    got, done = record(Wave(injector, program, Budget(rows=16, bytes=1 << 28)), images, flips)
     assert done == len(flips) * len(images), "progress counts every fault once"
     assert_same(expected, got)
 
@@ -236,8 +235,8 @@ def test_budget_changes_nothing(build: Callable[[], nn.Module], budget: Budget, 
     images = PLACEMENT.images(digits.load("test").tensors[0][:6])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
-    expected, _ = record(Reference(injector), "neuron", images, flips)
-    got, _ = record(Wave(injector, program, budget, windows=windowed), "neuron", images, flips)
+    expected, _ = record(Reference(injector), images, flips)
+    got, _ = record(Wave(injector, program, budget, windows=windowed), images, flips)
     assert_same(expected, got)
 
 
@@ -247,7 +246,7 @@ def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPat
     images = PLACEMENT.images(digits.load("test").tensors[0][:8])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
-    expected, _ = record(Reference(injector), "neuron", images, flips)
+    expected, _ = record(Reference(injector), images, flips)
     real = windows.unpadded
     calls = []
 
@@ -258,7 +257,7 @@ def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(wave_module, "unpadded", rounds_differently)
     monkeypatch.setattr(exactness, "unpadded", rounds_differently)
     wave = Wave(injector, program, Budget(rows=16, bytes=1 << 28))
-    got, _ = record(wave, "neuron", images, flips)
+    got, _ = record(wave, images, flips)
     assert calls
     assert_same(expected, got)
 
@@ -268,7 +267,7 @@ def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     images = PLACEMENT.images(digits.load("test").tensors[0][:16])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
-    expected, _ = record(Reference(injector), "neuron", images, flips)
+    expected, _ = record(Reference(injector), images, flips)
     real, refused = nn.Linear.forward, []
 
     def small_device(self: nn.Linear, x: Tensor) -> Tensor:
@@ -278,7 +277,7 @@ def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
         return real(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", small_device)
-    got, _ = record(Wave(injector, program, Budget(rows=64, bytes=1 << 28)), "neuron", images, flips)
+    got, _ = record(Wave(injector, program, Budget(rows=64, bytes=1 << 28)), images, flips)
     assert refused
     assert_same(expected, got)
 
@@ -443,13 +442,13 @@ def test_awkward_models(name: str, dtype: torch.dtype, target: Target) -> None:
     injector = Injector(WithInput(model) if target == "neuron" else model, 3, (3, 18, 18))
     flips = sampled(injector, target, len(images), 100, repeats=4)
     before = images.clone()
-    expected, _ = record(Reference(injector), target, images, flips)
+    expected, _ = record(Reference(injector), images, flips)
     assert torch.equal(images, before), "the reference engine must start every pass from the same images"
     for budget in (Budget(16, 1 << 28), Budget(3, 1 << 14), Budget(3, 1)):
         engine, _ = engines.build("wave", injector, images)
         if isinstance(engine, Wave):
             engine.budget = budget
-        got, done = record(engine, target, images, flips)
+        got, done = record(engine, images, flips)
         assert done == len(flips) * len(images)
         assert_same(expected, got)
 
@@ -511,9 +510,9 @@ def test_random_models(seed: int) -> None:
     for target in ("neuron", "weight"):
         injector, program = built(model, target, images)
         flips = sampled(injector, target, len(images), 100)
-        expected, _ = record(Reference(injector), target, images, flips)
+        expected, _ = record(Reference(injector), images, flips)
         for budget in (Budget(1024, 1 << 30), rng.choice([Budget(3, 1), Budget(7, 1 << 16), Budget(1, 1 << 20)])):
-            got, _ = record(Wave(injector, program, budget), target, images, flips)
+            got, _ = record(Wave(injector, program, budget), images, flips)
             assert_same(expected, got)
 
 
@@ -566,7 +565,7 @@ def test_no_flip_no_fault() -> None:
     model = PLACEMENT.model(trained_digits())
     images = digits.load("test").tensors[0][:4]
     injector, program = built(model, "neuron", images)
-    got, done = record(Wave(injector, program, Budget(16, 1 << 20)), "neuron", images, [])
+    got, done = record(Wave(injector, program, Budget(16, 1 << 20)), images, [])
     assert done == 0
     with torch.no_grad():
         torch.testing.assert_close(got.clean_logits, model(images))  # this machine's kernels may round it otherwise
@@ -615,7 +614,7 @@ def test_the_pool_stays_within_its_budget(mib: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(wave_module._Sweep, "walk", _forgetting(wave_module._Sweep.walk))
     monkeypatch.setattr(wave_module._Sweep, "_advance", watched)
     whole = Budget(rows=32, bytes=mib << 20)
-    _, done = record(Wave(injector, program, whole), "neuron", images, flips)
+    _, done = record(Wave(injector, program, whole), images, flips)
     assert done == len(flips) * len(images)
     chunk = 32 * 16 * 32 * 32 * 4  # rows of the largest layer
     assert most <= (mib << 20) + chunk
@@ -640,7 +639,7 @@ def test_weight_flips_travel_as_one_channel(exact: bool, monkeypatch: pytest.Mon
     images = PLACEMENT.images(digits.load("test").tensors[0][:8])
     injector, program = built(model, "weight", images)
     flips = sampled(injector, "weight", len(images), 100, repeats=4)
-    expected, _ = record(Reference(injector), "weight", images, flips)
+    expected, _ = record(Reference(injector), images, flips)
     real = windows.one_channel
     made = []
 
@@ -652,7 +651,7 @@ def test_weight_flips_travel_as_one_channel(exact: bool, monkeypatch: pytest.Mon
     tried = "one_channel", "one_channel_normalised"
     for name in () if exact else tried:
         monkeypatch.setattr(exactness, name, lambda module, value, channel: torch.zeros(value[:, :1].shape))
-    got, _ = record(Wave(injector, program, Budget(rows=16, bytes=1 << 28)), "weight", images, flips)
+    got, _ = record(Wave(injector, program, Budget(rows=16, bytes=1 << 28)), images, flips)
     assert_same(expected, got)
     struck = [layer for layer in injector.layers if len(layer.shape) == 3 and layer.parameters]
     assert len(struck) == 10  # convolutions and normalisations

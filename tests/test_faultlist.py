@@ -240,7 +240,7 @@ def test_each_fault_does_what_it_does_alone(neurons: bool, engine: str, tiny: nn
         span = slice(task.images.start, task.images.stop)
         outcomes = BatchOutcomes(labels[span], replay.flips_of(task, faults, layers), span.start, lambda count: None)
         with torch.no_grad():
-            (chosen.neurons if neurons else chosen.weights)(CPU.images(images[span]), outcomes.flips, outcomes)
+            chosen.run(CPU.images(images[span]), outcomes.flips, outcomes)
         outcomes.to_host()
         outcome = Outcome.of(task, outcomes)
         again = Outcome.read(json.loads(json.dumps(outcome.record)), task)

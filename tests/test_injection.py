@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from bitflip.data import digits
 from bitflip.engines.injection import Injector, WithInput
 from bitflip.errors import BadInput
-from bitflip.faults import flips as faults
-from bitflip.faults.flips import Flips, Target
+from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
 from bitflip.network import bits
 from bitflip.network.layers import Layer
 
@@ -128,9 +127,12 @@ def run_all(injector: Injector, target: Target, images: Tensor) -> list[Tensor]:
     for layer in injector.layers:
         if target == "weight" and layer.parameter("weight") is None:
             continue
-        inject = injector.neurons if target == "neuron" else injector.weight
-        flips = faults.neurons(1, layer, 0, len(images)) if target == "neuron" else faults.weight(1, layer, 0)
-        with torch.no_grad(), inject(flips):
+        flips = (
+            neuron_flips(1, layer, 0, len(images))
+            if target == "neuron"
+            else parameter_flip(1, layer, 0, parameter="weight")
+        )
+        with torch.no_grad(), injector.injected(flips):
             top1.append(injector.original_model(images).argmax(dim=1))
     return top1
 
@@ -161,7 +163,7 @@ def test_flips_do_misclassify(target: Target, digits_model: nn.Module) -> None:
 @pytest.mark.parametrize("index", range(len(TINY_LAYERS)), ids=IDS)
 def test_the_same_flip_twice_is_no_flip(index: int, tiny: nn.Module) -> None:
     injector, images = injector_of(tiny), random_images(8, *SHAPE)
-    flips = faults.neurons(3, injector.layers[index], 0, 8)
+    flips = neuron_flips(3, injector.layers[index], 0, 8)
     with torch.no_grad(), injector.neurons(flips), injector.neurons(flips):
         assert torch.equal(injector.original_model(images), tiny(images))
 
@@ -230,7 +232,7 @@ def test_a_module_of_the_name_input_is_not_taken_for_the_image() -> None:
     model, images = Named().eval(), random_images(4, *SHAPE)
     injector = injector_of(model)
     assert [(layer.path, layer.call) for layer in injector.layers] == [("input", 0), ("model.input", 0)]
-    flips = faults.neurons(7, injector.layers[0], 0, 4, bit=0)
+    flips = neuron_flips(7, injector.layers[0], 0, 4, bit=0)
     with torch.no_grad(), injector.neurons(flips):
         assert torch.equal(injector.original_model(images), model(struck(images, flips)))
 
@@ -309,7 +311,7 @@ def test_neuron_faults_are_those_of_an_obvious_computation(index: int, bit: int 
     model = scatter(TinyNet()).eval()
     assert isinstance(model, TinyNet)
     injector, images = injector_of(model), random_images(8, *SHAPE)
-    flips = faults.neurons(7, injector.layers[index], 0, 8, bit)
+    flips = neuron_flips(7, injector.layers[index], 0, 8, bit)
     outputs: list[Tensor] = []
 
     def strike(number: int, output: Tensor) -> Tensor:
@@ -335,10 +337,10 @@ def test_each_image_has_a_fault_of_its_own_and_no_other(tiny: nn.Module) -> None
     injector, images = injector_of(tiny), random_images(8, *SHAPE)
     layer = injector.layers[1]
     with torch.no_grad():
-        with injector.neurons(faults.neurons(7, layer, 0, 8, bit=1)):
+        with injector.neurons(neuron_flips(7, layer, 0, 8, bit=1)):
             together = injector.original_model(images)
         for i in range(8):
-            with injector.neurons(faults.neurons(7, layer, i, 1, bit=1)):
+            with injector.neurons(neuron_flips(7, layer, i, 1, bit=1)):
                 torch.testing.assert_close(
                     injector.original_model(images[i : i + 1]), together[i : i + 1], equal_nan=True
                 )
@@ -352,9 +354,9 @@ def test_a_flip_in_the_second_call_leaves_the_first_alone(tiny: nn.Module) -> No
     conv2 = tiny.get_submodule("conv2").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
         tiny(images)
-        with injector.neurons(faults.neurons(7, second, 0, 8, bit=0)):
+        with injector.neurons(neuron_flips(7, second, 0, 8, bit=0)):
             injector.original_model(images)
-        with injector.neurons(faults.neurons(7, first, 0, 8, bit=0)):
+        with injector.neurons(neuron_flips(7, first, 0, 8, bit=0)):
             injector.original_model(images)
     handle.remove()
     conv2.remove()
@@ -379,7 +381,7 @@ def test_a_flip_in_a_layer_that_returns_its_input_leaves_the_input_alone() -> No
 
     model, images = Branch(), random_images(4, *SHAPE)
     injector = injector_of(model, with_input=False)
-    flips = faults.neurons(7, injector.layers[0], 0, 4, bit=0)
+    flips = neuron_flips(7, injector.layers[0], 0, 4, bit=0)
     with torch.no_grad(), injector.neurons(flips):
         left, right = model(images).chunk(2, dim=1)
     assert torch.equal(right, images.flatten(1))
@@ -394,7 +396,7 @@ def test_dimensions_and_memory_formats(path: str, memory_format: torch.memory_fo
     images = random_images(8, *SHAPE).contiguous(memory_format=memory_format)
     injector = injector_of(model, with_input=False)
     (layer,) = (layer for layer in injector.layers if layer.path == path)
-    flips = faults.neurons(7, layer, 0, 8)
+    flips = neuron_flips(7, layer, 0, 8)
     outputs: list[Tensor] = []
     model.get_submodule(path).register_forward_hook(lambda module, args, output: outputs.append(output))
     with torch.no_grad():
@@ -415,7 +417,7 @@ def test_other_value_types(dtype: torch.dtype) -> None:
     model = scatter(TinyNet()).eval().to(dtype)
     injector, images = injector_of(model), random_images(8, *SHAPE).to(dtype)
     assert {layer.bits for layer in injector.layers} == {bits.width(dtype)}
-    flips = faults.neurons(7, injector.layers[4], 0, 8)
+    flips = neuron_flips(7, injector.layers[4], 0, 8)
     with torch.no_grad(), injector.neurons(flips) as injected:
         injector.original_model(images)
     assert injected.original is not None
@@ -443,7 +445,7 @@ def test_rows_of_a_batch_that_is_folded_into_windows() -> None:
     injector = injector_of(model, with_input=False)
     layer = injector.layers[0]
     assert (layer.path, layer.shape) == ("attend", (4, 3, 16))
-    flips = faults.neurons(7, layer, 0, 8)
+    flips = neuron_flips(7, layer, 0, 8)
     with torch.no_grad():
         rows = F.linear(
             images.reshape(-1, 3, 16), *(model.get_parameter(f"attend.{name}") for name in ("weight", "bias"))
@@ -459,7 +461,7 @@ def test_a_batch_of_another_size_than_the_flips_is_an_error(tiny: nn.Module) -> 
     injector = injector_of(tiny)
     with (
         pytest.raises(RuntimeError, match=r"conv1: 8 images of \(4, 8, 8\) expected, got \(7, 4, 8, 8\)"),
-        injector.neurons(faults.neurons(7, injector.layers[1], 0, 8)),
+        injector.neurons(neuron_flips(7, injector.layers[1], 0, 8)),
     ):
         injector.original_model(random_images(7, *SHAPE))
     assert hooks(injector.original_model) == 0
@@ -481,7 +483,7 @@ def test_weight_faults_are_those_of_an_obvious_computation(
     model, images = scatter(kind()).eval(), random_images(8, *SHAPE)
     injector = injector_of(model, with_input=False)
     (layer,) = (layer for layer in injector.layers if layer.path == path)
-    flips = faults.weight(7, layer, 0, bit)
+    flips = parameter_flip(7, layer, 0, bit, parameter="weight")
     broken = copy.deepcopy(model)
     weight = broken.get_parameter(f"{path}.weight")
     assert weight.dim() == dimensions
@@ -515,12 +517,12 @@ def test_stock_pytorchfi_gives_the_same_logits_for_neurons(kind: type[nn.Module]
     injector, images = injector_of(tiny, with_input=False), random_images(8, *SHAPE)
     chosen = [layer for layer in injector.layers if layer.type == kind.__name__]
     for number, layer in enumerate(chosen):
-        flips = faults.neurons(seed, layer, 0, 8)
+        flips = neuron_flips(seed, layer, 0, 8)
         with torch.no_grad():
             with injector.neurons(flips) as injected:
                 logits = tiny(images)
             assert injected.error is not None
-            places = [[*flips.coordinates(i, "neuron"), None, None][:3] for i in range(8)]
+            places = [[*flips.coordinates(i), None, None][:3] for i in range(8)]
             corrupted = stock(tiny, kind).declare_neuron_fi(
                 batch=list(range(8)),
                 layer_num=[number] * 8,
@@ -537,12 +539,12 @@ def test_stock_pytorchfi_gives_the_same_logits_for_neurons(kind: type[nn.Module]
 def test_stock_pytorchfi_gives_the_same_logits_for_weights(seed: int, tiny: nn.Module) -> None:
     injector, images = injector_of(tiny, with_input=False), random_images(8, *SHAPE)
     for number, layer in enumerate([layer for layer in injector.layers if layer.type == "Conv2d"]):
-        flips = faults.weight(seed, layer, 0, bit=1)
+        flips = parameter_flip(seed, layer, 0, bit=1, parameter="weight")
         with torch.no_grad():
             with injector.weight(flips) as injected:
                 logits = tiny(images)
             assert injected.error is not None
-            k, *place = flips.coordinates(0, "weight")
+            k, *place = flips.coordinates(0)
             corrupted = stock(tiny, nn.Conv2d).declare_weight_fi(
                 layer_num=[number],
                 k=[k],
@@ -580,9 +582,12 @@ def test_an_exception_in_the_block_is_passed_on_and_leaves_nothing(
     for layer in injector.layers:
         if target == "weight" and layer.parameter("weight") is None:
             continue
-        inject = injector.neurons if target == "neuron" else injector.weight
-        flips = faults.neurons(7, layer, 0, 8, 1) if target == "neuron" else faults.weight(7, layer, 0, 1)
-        with pytest.raises(error), inject(flips):  # noqa: PT012 - the block is what is tested
+        flips = (
+            neuron_flips(7, layer, 0, 8, 1)
+            if target == "neuron"
+            else parameter_flip(7, layer, 0, 1, parameter="weight")
+        )
+        with pytest.raises(error), injector.injected(flips):  # noqa: PT012 - the block is what is tested
             tiny(images)
             assert hooks(tiny) == 1 if target == "neuron" else not same_state(tiny, before)
             raise error
@@ -598,9 +603,8 @@ def test_an_exception_in_the_model_leaves_nothing(target: Target, tiny: nn.Modul
     injector, before = injector_of(model, with_input=False), state(model)
     boom.armed = True
     layer = injector.layers[0]
-    flips = faults.neurons(7, layer, 0, 8) if target == "neuron" else faults.weight(7, layer, 0)
-    inject = injector.neurons if target == "neuron" else injector.weight
-    with pytest.raises(RuntimeError, match="boom"), inject(flips):
+    flips = neuron_flips(7, layer, 0, 8) if target == "neuron" else parameter_flip(7, layer, 0, parameter="weight")
+    with pytest.raises(RuntimeError, match="boom"), injector.injected(flips):
         model(random_images(8, *SHAPE))
     assert hooks(model) == 0
     assert same_state(model, before)
@@ -613,7 +617,7 @@ def test_a_weight_that_is_nan_gets_its_payload_back(tiny: nn.Module) -> None:
         weight.copy_(payload.view(torch.float32))
     injector = injector_of(tiny, with_input=False)
     for batch in range(12):
-        with injector.weight(faults.weight(7, injector.layers[1], batch)):
+        with injector.weight(parameter_flip(7, injector.layers[1], batch, parameter="weight")):
             assert not torch.equal(weight.detach().view(torch.int32), payload)
         assert torch.equal(weight.detach().view(torch.int32), payload)
 

@@ -24,8 +24,7 @@ from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.verdicts import Verdicts
 from bitflip.engines.wave import Wave
-from bitflip.faults import flips as faults
-from bitflip.faults.flips import Flips
+from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
 from bitflip.network import bits
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Numbered, targets
@@ -203,7 +202,7 @@ def test_a_kernel_that_rounds_by_the_number_of_rows_is_noticed(
 @KERNELS
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 def test_engines_agree_whatever_a_kernel_does(
-    target: faults.Target, rounds: Callable[[int], Tensor], kernel: Callable[..., None], tiny: nn.Module
+    target: Target, rounds: Callable[[int], Tensor], kernel: Callable[..., None], tiny: nn.Module
 ) -> None:
     kernel(rounds, aten.addmm.default, aten.convolution.default)
     model, images = tiny.requires_grad_(False), random_images(7, 3, 8, 8)
@@ -212,17 +211,17 @@ def test_engines_agree_whatever_a_kernel_does(
     engine, note = engines.build("wave", injector, images)
     assert isinstance(engine, Wave), note
     engine.budget = Budget(rows=5, bytes=1 << 20)
-    expected, _ = record(Reference(injector), target, images, flips)
-    got, _ = record(engine, target, images, flips)
+    expected, _ = record(Reference(injector), images, flips)
+    got, _ = record(engine, images, flips)
     assert not differing(expected, got).any()
     assert 0 < int((expected.effects == 0).sum()) < expected.effects.numel(), "some are masked, some are not"
 
 
-def sampled(injector: Injector, target: faults.Target, images: int) -> list[Flips]:
+def sampled(injector: Injector, target: Target, images: int) -> list[Flips]:
     items = targets([Numbered(i, layer) for i, layer in enumerate(injector.everything)], target, None)
     if target == "neuron":
-        return [faults.neurons(3, item.layer, 0, images, repeat=r) for item in items for r in range(4)]
-    return [faults.weight(3, it.layer, 0, repeat=r, parameter=it.parameter) for it in items for r in range(8)]
+        return [neuron_flips(3, item.layer, 0, images, repeat=r) for item in items for r in range(4)]
+    return [parameter_flip(3, it.layer, 0, repeat=r, parameter=it.parameter) for it in items for r in range(8)]
 
 
 class Sums(nn.Module):
@@ -245,7 +244,7 @@ class Cumulative(nn.Module):
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 def test_what_can_not_be_made_even_runs_one_image_at_a_time(
-    target: faults.Target, kernel: Callable[..., None], tiny: nn.Module
+    target: Target, kernel: Callable[..., None], tiny: nn.Module
 ) -> None:
     kernel(always, aten.cumsum.default)
     model, images = scatter(Sums()).eval().requires_grad_(False), random_images(6, 3, 2, 2)
@@ -257,7 +256,7 @@ def test_what_can_not_be_made_even_runs_one_image_at_a_time(
     )
     flips = sampled(injector, target, 6)
     placement = Placement(CPU, torch.float32)
-    found = portions(engine, target, placement).run(images, torch.zeros(6, dtype=torch.int64), flips, 0, lambda _: None)
+    found = portions(engine, placement).run(images, torch.zeros(6, dtype=torch.int64), flips, 0, lambda _: None)
     with torch.no_grad():
         alone = torch.cat([model(image[None]) for image in images])
     assert torch.equal(found.clean_top1, alone.argmax(1))
@@ -292,11 +291,11 @@ def test_attention_is_the_same_in_any_company(
     images, labels = placement.images(random_images(6, 8, 1, 17)), torch.zeros(6, dtype=torch.int64)
     injector = Injector(WithInput(model), 6, (8, 1, 17))
     chosen, _ = engines.build(engine, injector, images)
-    run = portions(chosen, "neuron", placement).run
+    run = portions(chosen, placement).run
     items = [layer for layer in injector.layers if layer.per_image]
 
     def flips(first: int, count: int) -> list[Flips]:
-        return [faults.neurons(3, layer, first, count, repeat=r) for layer in items for r in range(4)]
+        return [neuron_flips(3, layer, first, count, repeat=r) for layer in items for r in range(4)]
 
     whole = run(images, labels, flips(0, 6), 0, lambda _: None)
     for start, stop in ((0, 1), (1, 6), (2, 4)):
@@ -319,7 +318,7 @@ def test_what_mixes_images_is_no_question_of_rounding() -> None:
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 @DTYPES
-def test_engines_agree_on_digits(target: faults.Target, dtype: torch.dtype, threads: int) -> None:
+def test_engines_agree_on_digits(target: Target, dtype: torch.dtype, threads: int) -> None:
     placement = Placement(CPU, dtype)
     model = digits.build()
     model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))
@@ -329,8 +328,8 @@ def test_engines_agree_on_digits(target: faults.Target, dtype: torch.dtype, thre
     engine, note = engines.build("wave", injector, images)
     assert note is None
     flips = sampled(injector, target, 7)
-    expected, _ = record(Reference(injector), target, images, flips)
-    got, _ = record(engine, target, images, flips)
+    expected, _ = record(Reference(injector), images, flips)
+    got, _ = record(engine, images, flips)
     assert not differing(expected, got).any()
 
 

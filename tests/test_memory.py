@@ -160,7 +160,6 @@ def test_progress_counts_each_faulty_image_once(
     monkeypatch.setattr(nn.Linear, "forward", fails_late)
     done = campaign.run(
         chosen,
-        target,
         [(images, labels), (images[:5], labels[:5])],
         lambda first, count: sampling.flips(items, first, count),
         placement=Placement(torch.device("cpu"), torch.float32),

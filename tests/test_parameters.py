@@ -19,8 +19,7 @@ from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
-from bitflip.faults import flips as faults
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import Target, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Numbered, Parameter, targets, with_parameters
 
@@ -146,7 +145,7 @@ LAYER = Layer(3, "a", 0, "Linear", (4,), True, 32, (Parameter("weight", (7, 4), 
 
 def test_parameters_have_faults_of_their_own() -> None:
     def drawn(parameter: str) -> list[tuple[int, int]]:
-        flips = [faults.weight(5, LAYER, batch, parameter=parameter) for batch in range(32)]
+        flips = [parameter_flip(5, LAYER, batch, parameter=parameter) for batch in range(32)]
         assert {one.parameter for one in flips} == {parameter}
         return [(int(one.element[0]), int(one.bit[0])) for one in flips]
 
@@ -159,7 +158,7 @@ def test_the_documented_counter() -> None:
         key=np.array([5, 3], dtype=np.uint64),
         counter=np.array([9, 1, 2, 2**32 + zlib.crc32(b"bias")], dtype=np.uint64),
     ).random_raw(2)
-    flips = faults.weight(5, LAYER, 9, repeat=2, parameter="bias")
+    flips = parameter_flip(5, LAYER, 9, repeat=2, parameter="bias")
     assert [int(flips.element[0]), int(flips.bit[0])] == [int(words[0]) * 28 >> 64, int(words[1]) * 32 >> 64]
 
 
@@ -168,7 +167,7 @@ def test_one_bit_of_one_parameter_differs_and_is_restored() -> None:
     injector = Injector(model, 2, SHAPE)
     before = copy.deepcopy(dict(model.named_parameters()))
     for item in every(injector):
-        flips = faults.weight(5, item.layer, 0, parameter=item.parameter)
+        flips = parameter_flip(5, item.layer, 0, parameter=item.parameter)
         with pytest.raises(KeyboardInterrupt), injector.weight(flips):  # noqa: PT012 - the block is what is tested
             changed = {
                 name: (a.view(torch.int32) ^ before[name].view(torch.int32)).flatten()
@@ -188,7 +187,7 @@ def test_a_flip_of_attention_is_one_of_its_output() -> None:
     injector = Injector(model, 4, SHAPE)
     (layer,) = (layer for layer in injector.layers if layer.type == "MultiheadAttention")
     assert (layer.shape, layer.per_image, layer.bits) == ((17, 8), True, 32)
-    flips = faults.neurons(5, layer, 0, 4, bit=0)
+    flips = neuron_flips(5, layer, 0, 4, bit=0)
 
     def by_hand(module: nn.Module, args: object, output: tuple[Tensor, None]) -> tuple[Tensor, None]:
         rows = output[0].clone().flatten(1)
@@ -261,14 +260,14 @@ def test_engines_agree_on_every_target(name: str, dtype: torch.dtype, target: Ta
     images = placement.images(random_images(3, *SHAPE))
     injector = Injector(WithInput(model) if target == "neuron" else model, 3, SHAPE)
     if target == "neuron":
-        flips = [faults.neurons(5, la, 0, 3, repeat=r) for la in injector.layers if la.per_image for r in range(4)]
+        flips = [neuron_flips(5, la, 0, 3, repeat=r) for la in injector.layers if la.per_image for r in range(4)]
     else:
         flips = [
-            faults.weight(5, it.layer, 0, repeat=r, parameter=it.parameter) for it in every(injector) for r in range(4)
+            parameter_flip(5, it.layer, 0, repeat=r, parameter=it.parameter) for it in every(injector) for r in range(4)
         ]
     engine, _ = engines.build("wave", injector, images)
-    expected, _ = record(Reference(injector), target, images, flips)
-    got, done = record(engine, target, images, flips)
+    expected, _ = record(Reference(injector), images, flips)
+    got, done = record(engine, images, flips)
     assert done == len(flips) * len(images), "progress counts every fault once"
     assert not differing(expected, got).any()
     changed = (expected.logits() != expected.clean_logits).any(dim=2)

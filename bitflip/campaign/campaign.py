@@ -11,9 +11,8 @@ from torch import Tensor
 
 from bitflip.engines import Engine
 from bitflip.engines.memory import Portions
-from bitflip.faults import flips as faults
 from bitflip.faults.faultlist import Fault
-from bitflip.faults.flips import BitShares, Flips, Target
+from bitflip.faults.flips import BitShares, Flips, Target, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Numbered
 from bitflip.outcomes.batch import BatchOutcomes
@@ -51,9 +50,9 @@ class Sampling:
         """
         number = first // self.batch_size
         return [
-            faults.neurons(seed, item.layer, first, count, self.bit, repeat, self._shares(item.bits))
+            neuron_flips(seed, item.layer, first, count, self.bit, repeat, self._shares(item.bits))
             if self.target == "neuron"
-            else faults.weight(
+            else parameter_flip(
                 seed, item.layer, number, self.bit, repeat, self._shares(item.bits), parameter=item.parameter
             )
             for seed in self.seeds
@@ -68,7 +67,7 @@ class Sampling:
             again: Counter[tuple[Layer, str]] = Counter()
             for flips in self.flips(items, first, len(batch)):
                 for i in range(len(flips)):
-                    place = (flips.layer.path, flips.layer.call, flips.coordinates(i, self.target))
+                    place = (flips.layer.path, flips.layer.call, flips.coordinates(i))
                     hit = batch[i : i + 1] if self.target == "neuron" else batch
                     yield Fault(flips.parameter or "neuron", *place, int(flips.bit[i]), hit, again[flips.where])
                 again[flips.where] += 1
@@ -79,7 +78,6 @@ class Sampling:
 
 def run(
     engine: Engine,
-    target: Target,
     batches: Iterable[tuple[Tensor, Tensor]],
     flips: Callable[[int, int], list[Flips]],
     *,
@@ -91,7 +89,6 @@ def run(
 
     Args:
         engine: what runs the faults.
-        target: what the flips hit.
         batches: images (B, C, H, W) and labels (B,), in the order of the test set.
         flips: gives the flips of a batch from the index of its first image and its size, when its turn comes.
         placement: where to run.
@@ -102,22 +99,21 @@ def run(
     Raises:
         BadInput: if the memory does not suffice for a single image.
     """
-    fitting = portions(engine, target, placement)
+    fitting = portions(engine, placement)
     for images, labels in batches:
         yield fitting.run(images, labels, flips(first, len(images)), first, progress)
         first += len(images)
 
 
-def portions(engine: Engine, target: Target, placement: Placement) -> Portions:
+def portions(engine: Engine, placement: Placement) -> Portions:
     """What runs batches on an engine, whole or as many images at a time as fit the memory."""
-    execute = engine.neurons if target == "neuron" else engine.weights
 
     def attempt(
         images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]
     ) -> BatchOutcomes:
         outcomes = BatchOutcomes(labels.to(placement.device), flips, first, progress)
         with torch.no_grad():
-            execute(placement.images(images), outcomes.flips, outcomes)
+            engine.run(placement.images(images), outcomes.flips, outcomes)
         outcomes.to_host()
         return outcomes
 

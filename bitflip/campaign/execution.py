@@ -239,7 +239,6 @@ def _batches(
         else:
             ran = campaign.run(
                 experiment.engine,
-                experiment.target,
                 datasets.batches(experiment.test_set, progress.together, experiment.images, first),
                 partial(experiment.sampling.flips, items, turn=turn),
                 placement=experiment.placement,

@@ -148,7 +148,7 @@ def flips_of(task: Task, faults: Sequence[Fault], layers: dict[tuple[str, int], 
         held = [faults[number] for number in slot.faults] if whole else [one]
         element = [int(np.ravel_multi_index(fault.index, place[0])) if place[0] else 0 for fault in held]
         bit, parameter = np.array([fault.bit for fault in held]), "" if whole else one.target
-        flips.append(Flips(layer, np.array(element), bit, rows=slot.rows, parameter=parameter))
+        flips.append(Flips(layer, np.array(element), bit, parameter, rows=slot.rows))
     return flips
 
 
@@ -344,7 +344,7 @@ def run(
     """
     began = time.monotonic()
     layers = {(layer.path, layer.call): layer for layer in experiment.injector.everything}
-    portions = campaign.portions(experiment.engine, experiment.target, experiment.placement)
+    portions = campaign.portions(experiment.engine, experiment.placement)
     tasks = plan(listed.faults, experiment.images, journal.choices["images"], journal.choices["rows"])
     for number, task in enumerate(tasks):
         if number < len(journal.records):

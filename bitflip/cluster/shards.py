@@ -210,7 +210,6 @@ class Worker:
             torch.set_num_threads(self._threads)  # each thread of a process has a number of its own
             ran = campaign.run(
                 loaded.engine,
-                self._target,
                 images,
                 partial(loaded.sampling.flips, items, turn=shard.turn),
                 placement=loaded.placement,

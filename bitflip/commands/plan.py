@@ -177,7 +177,6 @@ def measure(experiment: Experiment) -> Trial:
         began = time.monotonic()
         [outcomes] = campaign.run(
             experiment.engine,
-            experiment.target,
             [batch],
             lambda first, count, turn=turn: sampling.flips(experiment.layers, first, count, turn),  # type: ignore[misc]
             placement=experiment.placement,

@@ -30,11 +30,10 @@ class Engine(Protocol):
     name: str
     most: int | None
 
-    def neurons(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
-        """For each layer's flips, run the batch with one flip per image; images are (B, C, H, W)."""
-
-    def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
-        """For each weight flip, run the whole batch with it; images are (B, C, H, W)."""
+    def run(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
+        """Run the batch, (B, C, H, W), once for each of the flips: with one per image in a layer's output, or with
+        one in a parameter for all images.
+        """
 
 
 def build(

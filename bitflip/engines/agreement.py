@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bitflip.faults.flips import Flips, Target
+from bitflip.faults.flips import Flips
 from bitflip.network import bits
 from bitflip.outcomes.batch import BatchOutcomes
 
@@ -42,12 +42,12 @@ class Recorder(BatchOutcomes):
         return torch.stack(rows).reshape(slots, images, -1)
 
 
-def record(engine: Engine, target: Target, images: Tensor, flips: Sequence[Flips]) -> tuple[Recorder, int]:
+def record(engine: Engine, images: Tensor, flips: Sequence[Flips]) -> tuple[Recorder, int]:
     """Run flips on a batch; return the logits of all faults, and the number of faults that the engine reported."""
     done: list[int] = []
     recorder = Recorder(torch.zeros(len(images), dtype=torch.int64), list(flips), 0, done.append)
     with torch.no_grad():
-        (engine.neurons if target == "neuron" else engine.weights)(images, flips, recorder)
+        engine.run(images, flips, recorder)
     return recorder, sum(done)
 
 

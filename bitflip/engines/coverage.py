@@ -15,8 +15,7 @@ from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput, first_line
-from bitflip.faults import flips as faults
-from bitflip.faults.flips import Flips, Target
+from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
 from bitflip.network import bits
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Numbered, targets
@@ -102,8 +101,8 @@ def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: bool
         alone = entries.count("several")
     ran = differ = 0
     if check:
-        neurons = [faults.neurons(SEED, item.layer, 0, IMAGES) for item in outputs]
-        weights = [faults.weight(SEED, item.layer, 0, parameter=item.parameter) for item in tensors]
+        neurons = [neuron_flips(SEED, item.layer, 0, IMAGES) for item in outputs]
+        weights = [parameter_flip(SEED, item.layer, 0, parameter=item.parameter) for item in tensors]
         for target, flips in (("neuron", neurons), ("weight", weights)):
             found = _differing(injector, engine, target, images, flips)  # type: ignore[arg-type]
             ran, differ = ran + found.numel(), differ + int(found.sum())
@@ -158,8 +157,8 @@ def _fitting(model: nn.Module, sizes: Iterable[int]) -> tuple[int, Injector]:
 def _differing(
     injector: Injector, engine: engines.Engine, target: Target, images: Tensor, flips: list[Flips]
 ) -> Tensor:
-    expected, _ = record(Reference(injector), target, images, flips)
-    got, _ = record(engine, target, images, flips)
+    expected, _ = record(Reference(injector), images, flips)
+    got, _ = record(engine, images, flips)
     if not expected.clean_logits.isfinite().all():
         raise BadInput("the model's output on random weights is not finite: no fault can be told from none")
     return differing(expected, got)

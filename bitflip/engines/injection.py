@@ -14,6 +14,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -237,6 +238,10 @@ class Injector(fault_injection):
         """Whether a forward pass reads a parameter tensor of a layer; an auxiliary head is not run in eval mode."""
         return storage(self.tensor_of(layer, parameter)) in self._read.storages
 
+    def injected(self, flips: Flips) -> AbstractContextManager[Injected]:
+        """While open, forward passes of the model have the flips; see :meth:`neurons` and :meth:`weight`."""
+        return self.weight(flips) if flips.parameter else self.neurons(flips)
+
     @contextlib.contextmanager
     def neurons(self, flips: Flips) -> Iterator[Injected]:
         """While open, forward passes of the model have one bit of each image's output of ``flips.layer`` flipped.
@@ -265,7 +270,7 @@ class Injector(fault_injection):
     def weight(self, flips: Flips) -> Iterator[Injected]:
         """While open, one bit of one element of a parameter tensor is flipped; it is always restored."""
         weight = self.tensor_of(flips.layer, flips.parameter)
-        index = tuple(flips.coordinates(0, "weight"))
+        index = tuple(flips.coordinates(0))
         with torch.no_grad():
             original = weight[index].clone()
             error = bits.flip(original, torch.tensor(int(flips.bit[0])))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from bitflip.engines.injection import Injected, Injector
+from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant
 from bitflip.faults.flips import Flips
 from bitflip.outcomes.batch import BatchOutcomes
@@ -31,39 +28,24 @@ class Reference:
         self.most = most
         self._mode = Invariant()
 
-    def neurons(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
+    def run(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
         outcomes.clean(self._logits(images))
         for slot, one in enumerate(flips):
             if len(one):
-                self._run(images, slot, self.injector.neurons(one), outcomes, one.rows)
-
-    def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
-        """See :class:`bitflip.engines.Engine`."""
-        outcomes.clean(self._logits(images))
-        for slot, one in enumerate(flips):
-            self.weight(images, slot, one, outcomes)
-
-    def weight(self, images: Tensor, slot: int, flips: Flips, outcomes: BatchOutcomes) -> None:
-        """Run one weight flip."""
-        self._run(images, slot, self.injector.weight(flips), outcomes)
+                self.run_slot(images, slot, one, outcomes)
 
     def _logits(self, images: Tensor) -> Tensor:
         with self._mode:
             logits: Tensor = self.injector.original_model(images.clone())  # some models change their input
         return logits
 
-    def _run(
-        self,
-        images: Tensor,
-        slot: int,
-        injection: AbstractContextManager[Injected],
-        outcomes: BatchOutcomes,
-        rows: NDArray[np.int64] | None = None,
-    ) -> None:
-        with injection as injected:
+    def run_slot(self, images: Tensor, slot: int, flips: Flips, outcomes: BatchOutcomes) -> None:
+        """Run the flips of one slot; the outcomes have to know the clean logits, or to be told."""
+        with self.injector.injected(flips) as injected:
             logits = self._logits(images)
         outcomes.struck(slot, injected.original, injected.error)
+        rows = flips.rows
         image = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
         image = image.to(images.device)
         outcomes.finished(image + slot * len(images), logits if rows is None else logits[image])

@@ -72,54 +72,64 @@ class Wave:
         self._step_of = {step.layer: i for i, step in enumerate(program.steps) if step.layer is not None}
         self._reference = Reference(injector)
 
-    def neurons(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
+    def run(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
+        tensors = {i: self.injector.tensor_of(one.layer, one.parameter) for i, one in enumerate(flips) if one.parameter}
+        entries = {slot: self.program.entry(tensor) for slot, tensor in tensors.items()}
 
         def fork(slot: int, step: Step, clean: Mapping[fx.Node, Any]) -> Any:
-            output = clean[step.node]
-            struck = strike(flippable_part(self.program.module(step.node), output), flips[slot])
-            outcomes.struck(slot, struck.original, struck.error)
-            if self.windows and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
-                return Window.around(output, struck)
-            faulty = flip_rows(output, struck)
-            rows = flips[slot].rows
-            return faulty if rows is None else take(faulty, step.layout, torch.from_numpy(rows).to(faulty.device))
+            if slot not in tensors:
+                return self._fork_neurons(slot, flips[slot], step, clean, outcomes)
+            return self._fork_weight(slot, flips[slot], step, clean, outcomes)
 
-        places = {slot: self._step_of[one.layer.path, one.layer.call] for slot, one in enumerate(flips) if len(one)}
-        self._sweep(images, places, outcomes, fork)
-
-    def weights(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
-        """See :class:`bitflip.engines.Engine`."""
-
-        tensors = [self.injector.tensor_of(one.layer, one.parameter) for one in flips]
-        entries = [self.program.entry(tensor) for tensor in tensors]
-
-        def fork(slot: int, step: Step, clean: Mapping[fx.Node, Any]) -> Any:
-            one, entry, place = flips[slot], entries[slot], storage(tensors[slot])
-            assert isinstance(entry, Entry)
-            own = step.layer == (one.layer.path, one.layer.call) and one.parameter in ("weight", "bias")
-            cut = own and self.windows and self._exact.channel(step, clean[step.inputs[0]])
-            with self.injector.weight(one) as injected:
-                if cut:
-                    channel = one.coordinates(0, "weight")[0]
-                    output: Any = Window.of_channel(self._channel(step, clean, channel), channel)
-                else:
-                    output = self.program.run_anew(entry, clean)
-                    # What only views the parameter, such as a class token for every image, must outlive the flip.
-                    output = tree_map(lambda leaf: _kept(leaf, place), output)
-            outcomes.struck(slot, injected.original, injected.error)
-            return output
-
-        self._sweep(images, {i: e.step for i, e in enumerate(entries) if isinstance(e, Entry)}, outcomes, fork)
+        places = {slot: entry.step for slot, entry in entries.items() if isinstance(entry, Entry)}
         for slot, one in enumerate(flips):
-            if entries[slot] == "none" and not self.injector.reads(one.layer, one.parameter):
-                with self.injector.weight(one) as injected:
+            if slot not in tensors and len(one):
+                places[slot] = self._step_of[one.layer.path, one.layer.call]
+        self._sweep(images, places, outcomes, fork)
+        for slot, found in entries.items():
+            one = flips[slot]
+            if found == "none" and not self.injector.reads(one.layer, one.parameter):
+                with self.injector.injected(one) as injected:
                     outcomes.struck(slot, injected.original, injected.error)
                 outcomes.masked(len(images))
-            elif not isinstance(entries[slot], Entry):
+            elif not isinstance(found, Entry):
                 # A weight that several steps read changes all of them, and a step that works in place can't be forked;
                 # those few faults take the obvious way.
-                self._reference.weight(images, slot, one, outcomes)
+                self._reference.run_slot(images, slot, one, outcomes)
+
+    def _fork_neurons(
+        self, slot: int, flips: Flips, step: Step, clean: Mapping[fx.Node, Any], outcomes: BatchOutcomes
+    ) -> Any:
+        """The rows of a slot whose neurons flip: a copy of the clean output, with a flip for each image."""
+        output = clean[step.node]
+        struck = strike(flippable_part(self.program.module(step.node), output), flips)
+        outcomes.struck(slot, struck.original, struck.error)
+        if self.windows and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
+            return Window.around(output, struck)
+        faulty = flip_rows(output, struck)
+        rows = flips.rows
+        return faulty if rows is None else take(faulty, step.layout, torch.from_numpy(rows).to(faulty.device))
+
+    def _fork_weight(
+        self, slot: int, flips: Flips, step: Step, clean: Mapping[fx.Node, Any], outcomes: BatchOutcomes
+    ) -> Any:
+        """The rows of a slot whose parameter flips: the step's output anew, or the one channel of it that changes."""
+        tensor = self.injector.tensor_of(flips.layer, flips.parameter)
+        entry, place = self.program.entry(tensor), storage(tensor)
+        assert isinstance(entry, Entry)
+        own = step.layer == (flips.layer.path, flips.layer.call) and flips.parameter in ("weight", "bias")
+        cut = own and self.windows and self._exact.channel(step, clean[step.inputs[0]])
+        with self.injector.injected(flips) as injected:
+            if cut:
+                channel = flips.coordinates(0)[0]
+                output: Any = Window.of_channel(self._channel(step, clean, channel), channel)
+            else:
+                output = self.program.run_anew(entry, clean)
+                # What only views the parameter, such as a class token for every image, must outlive the flip.
+                output = tree_map(lambda leaf: _kept(leaf, place), output)
+        outcomes.struck(slot, injected.original, injected.error)
+        return output
 
     def _channel(self, step: Step, clean: Mapping[fx.Node, Any], channel: int) -> Tensor:
         with self.program.mode:

@@ -26,7 +26,7 @@ _TARGET_WORD: dict[str, int] = {"neuron": 0, "weight": 1}
 
 @dataclass(frozen=True)
 class Flips:
-    """Single-bit flips in one layer.
+    """Single-bit flips in one layer: of neurons, or of a parameter.
 
     For neurons there is one flip per image of a batch: image ``images[i]`` gets bit ``bit[i]`` of element
     ``element[i]`` of its own output flipped. For weights there is one flip: ``element`` and ``bit`` have length 1. A
@@ -36,17 +36,17 @@ class Flips:
         layer: where.
         element: flat index into one image's output, or into the parameter tensor; int64, shape (N,).
         bit: counted from the most significant bit; int64, shape (N,).
+        parameter: name of the parameter tensor; empty for neurons.
         seed: that drew the flips; 0 for flips that were not drawn.
         rows: the images of the batch that neurons flip for, each once; int64, shape (N,). None for all, in order.
-        parameter: name of the parameter tensor; empty for neurons.
     """
 
     layer: Layer
     element: NDArray[np.int64]
     bit: NDArray[np.int64]
+    parameter: str
     seed: int = 0
     rows: NDArray[np.int64] | None = None
-    parameter: str = "weight"
 
     @property
     def where(self) -> tuple[Layer, str]:
@@ -61,13 +61,13 @@ class Flips:
         """The images of the batch that neurons flip for, (N,)."""
         return np.arange(len(self)) if self.rows is None else self.rows
 
-    def coordinates(self, i: int, target: Target) -> tuple[int, ...]:
+    def coordinates(self, i: int) -> tuple[int, ...]:
         """Index of element ``i`` along each dimension of one image's output, or of the parameter tensor."""
-        shape = self.layer.shape if target == "neuron" else _parameter(self.layer, self.parameter).shape
+        shape = _parameter(self.layer, self.parameter).shape if self.parameter else self.layer.shape
         return tuple(int(c) for c in np.unravel_index(int(self.element[i]), shape)) if shape else ()
 
 
-def neurons(
+def neuron_flips(
     seed: int,
     layer: Layer,
     first: int,
@@ -89,24 +89,25 @@ def neurons(
     """
     words = _words(seed, layer, (first, _TARGET_WORD["neuron"], repeat, 0), count)
     element = _below(words[:, 0], math.prod(layer.shape))
-    return Flips(layer, element, _bits(words[:, 1], layer.bits, bit, shares), seed, parameter="")
+    return Flips(layer, element, _bits(words[:, 1], layer.bits, bit, shares), "", seed)
 
 
-def weight(
+def parameter_flip(
     seed: int,
     layer: Layer,
     batch: int,
     bit: int | None = None,
     repeat: int = 0,
     shares: BitShares | None = None,
-    parameter: str = "weight",
+    *,
+    parameter: str,
 ) -> Flips:
-    """The flip of batch number ``batch`` in a parameter tensor that ``layer`` must have; see :func:`neurons`."""
+    """The flip of batch number ``batch`` in a tensor that ``layer`` must have; see :func:`neuron_flips`."""
     tensor = _parameter(layer, parameter)
     word = 0 if parameter == "weight" else 2**32 + zlib.crc32(parameter.encode())
     words = _words(seed, layer, (batch, _TARGET_WORD["weight"], repeat, word), 1)
     element = _below(words[:, 0], math.prod(tensor.shape))
-    return Flips(layer, element, _bits(words[:, 1], tensor.bits, bit, shares), seed, parameter=parameter)
+    return Flips(layer, element, _bits(words[:, 1], tensor.bits, bit, shares), parameter, seed)
 
 
 def _parameter(layer: Layer, name: str) -> Parameter:

@@ -133,7 +133,7 @@ def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, bat
             if flips.seed != seed:
                 continue
             row = image if target == "neuron" else 0
-            where = (*([position] if target == "neuron" else []), *flips.coordinates(row, target))
+            where = (*([position] if target == "neuron" else []), *flips.coordinates(row))
             values = batch.original[slot][row], batch.error[slot][row]
             flip = _flip_text(items[flips.where], number, where, *values, int(flips.bit[row]))
             broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
