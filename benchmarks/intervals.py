@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from scipy.stats import binom
 
+from bitflip.faults.sampled import allocation
 from bitflip.statistics.intervals import Estimate, Interval, Sums, clustered, mean, stratified, wilson, z_value
-from bitflip.statistics.sampling import allocation
 
 Array = NDArray[Any]  # of float64
 Between = Interval[Any] | Estimate[Any]

@@ -28,10 +28,12 @@ from torch.profiler import ProfilerActivity
 from benchmarks import networks
 from benchmarks.obvious import PyTorchFI
 from benchmarks.task import Measured, Task
-from bitflip.campaign import campaign, experiment
+from bitflip.campaign import experiment
+from bitflip.campaign.executor import portions
 from bitflip.campaign.experiment import Experiment
 from bitflip.data import digits
 from bitflip.engines import graph
+from bitflip.faults.sampled import Sampling
 from bitflip.network import devices
 from bitflip.network.layers import Layer
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -135,26 +137,27 @@ def engine(task: Task) -> Ready:
         seed=task.seed,
     ).resolved()
     prepared = experiment.prepare(settings, task.target)
-    items = [prepared.layers[i] for i in evenly(len(prepared.layers), task.layers)]
+    items = [prepared.targets[i] for i in evenly(len(prepared.targets), task.layers)]
     layers = [item.layer for item in items]
+    network, source = prepared.network, prepared.source
+    assert isinstance(source, Sampling)
+    fitting = portions(network.engine, network.placement)
 
     def run(batches: Batches) -> Tensor:
-        getattr(prepared.engine, "alive", {}).clear()
-        outcomes = campaign.run(
-            prepared.engine,
-            batches,
-            lambda first, count: prepared.sampling.flips(items, first, count),
-            placement=prepared.placement,
-            progress=lambda count: None,
-        )
-        return torch.cat([torch.cat([one.clean_top1[None], one.top1]) for one in outcomes], dim=1)
+        getattr(network.engine, "alive", {}).clear()
+        found, first = [], 0
+        for images, labels in batches:
+            one = fitting.run(images, labels, source.flips(items, first, len(images)), first, lambda count: None)
+            found.append(torch.cat([one.clean_top1[None], one.top1]))
+            first += len(images)
+        return torch.cat(found, dim=1)
 
     return Ready(
-        task.engine if task.engine == "as_they_come" else prepared.engine.name,
-        prepared.placement.device,
-        load_batches(task, prepared.together, prepared.placement.images),
+        task.engine if task.engine == "as_they_come" else network.engine.name,
+        network.placement.device,
+        load_batches(task, prepared.cut.together, network.placement.images),
         [layer.path + (f"#{layer.call}" if layer.call else "") for layer in layers],
-        len(prepared.layers),
+        len(prepared.targets),
         run,
         lambda: alive(prepared, layers, task.images),
     )
@@ -191,8 +194,8 @@ def evenly(count: int, wanted: int | None) -> list[int]:
 
 def alive(prepared: Experiment, layers: list[Layer], images: int) -> list[dict[str, Any]]:
     """Per step of the wave that rows went through: its name, the rows, and their share of those forked before it."""
-    went_through: dict[int, int] = getattr(prepared.engine, "alive", {})
-    program = getattr(prepared.engine, "program", None)
+    went_through: dict[int, int] = getattr(prepared.network.engine, "alive", {})
+    program = getattr(prepared.network.engine, "program", None)
     if program is None or not went_through:
         return []
     chosen = {(layer.path, layer.call) for layer in layers}

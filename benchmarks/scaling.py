@@ -70,10 +70,11 @@ def sizes() -> None:
     import torchvision
     from PIL import Image
 
-    from bitflip.campaign.campaign import Sampling
     from bitflip.cluster.shards import Parcel
     from bitflip.data import datasets
     from bitflip.engines.injection import Injector, WithInput
+    from bitflip.faults.sampled import Sampling
+    from bitflip.faults.tasks import Task
     from bitflip.network.layers import Numbered
     from bitflip.outcomes.batch import BatchOutcomes
     from bitflip.outcomes.counts import Counts
@@ -106,7 +107,7 @@ def sizes() -> None:
         )
     parcel, counts = Parcel.of(outcomes, values=False), Counts((1,), items)
     unpacking, back = timed(lambda: parcel.outcomes(flips))
-    counting, _ = timed(lambda: counts.add(back))
+    counting, _ = timed(lambda: counts.add(Task(range(batch), flips), back))
     for name, seconds in (("drawing", drawing), ("unpacking", unpacking), ("counting", counting)):
         print(f"{name}: {1e6 * seconds / faults:.2f} us per fault")
     noise = np.random.default_rng(0).normal(128, 20, (24, 32, 3)).clip(0, 255).astype(np.uint8)

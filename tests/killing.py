@@ -23,8 +23,8 @@ import torch
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from bitflip.campaign import execution
-from bitflip.commands import runner
+from bitflip.campaign import loop
+from bitflip.commands import run as command
 from bitflip.data import digits
 from bitflip.faults.flips import Target
 
@@ -141,13 +141,13 @@ def _child(run: Run, arguments: list[str], die_before: int | None, largest_file:
         contextlib.redirect_stderr(printed),
     ):
         patch.setattr(digits, "load", load_few)
-        patch.setattr(execution, "SAVE_EVERY", run.save_every)
-        patch.setattr(execution, "SAVE_SHARE", 1.0 if run.save_every == 0 else execution.SAVE_SHARE)
+        patch.setattr(loop, "SAVE_EVERY", run.save_every)
+        patch.setattr(loop, "SAVE_SHARE", 1.0 if run.save_every == 0 else loop.SAVE_SHARE)
         sys.addaudithook(count)
         if largest_file is not None:
             run.folder.mkdir(parents=True, exist_ok=True)
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
-        code = runner.main(run.target, PREFIX[run.target], arguments)
+        code = command.main(run.target, PREFIX[run.target], arguments)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     run.printed.write_text(printed.getvalue())
     sys.exit(code)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitflip.__main__ import main
 from bitflip.data import datasets
+from bitflip.data.images import Images
 from bitflip.engines.injection import Injector
 from bitflip.faults.flips import Flips
 from bitflip.network import models
@@ -51,7 +52,7 @@ def test_scripts_find_the_published_clean_accuracy(
 def images() -> Tensor:
     """The first 1000 test images, preprocessed."""
     settings, _ = hyperparameters.read([str(argument) for argument in ARGUMENTS])
-    return torch.cat([batch for batch, _ in datasets.batches(datasets.load(settings), 250, 1000)])
+    return Images(datasets.load(settings), 1000).first(1000)
 
 
 @pytest.fixture(scope="module")

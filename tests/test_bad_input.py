@@ -13,7 +13,7 @@ import torch
 from conftest import Finished, RunScript
 from torch import nn
 
-from bitflip.campaign import campaign
+from bitflip.campaign.executor import Here
 from bitflip.data import datasets, digits
 from bitflip.network import devices, models
 
@@ -61,7 +61,7 @@ def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nothing_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test if a campaign is begun."""
-    monkeypatch.setattr(campaign, "run", refuse)
+    monkeypatch.setattr(Here, "run", refuse)
 
 
 def assert_mistakes(done: Finished, *patterns: str) -> None:

@@ -25,7 +25,9 @@ from PIL import Image
 
 from bitflip.cluster import joining, shards
 from bitflip.cluster.shards import Facts, Parcel, Refusal, Worker
+from bitflip.data import images as data_images
 from bitflip.faults.flips import Flips
+from bitflip.faults.tasks import Cut
 from bitflip.network.layers import Layer
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -39,7 +41,10 @@ BATCH = 10
 # A network that takes its time, so that a run is still under way when a test has found what to kill.
 SLOW = """
 import time
+from pathlib import Path
 from torch import nn
+
+SECONDS = Path(__file__).with_name("seconds.txt")
 
 class Slow(nn.Module):
     def __init__(self):
@@ -49,7 +54,7 @@ class Slow(nn.Module):
         self.linear = nn.Linear(256, 10)
 
     def forward(self, x):
-        time.sleep({seconds})
+        time.sleep(float(SECONDS.read_text()))
         return self.linear(self.relu(self.conv(x)).flatten(1))
 
 def build(num_classes):
@@ -146,7 +151,6 @@ def test_a_parcel_holds_what_was_packed(dtype: torch.dtype, classes: int) -> Non
     batch.original, batch.error = [nan, nan[:1]], [-nan, nan[1:2]]
     parcel = Parcel.of(batch, values=True)
     back = parcel.outcomes(flips)
-    assert parcel.images == 3
     for name in ("labels", "clean_top1", "top1", "effects", "change"):
         assert torch.equal(getattr(back, name), getattr(batch, name)), name
     for old, new in zip([*batch.original, *batch.error], [*back.original, *back.error], strict=True):
@@ -156,13 +160,23 @@ def test_a_parcel_holds_what_was_packed(dtype: torch.dtype, classes: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("images", "together", "workers", "expected"),
+    ("images", "best", "workers", "expected"),
     [(600, 128, 2, 30), (50_000, 2000, 8, 780), (50_000, 2000, 1000, 10), (7, 128, 2, 10), (50_000, 128, 4, 120)],
 )
-def test_shards_are_whole_batches_and_no_larger_than_a_worker_takes(
-    images: int, together: int, workers: int, expected: int
+def test_tasks_are_whole_batches_and_no_larger_than_a_worker_takes(
+    images: int, best: int, workers: int, expected: int
 ) -> None:
-    assert shards.size(images, BATCH, together, workers) == expected
+    assert shards.together(images, BATCH, best, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("tasks", "together", "best", "workers", "expected"),
+    [(100, 10, 100, 2, 6), (1000, 10, 100, 2, 10), (100, 100, 100, 2, 1), (3, 10, 100, 2, 1), (100, 256, 100, 1, 1)],
+)
+def test_shards_hold_no_more_than_a_worker_takes(
+    tasks: int, together: int, best: int, workers: int, expected: int
+) -> None:
+    assert shards.tasks_each(tasks, Cut(together, 1), best, workers) == expected
 
 
 def test_a_worker_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +191,8 @@ def test_a_worker_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_worker_with_other_files_or_packages_is_told_apart() -> None:
-    mine = Facts("a", "cpu", 10, {"the model": "sha256 1", "layers": [1], "torch": "2.6"})
-    other = Facts("b", "cpu", 10, {"the model": "sha256 2", "layers": [2], "torch": "2.6"})
+    mine = Facts("a", "cpu", Cut(10, 1), 10, {"the model": "sha256 1", "layers": [1], "torch": "2.6"})
+    other = Facts("b", "cpu", Cut(10, 1), 10, {"the model": "sha256 2", "layers": [2], "torch": "2.6"})
     assert mine.differences(mine) == []
     assert other.differences(mine) == ["the model is sha256 2, expected sha256 1", "layers differs"]
 
@@ -229,12 +243,13 @@ class Slowly:
             for i in range(20):
                 pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=generator)
                 Image.fromarray(pixels.numpy()).save(place / f"{i}.png")
-        (folder / "net.py").write_text(SLOW.format(seconds=0))
+        (folder / "net.py").write_text(SLOW)
+        (folder / "seconds.txt").write_text("0")
         weights = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (10, 256), "linear.bias": (10,)}
         torch.save({k: torch.randn(s, generator=generator) for k, s in weights.items()}, folder / "net.pt")
 
     def start(self, script: str, output: str, *arguments: str, seconds: float = 0.0) -> subprocess.Popen[str]:
-        (self.folder / "net.py").write_text(SLOW.format(seconds=seconds))
+        (self.folder / "seconds.txt").write_text(str(seconds))
         command = [sys.executable, str(ROOT / script), "--dataset", "cifar10", "--input-path", "images"]
         command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt", "--seed", "5"]
         command += [
@@ -266,7 +281,7 @@ class Slowly:
 
     def saved(self, output: str) -> bool:
         """Whether a run has a checkpoint."""
-        return any((self.folder / output).glob("*.unfinished/counts.npz"))
+        return any((self.folder / output).glob("*.unfinished/progress.npz"))
 
     def files(self, output: str) -> dict[str, Any]:
         """Every file of a run; of the ``.json``, all that may not differ; of the page, which shows that, its name."""
@@ -288,7 +303,10 @@ def slowly(tmp_path_factory: pytest.TempPathFactory) -> Slowly:
     return Slowly(tmp_path_factory.mktemp("slowly"))
 
 
-def test_an_image_that_cannot_be_read_ends_a_shard_with_what_came_before(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_ends_a_shard_with_what_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_images, "KEPT_BYTES", 0)  # too many to be decoded at once
     Slowly(tmp_path)
     (tmp_path / "images" / "1" / "10.png").write_bytes(b"no image")
     settings = Hyperparameters(
@@ -303,8 +321,8 @@ def test_an_image_that_cannot_be_read_ends_a_shard_with_what_came_before(tmp_pat
     )
     worker = Worker(shards.portable(settings, "cpu"), "neuron", 1)
     assert isinstance(worker.load(), Facts)
-    parcels, refusal = worker.run(shards.Shard(0, 60, 0, (0, 1)))
-    assert [(parcel.first, parcel.images) for parcel in parcels] == [(0, BATCH), (BATCH, BATCH)]
+    parcels, refusal = worker.run(shards.Shard(Cut(BATCH, 1), 0, (0, 1), 0, 6))
+    assert [(parcel.first, parcel.clean.shape[1]) for parcel in parcels] == [(0, BATCH), (BATCH, BATCH)]
     assert refusal is not None
     assert "1/10.png is no readable image" in refusal.problems[0]
 

@@ -22,10 +22,13 @@ from torch import Tensor
 from torchvision import datasets as tv
 
 from bitflip.data import datasets, digits
+from bitflip.data import images as data_images
+from bitflip.data.images import Images
 from bitflip.errors import BadInput
 from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
 
+KEPT = pytest.mark.parametrize("kept", [True, False], ids=["decoded once", "decoded when needed"])
 MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.507, 0.4865, 0.4409), "imagenet": (0.485, 0.456, 0.406)}
 STD = {"cifar10": (0.2023, 0.1994, 0.201), "cifar100": (0.2673, 0.2564, 0.2761), "imagenet": (0.229, 0.224, 0.225)}
 IMAGES = 20  # in the test part of the small CIFAR
@@ -319,18 +322,20 @@ def cut_image(path: Path) -> None:
         pytest.param(cut_image, True, id="cut off, read by a worker process"),
     ],
 )
+@KEPT
 def test_a_damaged_image(
-    damage: Callable[[Path], object], workers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Callable[[Path], object], workers: bool, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence that names the file, wherever it was read."""
     put_class_folders(tmp_path, TEN)
     path = tmp_path / "class8" / "0001.png"
     damage(path)
-    monkeypatch.setattr(datasets, "MANY_IMAGES", 1 if workers else 10**6)
+    monkeypatch.setattr(data_images, "MANY_IMAGES", 1 if workers else 10**6)
+    monkeypatch.setattr(data_images, "KEPT_BYTES", 10**9 if kept else 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     test_set = load("cifar10", tmp_path)
     with pytest.raises(BadInput) as error:
-        list(datasets.batches(test_set, 4, 20))
+        list(Images(test_set, 20).batches([range(first, first + 4) for first in range(0, 20, 4)]))
     (problem,) = error.value.problems
     assert problem.startswith(f"input_path (--input-path): {path} is no readable image (")
     assert "\n" not in problem
@@ -457,14 +462,18 @@ def test_imagenet_where_nothing_can_be_written(
 
 @pytest.mark.parametrize("workers", [False, True], ids=["in the process", "in worker processes"])
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [8, 8, 4]), (True, [8, 8])], ids=["all", "drop last"])
+@KEPT
 def test_batches_are_in_order(
-    drop_last: bool, sizes: list[int], workers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drop_last: bool, sizes: list[int], workers: bool, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_class_folders(tmp_path, TEN)
-    monkeypatch.setattr(datasets, "MANY_IMAGES", 1 if workers else 10**6)
+    monkeypatch.setattr(data_images, "MANY_IMAGES", 1 if workers else 10**6)
+    monkeypatch.setattr(data_images, "KEPT_BYTES", 10**9 if kept else 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     test_set = load("cifar10", tmp_path)
-    batches = list(datasets.batches(test_set, 8, datasets.size_of(test_set, 8, drop_last=drop_last)))
+    count = datasets.size_of(test_set, 8, drop_last=drop_last)
+    spans = [range(first, min(first + 8, count)) for first in range(0, count, 8)]
+    batches = list(Images(test_set, count).batches(spans))
     assert [len(images) for images, _ in batches] == sizes
     assert torch.cat([labels for _, labels in batches]).tolist() == [i // 2 for i in range(sum(sizes))]
     assert torch.equal(

@@ -16,7 +16,7 @@ from conftest import FewDigits
 from torch import Tensor, nn
 
 from bitflip import engines
-from bitflip.commands import runner
+from bitflip.commands import run as command
 from bitflip.data import digits
 from bitflip.engines import exactness, windows
 from bitflip.engines import wave as wave_module
@@ -582,7 +582,7 @@ def test_engines_write_the_same_files(target: Target, tmp_path: Path, few_digits
     for engine in ("wave", "reference"):
         folder = tmp_path / engine
         flags_of = [*flags, "--bit-flip-pos=1", "--detailed-log", f"--engine={engine}", f"--output-path={folder}"]
-        assert runner.main(target, "", flags_of) == 0
+        assert command.main(target, "", flags_of) == 0
         assert json.loads((folder / "digits_vgg_digits_3.json").read_text())["engine"] == engine
         for suffix in (".txt", ".csv", "_detailed.txt"):
             written[engine + suffix] = (folder / f"digits_vgg_digits_3{suffix}").read_text().splitlines()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bitflip.campaign import publishing, replay
-from bitflip.campaign.replay import Found, Outcome
+from bitflip.campaign import publishing
+from bitflip.campaign.executor import Here
 from bitflip.engines import Engine
 from bitflip.engines.graph import Program
 from bitflip.engines.injection import Injector, WithInput
@@ -34,10 +34,12 @@ from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
-from bitflip.faults.faultlist import Fault
+from bitflip.faults.faultlist import Fault, FaultList
+from bitflip.faults.listed import Listed
+from bitflip.faults.tasks import Cut, Task
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Layer
 from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.outcomes.per_fault import PerFault
 from bitflip.results import faultresults, tracking
 from bitflip.results import tables as results
 
@@ -233,27 +235,25 @@ def test_each_fault_does_what_it_does_alone(neurons: bool, engine: str, tiny: nn
     program = Program(model, injector.modules, injector.layers, images)
     chosen: Engine = Wave(injector, program, Budget(16, 1 << 28)) if engine == "wave" else Reference(injector)
     faults = some_faults(injector, len(images), neurons)
-    layers = {(layer.path, layer.call): layer for layer in injector.layers}
     labels = torch.arange(9) % 3
-    found = Found(faults, len(images))
-    for task in replay.plan(faults, len(images), batch=4):
+    listed = source_of(faults, injector)
+    found = PerFault(faults, len(images))
+    for task in listed.tasks(listed.targets, len(images), Cut(4, 1 << 14), 0):
         span = slice(task.images.start, task.images.stop)
-        outcomes = BatchOutcomes(labels[span], replay.flips_of(task, faults, layers), span.start, lambda count: None)
+        outcomes = BatchOutcomes(labels[span], task.flips, span.start, lambda count: None)
         with torch.no_grad():
             chosen.run(CPU.images(images[span]), outcomes.flips, outcomes)
         outcomes.to_host()
-        outcome = Outcome.of(task, outcomes)
-        again = Outcome.read(json.loads(json.dumps(outcome.record)), task)
-        assert all(
-            np.array_equal(getattr(outcome, name), getattr(again, name)) for name in ("effects", "correct", "change")
-        )
-        found.add(task, again)
+        again = PerFault(faults, len(images))
+        again.restore(found.state())
+        again.add(task, outcomes)
+        found = again
     assert found.complete.all()
     with torch.no_grad():
         clean = model(images)
         for number, fault in enumerate(faults):
             hit = range(9) if fault.images is None else fault.images
-            logits = alone(injector, fault, layers, images[list(hit)])
+            logits = alone(injector, fault, images[list(hit)])
             changed = logits.argmax(1) != clean[list(hit)].argmax(1)
             assert found.counts["images"][number] == len(hit)
             assert found.counts["critical"][number] == int(changed.sum()), fault
@@ -267,11 +267,17 @@ def test_each_fault_does_what_it_does_alone(neurons: bool, engine: str, tiny: nn
     assert found.counts["masked"].sum() > 0
 
 
-def alone(injector: Injector, fault: Fault, layers: dict[tuple[str, int], Layer], images: torch.Tensor) -> torch.Tensor:
+def source_of(faults: list[Fault], injector: Injector) -> Listed:
+    return Listed(FaultList(tuple(faults), tuple(range(len(faults)))), injector.everything)
+
+
+def alone(injector: Injector, fault: Fault, images: torch.Tensor) -> torch.Tensor:
     """The logits under one fault, in a plain pass."""
-    task = replay.Task(range(len(images)), (replay.Slot(np.zeros(len(images), dtype=np.int64)),))
-    (flips,) = replay.flips_of(task, [fault], layers)
-    with injector.neurons(flips) if fault.target == "neuron" else injector.weight(flips):
+    everywhere = dataclasses.replace(fault, images=None)
+    listed = source_of([everywhere], injector)
+    (task,) = listed.tasks(listed.targets, len(images), Cut(len(images), 1), 0)
+    (flips,) = task.flips
+    with injector.injected(flips):
         logits: torch.Tensor = injector.original_model(images.clone())
     return logits
 
@@ -425,7 +431,7 @@ def test_results_of_an_earlier_list_stay_until_all_new_ones_are_whole(
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     done = run_script(*arguments)
     assert done.code == 0
-    assert "going on from" in done.err
+    assert "going on after" in done.err
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after.keys() == before.keys()
     assert all(after[name] != before[name] for name in after if not name.endswith(".txt"))
@@ -458,21 +464,19 @@ def test_a_killed_run_ends_in_the_same_bytes(long_list: Path, run_script: RunScr
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_script("weight.py", *arguments, "--output-path", whole).code == 0
     command = [sys.executable, str(ROOT / "weight.py"), *map(str, arguments), "--output-path", str(killed)]
-    log = killed / f"{stem}.unfinished" / "outcomes.log"
+    saved = killed / f"{stem}.unfinished" / "progress.npz"
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while process.poll() is None and (not log.is_file() or log.read_bytes().count(b"\n") < 4):
+        while process.poll() is None and not saved.is_file():
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
-    with log.open("ab") as file:
-        file.write(b'12345678 {"eff')  # a record that was cut short
     done = run_script("weight.py", *arguments, "--output-path", killed)
     assert done.code == 0
-    assert "going on from" in done.err
+    assert "going on after" in done.err
     for end in FILES:
         assert (killed / f"{stem}{end}").read_bytes() == (whole / f"{stem}{end}").read_bytes()
     assert not list(killed.glob("*.unfinished"))
@@ -485,16 +489,16 @@ def stopped(
     """The command line of a run that Ctrl-C has stopped."""
     few_digits(100)
     arguments = ("--dataset", "digits", "--faults", long_list, "--output-path", tmp_path, "--device", "cpu")
-    real, calls = Found.add, []
+    real, calls = PerFault.add, []
 
-    def add(self: Found, task: replay.Task, outcome: Outcome) -> None:
+    def add(self: PerFault, task: Task, batch: BatchOutcomes) -> None:
         calls.append(task)
         if len(calls) > 3:
             raise KeyboardInterrupt
-        real(self, task, outcome)
+        real(self, task, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Found, "add", add)
+        patch.setattr(PerFault, "add", add)
         done = run_script("weight.py", *arguments)
     assert done.code == 130
     assert "the same command goes on from there" in done.err
@@ -506,11 +510,11 @@ def test_a_run_of_something_else_is_not_gone_on_with(
 ) -> None:
     other = run_script("weight.py", *stopped, "--batch-size", "9")
     assert other.code == 2
-    assert "unfinished run with another batch_size (there 256, now 9); --fresh starts over" in other.errors[0]
+    assert "unfinished run with other settings (batch_size 256 there, 9 here); go on with those, " in other.errors[0]
     path = Path(str(stopped[3]))
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     another = run_script("weight.py", *stopped)
-    assert "with another faults (there" in another.errors[0]
+    assert "unfinished run with other settings (other faults); go on with those" in another.errors[-1]
     fresh = run_script("weight.py", *stopped, "--fresh")
     assert (fresh.code, fresh.err) == (0, "")
 
@@ -519,10 +523,10 @@ def test_a_run_is_gone_on_with_in_the_tasks_that_it_began_with(
     stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much memory, or another number of rows, a later start would choose."""
-    monkeypatch.setattr(replay, "choices", lambda experiment: {"images": 7, "rows": 21})
+    monkeypatch.setattr(Here, "cut", lambda self, experiment: Cut(7, 21))
     done = run_script("weight.py", *stopped)
     assert done.code == 0
-    assert "going on from" in done.err
+    assert "going on after" in done.err
     found = {path.name: path.read_bytes() for path in tmp_path.glob("*list-long*.csv")}
     assert len(found) == 4
     again = run_script("weight.py", *stopped, "--fresh")
@@ -533,8 +537,8 @@ def test_a_run_is_gone_on_with_in_the_tasks_that_it_began_with(
 def test_a_run_that_finished_nothing_refuses_nobody(
     stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path
 ) -> None:
-    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
-    log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    (saved,) = tmp_path.glob("*.unfinished/progress.npz")
+    saved.unlink()
     done = run_script("weight.py", *stopped, "--batch-size", "50")
     assert (done.code, done.err) == (0, "")
 
@@ -557,33 +561,26 @@ def test_ctrl_c_while_reporting(
     assert run_script("weight.py", *stopped).code == 0
 
 
-def test_a_damaged_journal_is_refused(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:
-    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
-    data = bytearray(log.read_bytes())
-    place = data.index(b"\n") + 40
-    data[place] ^= 1
-    log.write_bytes(data)
-    done = run_script("weight.py", *stopped)
-    assert done.code == 2
-    assert f"{log} is damaged in line 2; --fresh starts over" in done.errors[0]
-    assert log.read_bytes() == data, "a refused file is left as it is"
-
-
-def test_records_of_another_shape_are_refused(
+def test_a_folder_of_an_earlier_form_is_refused(
     stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path
 ) -> None:
-    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
-    first, *records = log.read_bytes().splitlines(keepends=True)
-    assert len(records) > 2
-    log.write_bytes(first + records[-1] + records[0])
+    """One sentence, and nothing in it is touched, until --fresh says so."""
+    (saved,) = tmp_path.glob("*.unfinished/progress.npz")
+    saved.unlink()
+    log = saved.with_name("outcomes.log")
+    log.write_text("01234567 {}\n")
     done = run_script("weight.py", *stopped)
     assert done.code == 2
-    assert f"{log} is damaged in line 2" in done.errors[-1]
+    (sentence,) = done.errors[-1:]
+    assert f"{saved.parent} holds an unfinished run of an earlier version" in sentence
+    assert "--fresh" in sentence
+    assert log.read_text() == "01234567 {}\n"
+    assert run_script("weight.py", *stopped, "--fresh").code == 0
 
 
 def test_two_runs_do_not_share_a_folder(stopped: tuple[object, ...], run_script: RunScript, tmp_path: Path) -> None:
-    (log,) = tmp_path.glob("*.unfinished/outcomes.log")
-    with FileLock(log.with_name("lock")):
+    (folder,) = tmp_path.glob("*.unfinished")
+    with FileLock(folder / "lock"):
         done = run_script("weight.py", *stopped)
     assert done.code == 2
     assert "another process is at work on" in done.errors[0]
@@ -613,7 +610,3 @@ def test_results_are_read_back(run_script: RunScript, few_digits: FewDigits, tmp
         results.write_text(bad)
         with pytest.raises(BadInput, match=sentence):
             faultresults.read(results)
-
-
-def test_effects_are_counted() -> None:
-    assert set(replay.EFFECTS) < set(replay.COUNTS)

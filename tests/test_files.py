@@ -22,9 +22,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from killing import Run
 
-from bitflip.campaign import execution, experiment, publishing
+from bitflip.campaign import experiment, loop, publishing
 from bitflip.campaign.checkpoint import Checkpoint
+from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
+from bitflip.commands import checks
 from bitflip.errors import BadInput
 from bitflip.faults.flips import Target
 from bitflip.results.tracking import Tracker
@@ -81,7 +83,7 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(tmp_path: Path) -> None
 def stopped(run: Run) -> BaseProcess:
     """Start a run and stop it in its tracks once it has a checkpoint."""
     process = run.start()
-    while not (run.folder / f"{run.stem}.unfinished" / "counts.npz").exists():
+    while not (run.folder / f"{run.stem}.unfinished" / "progress.npz").exists():
         assert process.is_alive(), run.said
         time.sleep(0.005)
     assert process.pid is not None
@@ -159,9 +161,9 @@ def go_on(loaded: Experiment, folder: Path) -> dict[str, bytes]:
     shutil.rmtree(loaded.settings.output_path)
     loaded.settings.output_path.mkdir()
     with Checkpoint(folder, {"name": "value"}, "now") as checkpoint:
-        done = execution.execute(loaded, checkpoint, Tracker())
+        done = loop.execute(loaded, checkpoint, Tracker(), Here(loaded))
         assert done.complete
-        publishing.report(loaded, done, "", checkpoint)
+        publishing.report(done, "", checkpoint)
     written = {path.name: path.read_bytes() for path in loaded.settings.output_path.iterdir()}
     return {name: content for name, content in written.items() if not name.endswith(".json")}
 
@@ -181,7 +183,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unfinished]
         yield Unfinished(loaded, folder / "run", results)
 
 
-FILES = ("counts.npz", "run.json", "detail-5.txt", "faults-5-000000-000000000000.part")
+FILES = ("progress.npz", "run.json", "detail-5.txt", "faults-5.parts")
 
 
 @bounded
@@ -212,7 +214,7 @@ def test_a_missing_part_of_a_checkpoint(name: str, unfinished: Unfinished, tmp_p
     folder = tmp_path / "copy"
     shutil.copytree(unfinished.folder, folder)
     (folder / name).unlink()
-    if name == "counts.npz":
+    if name == "progress.npz":
         assert go_on(unfinished.loaded, folder) == unfinished.results
         return
     with pytest.raises(BadInput, match=re.escape(f"output_path (--output-path): {folder}") + ".* is damaged .*--fresh"):
@@ -246,7 +248,7 @@ def test_a_damaged_file_to_rerun(
     before = file.read_bytes()
     problems: tuple[str, ...] = ()
     try:
-        experiment.checked([f"--rerun={file}", f"--output-path={tmp_path}"], "neuron")
+        checks.checked([f"--rerun={file}", f"--output-path={tmp_path}"], "neuron")
     except BadInput as error:
         problems = error.problems
     for sentence in problems:

@@ -24,6 +24,7 @@ from benchmarks.intervals import (
     of_sums,
     stopped_neurons,
 )
+from bitflip.faults.sampled import allocation
 from bitflip.statistics import intervals
 from bitflip.statistics.intervals import (
     Estimate,
@@ -37,7 +38,7 @@ from bitflip.statistics.intervals import (
     unpaired,
     wilson,
 )
-from bitflip.statistics.sampling import allocation, enough, sample_size
+from bitflip.statistics.sampling import enough, sample_size
 
 Array = NDArray[Any]
 RUNS = 4000

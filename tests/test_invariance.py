@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitflip import engines
-from bitflip.campaign.campaign import portions
+from bitflip.campaign.executor import portions
 from bitflip.data import digits
 from bitflip.engines import invariance, kernels, verdicts
 from bitflip.engines.agreement import differing, record

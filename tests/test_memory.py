@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +10,14 @@ import torch
 from conftest import FewDigits, RunScript, random_images
 from torch import Tensor, nn
 
-from bitflip.campaign import campaign
-from bitflip.campaign.campaign import Sampling
+from bitflip.campaign import executor
 from bitflip.engines import build, memory
 from bitflip.engines.injection import Injector
 from bitflip.faults.flips import Target
+from bitflip.faults.sampled import Sampling
 from bitflip.network import layers
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Numbered
-from bitflip.outcomes.batch import BatchOutcomes
 
 ON_A_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 ON_THE_HOST = RuntimeError(
@@ -37,7 +35,7 @@ SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
 
 def room_for(most: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
     """Let convolutions of a campaign fail on more rows than ``most``; the sizes at which they did."""
-    forward, run, portions = nn.Conv2d.forward, campaign.run, campaign.portions
+    forward, portions = nn.Conv2d.forward, executor.portions
     failed: list[int] = []
 
     def limited(self: nn.Conv2d, x: Tensor) -> Tensor:
@@ -46,16 +44,11 @@ def room_for(most: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> li
             raise error
         return forward(self, x)
 
-    def narrow(*args: Any, **kwargs: Any) -> Iterator[BatchOutcomes]:
-        monkeypatch.setattr(nn.Conv2d, "forward", limited)
-        yield from run(*args, **kwargs)
-
     def narrowed(*args: Any) -> memory.Portions:
         monkeypatch.setattr(nn.Conv2d, "forward", limited)
         return portions(*args)
 
-    monkeypatch.setattr(campaign, "run", narrow)
-    monkeypatch.setattr(campaign, "portions", narrowed)  # which a list goes through
+    monkeypatch.setattr(executor, "portions", narrowed)
     return failed
 
 
@@ -158,15 +151,11 @@ def test_progress_counts_each_faulty_image_once(
         return forward(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", fails_late)
-    done = campaign.run(
-        chosen,
-        [(images, labels), (images[:5], labels[:5])],
-        lambda first, count: sampling.flips(items, first, count),
-        placement=Placement(torch.device("cpu"), torch.float32),
-        progress=found.append,
-    )
-    batches = [(batch.first, tuple(batch.top1.shape)) for batch in done]
-    assert batches == [(0, (2 * len(items), 8)), (8, (2 * len(items), 5))]
+    fitting = executor.portions(chosen, Placement(torch.device("cpu"), torch.float32))
+    for first, count in ((0, 8), (8, 5)):
+        flips = sampling.flips(items, first, count)
+        batch = fitting.run(images[:count], labels[:count], flips, first, found.append)
+        assert (batch.first, tuple(batch.top1.shape)) == (first, (2 * len(items), count))
     assert failed_after < 0
     assert engine == "wave" or min(found) < 0  # the wave has smaller portions of its own
     assert sum(found) == 13 * 2 * len(items)

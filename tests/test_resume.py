@@ -20,9 +20,10 @@ import torch
 from conftest import ROOT, FewDigits, Finished, RunScript
 from killing import Run
 
-from bitflip.campaign import campaign
+from bitflip.campaign.executor import Here
 from bitflip.data import datasets, digits
 from bitflip.faults.flips import Target
+from bitflip.faults.tasks import Task
 from bitflip.network import devices, models
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.results import provenance
@@ -87,7 +88,7 @@ def test_killed_as_a_process_of_its_own(tmp_path: Path) -> None:
     whole.finish()
     command = [sys.executable, str(ROOT / "main.py"), "--dataset=digits", "--seed=5", f"--output-path={killed.folder}"]
     unfinished = killed.folder / f"{killed.stem}.unfinished"
-    for until in (killed.folder, unfinished / "counts.npz"):
+    for until in (killed.folder, unfinished / "progress.npz"):
         process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while not until.exists() and process.poll() is None:
             time.sleep(0.01)
@@ -104,13 +105,13 @@ def test_killed_as_a_process_of_its_own(tmp_path: Path) -> None:
 
 def interrupted_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Ctrl-C come after so many batches of a campaign."""
-    run = campaign.run
+    run = Here.run
 
-    def interrupted(*args: Any, **kwargs: Any) -> Iterator[BatchOutcomes]:
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[tuple[Task, BatchOutcomes]]:
         yield from itertools.islice(run(*args, **kwargs), batches)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(campaign, "run", interrupted)
+    monkeypatch.setattr(Here, "run", interrupted)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -18,9 +18,10 @@ from conftest import FewDigits, Finished, RunScript
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from bitflip.campaign import campaign
+from bitflip.campaign.executor import Here
 from bitflip.data import datasets, digits
 from bitflip.errors import BadInput
+from bitflip.faults.tasks import Task
 from bitflip.network import bits
 from bitflip.outcomes.batch import BatchOutcomes
 
@@ -356,7 +357,7 @@ def test_no_flip_no_misclassification(
     """Also for a model that is handed over in training mode."""
     few_digits(48)
     (tmp_path / "own.py").write_text(
-        "import torch\nfrom bitflip import digits\n\n"
+        "import torch\nfrom bitflip.data import digits\n\n"
         "def build():\n    model = digits.build()\n"
         "    model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))\n    return model.train()\n"
     )
@@ -469,16 +470,16 @@ def interrupt_after(
     batches: int, monkeypatch: pytest.MonkeyPatch, stop: BaseException | type[BaseException] = KeyboardInterrupt
 ) -> None:
     """Let Ctrl-C, or an error, come after so many batches of a campaign."""
-    run = campaign.run
+    run = Here.run
 
-    def interrupted(*args: Any, **kwargs: Any) -> Iterator[BatchOutcomes]:
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[tuple[Task, BatchOutcomes]]:
         for number, outcomes in enumerate(run(*args, **kwargs)):
             if number == batches:
                 break
             yield outcomes
         raise stop
 
-    monkeypatch.setattr(campaign, "run", interrupted)
+    monkeypatch.setattr(Here, "run", interrupted)
 
 
 @SCRIPTS
@@ -561,7 +562,7 @@ def test_a_crash_leaves_earlier_results_and_no_temporary_file(
         raise RuntimeError("something broke")
         yield
 
-    monkeypatch.setattr(campaign, "run", crash)
+    monkeypatch.setattr(Here, "run", crash)
     with pytest.raises(RuntimeError, match="something broke"):
         run_digits("main.py", "--detailed-log", "--layer-num", "1")
     assert names(run_digits.folder / "out1") == []

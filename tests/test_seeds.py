@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from conftest import FewDigits, RunScript
 
-from bitflip.campaign import campaign
+from bitflip.campaign.executor import Here
+from bitflip.faults.tasks import Task
 from bitflip.outcomes.batch import BatchOutcomes
 
 SEEDS = (2, 3, 7)
@@ -46,16 +47,16 @@ def test_each_seed_has_the_files_of_a_run_of_its_own(
     together = tmp_path / "together"
     command = (script, *ARGUMENTS, *LOGS, "--seeds=2-3,7", "--output-path", together)
     if stopped_after is not None:
-        run = campaign.run
+        run = Here.run
 
-        def stop(*args: Any, **kwargs: Any) -> Iterator[BatchOutcomes]:
+        def stop(*args: Any, **kwargs: Any) -> Iterator[tuple[Task, BatchOutcomes]]:
             for number, batch in enumerate(run(*args, **kwargs)):
                 if number == stopped_after:
                     raise KeyboardInterrupt
                 yield batch
 
         with monkeypatch.context() as patch:
-            patch.setattr(campaign, "run", stop)
+            patch.setattr(Here, "run", stop)
             assert run_script(*command).code == 130
     done = run_script(*command)
     assert done.code == 0, done.err

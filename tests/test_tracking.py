@@ -241,7 +241,7 @@ def test_a_run_reports_the_rates_of_its_table(script: str, vessl: Vessl, tmp_pat
 def test_a_server_that_goes_in_mid_run_changes_no_result(script: str, vessl: Vessl, tmp_path: Path) -> None:
     """It answers the first running rate and nothing after it."""
     begin = f"import sys; sys.argv += [{str(ROOT / script)!r}]\n"
-    begin += "from bitflip import execution; execution.RUNNING_RATE_EVERY = 0.0\n"
+    begin += "from bitflip.campaign import loop; loop.RUNNING_RATE_EVERY = 0.0\n"
     settings = {"dataset": "digits", "seed": "7", "layer_num": "1,4", "batch_size": "100", "engine": "reference"}
     settings |= {"detailed_log": "true", "fault_table": "true", "plots": "false"}
     vessl.respond = at(METRICS, "stop", 1)

@@ -1,25 +1,31 @@
-"""What an unfinished sampled run has done so far, in a folder beside its results.
+"""What an unfinished run has done so far, in a folder beside its results.
 
-A run that was killed and is started again goes on where the last checkpoint was. The counts are written beside and
-renamed; the logs only grow, and what is beyond the length that is saved with the counts is cut off. So whatever the
-moment at which a run dies, counts and logs fit each other.
+A run that was killed and is started again goes on where the last checkpoint was. All that was counted is one file,
+which is written beside and renamed; the logs only grow, and what is beyond the length that is saved with the counts is
+cut off. So whatever the moment at which a run dies, counts and logs fit each other; and as counts, logs and what the
+run is are held together by checksums, a part of one checkpoint can't pass for that of another.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitflip.campaign.unfinished import Unfinished, damaged, writable
 from bitflip.errors import BadInput
+from bitflip.faults.tasks import Cut
 from bitflip.files import replacing, replacing_bytes
+from bitflip.outcomes.tally import Tally
 
+FORMAT = 2
+EARLIER = ("counts.npz", "outcomes.log")  # files of folders in an earlier form
 LONG = 60  # characters of a value that a sentence still quotes
 
 
@@ -29,19 +35,23 @@ class Progress:
 
     Attributes:
         turn: the round through the test set.
-        image: index in the test set of the next image.
+        task: number, in this round, of the next task.
         seconds: that the campaign took so far.
-        together: images that are run together; a run goes on as it began.
-        arrays: what was counted, by name.
-        logs: length in bytes and CRC-32 of each log, by file name.
+        cut: how it is cut into tasks; a run goes on as it began. None before it has begun.
     """
 
     turn: int = 0
-    image: int = 0
+    task: int = 0
     seconds: float = 0.0
-    together: int = 0
-    arrays: dict[str, Any] = field(default_factory=dict)
-    logs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    cut: Cut | None = None
+
+
+@dataclass
+class _Saved:
+    """What a folder holds: of which run, how far it is, and the states of its tallies."""
+
+    identity: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
 
 
 class Checkpoint(Unfinished):
@@ -49,30 +59,36 @@ class Checkpoint(Unfinished):
 
     Args:
         folder: see :class:`bitflip.campaign.unfinished.Unfinished`.
-        settings: those that a run must share with the one that it goes on with, by name.
+        identity: what the run must share with the one that it goes on with, by name.
         began: when the run began, if it begins now.
         fresh: whether to throw away what an earlier run left.
 
     Raises:
-        BadInput: if another process has it, what is there is damaged, or belongs to a run with other settings.
+        BadInput: if another process has it, what is there is damaged, of an earlier form, or belongs to another run.
 
     Attributes:
         progress: how far the run is.
         began: when it began.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], began: str, *, fresh: bool = False) -> None:
-        super().__init__(folder, "counts.npz")
+    def __init__(self, folder: Path, identity: Mapping[str, Any], began: str, *, fresh: bool = False) -> None:
+        super().__init__(folder, "progress.npz")
         self.began = began
-        self._identity = _plain(settings)
-        self._there: dict[str, Any] = {}
+        self.progress = Progress()
+        self._identity = _plain(identity)
+        self._saved = _Saved()
         self._run = folder / "run.json"
         try:
             with writable(folder):
+                if not fresh and any((folder / name).exists() for name in EARLIER):
+                    raise BadInput(
+                        f"output_path (--output-path): {folder} holds an unfinished run of an earlier version, which "
+                        "can't be gone on with; give --fresh to start over, or choose another folder"
+                    )
                 if fresh or not self.started:
                     self.empty()
                 self.sweep()
-            self.progress = self._read()
+            self._read()
             self.require({})
         except BaseException:
             self.release()
@@ -81,7 +97,7 @@ class Checkpoint(Unfinished):
     @property
     def resumed(self) -> bool:
         """Whether the run goes on where an earlier one was."""
-        return bool(self.progress.arrays)
+        return bool(self._saved.states)
 
     def require(self, facts: Mapping[str, Any]) -> None:
         """Share further facts, known only by now, with the run that this one goes on with.
@@ -90,7 +106,7 @@ class Checkpoint(Unfinished):
             BadInput: if they are others.
         """
         self._identity |= _plain(facts)
-        here, there = self._identity, self._there
+        here, there = self._identity, self._saved.identity
         names = [name for name in here if self.resumed and there.get(name) != here[name]]
         if names:
             differ = "; ".join(_difference(name, there.get(name), here[name]) for name in names)
@@ -99,56 +115,51 @@ class Checkpoint(Unfinished):
                 "go on with those, give --fresh to start over, or choose another folder"
             )
 
-    def log(self, name: str) -> Path:
-        """A file that grows with the run, cut to the length that the last checkpoint knows."""
-        path = self.folder / name
-        length, checksum = self.progress.logs.get(name, (0, 0))
-        with writable(path), path.open("a+b") as file:
-            file.seek(0)
-            with damaged(path):
-                _check(file, length, checksum)
-            file.truncate(length)
-        return path
+    def restore(self, tallies: Mapping[str, Tally]) -> None:
+        """Give tallies, by name, the states that they had.
 
-    def save(self, progress: Progress) -> None:
-        """Remember how far the run is; its logs are on the disk already."""
+        Raises:
+            BadInput: if these are not theirs.
+        """
+        for name, tally in tallies.items():
+            with damaged(self.record):
+                tally.restore(self._saved.states[name])
+
+    def save(self, tallies: Mapping[str, Tally]) -> None:
+        """Remember how far the run is, and the states of its tallies."""
+        states = {name: tally.state() for name, tally in tallies.items()}
         with writable(self.folder):
             if not self._run.is_file():
                 with replacing(self._run) as file:
-                    json.dump({"identity": self._identity, "started": self.began}, file, indent=2)
-            numbers = (progress.turn, progress.image, progress.together, progress.seconds)
+                    run = {"format": FORMAT, "identity": self._identity, "started": self.began}
+                    json.dump(run, file, indent=2)
             with replacing_bytes(self.record) as binary:
-                np.savez_compressed(
-                    binary,
-                    progress=np.array(numbers, dtype=np.float64),
-                    logs=np.array(json.dumps(progress.logs)),
-                    **{f"array_{name}": value for name, value in progress.arrays.items()},
-                )
+                progress = {**asdict(self.progress), "run": _sha256(self._run)}
+                arrays = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+                arrays["progress"] = np.array(json.dumps(progress))
+                np.savez_compressed(binary, **cast("dict[str, Any]", arrays))
 
-    def _read(self) -> Progress:
+    def _read(self) -> None:
         if not self.started:
-            return Progress()
+            return
         with damaged(self._run):
             run = json.loads(self._run.read_text())
-            self._there, self.began = dict(run["identity"]), str(run["started"])
+            if run["format"] != FORMAT:
+                raise ValueError(f"format {run['format']}")
+            self._saved.identity, self.began = dict(run["identity"]), str(run["started"])
         with damaged(self.record), np.load(self.record, allow_pickle=False) as file:
-            turn, image, together, seconds = file["progress"].tolist()
-            arrays = {name.removeprefix("array_"): file[name] for name in file.files if name.startswith("array_")}
-            logs = {name: (int(size), int(crc)) for name, (size, crc) in json.loads(str(file["logs"])).items()}
-            return Progress(int(turn), int(image), float(seconds), int(together), arrays, logs)
+            progress = json.loads(str(file["progress"]))
+            if progress.pop("run") != _sha256(self._run):
+                raise ValueError(f"not of the run of {self._run.name}")
+            self.progress = Progress(**{**progress, "cut": Cut(**progress["cut"])})
+            for name in file.files:
+                tally, _, key = name.partition("/")
+                if key:
+                    self._saved.states.setdefault(tally, {})[key] = file[name]
 
 
-def _check(file: BinaryIO, length: int, checksum: int) -> None:
-    """See that a file begins with what was written to it."""
-    found = 0
-    while length:
-        block = file.read(min(length, 1 << 20))
-        if not block:
-            raise EOFError("shorter than it was")
-        found = zlib.crc32(block, found)
-        length -= len(block)
-    if found != checksum:
-        raise ValueError("not what was written")
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _difference(name: str, there: object, here: object) -> str:

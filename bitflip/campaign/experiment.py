@@ -3,69 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from bitflip import engines
-from bitflip.campaign.campaign import Sampling
-from bitflip.cluster import joining
 from bitflip.data import datasets
 from bitflip.data.datasets import TestSet
+from bitflip.data.images import Images
 from bitflip.engines import Engine
 from bitflip.engines.injection import Injector, WithInput
-from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
+from bitflip.faults.faultlist import FaultList
 from bitflip.faults.flips import Target
+from bitflip.faults.listed import Listed
+from bitflip.faults.sampled import Sampling
+from bitflip.faults.tasks import Cut, Tasks
 from bitflip.network import devices, layers, models
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Layer, Numbered
 from bitflip.network.models import Classifier
 from bitflip.outcomes.counts import Counts
-from bitflip.results import tables as results
 from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
 from bitflip.statistics import rates
 from bitflip.statistics.rates import LayerEstimate
 
+BLOCK_ROWS = {"cpu": 1 << 14, "cuda": 1 << 17}  # faulty images of a list's task: enough to share a clean pass
 
-def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
-    """Read the settings and look for every mistake that shows without loading anything.
 
-    Raises:
-        BadInput: with all mistakes together.
+@dataclass(frozen=True)
+class Network:
+    """A classifier, ready to be struck.
+
+    Attributes:
+        classifier: what was loaded.
+        placement: where it runs.
+        injector: of its faults.
+        engine: that runs them.
+        note: why it is not the engine that was asked for; None if it is.
     """
-    settings, problems = hyperparameters.read(argv)
-    name = str(settings.model_name)
-    custom = models.is_custom(name)  # may hold float64 values, and layer classes of its own
-    checks: list[tuple[set[str], Callable[[], list[str]]]] = [
-        ({"dataset", "model_name", "weights", "hub_path"}, lambda: models.check(settings)),
-        ({"bit_flip_pos", "model_name"}, lambda: hyperparameters.check_bit(settings, 64 if custom else 32)),
-        ({"seeds", "margin"}, lambda: hyperparameters.check_seeds(settings)),
-        ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
-        ({"mean", "std", "channels", "dataset"}, lambda: datasets.check(settings)),
-        ({"device"}, lambda: [] if settings.ray else devices.check(settings.device)),
-        (
-            {"device", "precision"},
-            lambda: [] if settings.ray else devices.check_precision(settings.precision, settings.device),
-        ),
-        ({"ray", "device", "faults"}, lambda: joining.check(settings)),
-        ({"output_path"}, lambda: results.check_folder(settings.output_path)),
-        ({"faults", "save_faults", "limit"}, lambda: faultlist.check_settings(settings)),
-        ({"rerun"}, lambda: _check_rerun(settings.rerun, target)),
-    ]
-    found = list(problems.values())
-    for reads, check in checks:
-        if not reads & problems.keys():  # a check of a value that is known to be bad would mislead
-            found += check()
-    if found:
-        raise BadInput(*found)
-    return settings
+
+    classifier: Classifier
+    placement: Placement
+    injector: Injector
+    engine: Engine
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -73,124 +59,162 @@ class Experiment:
     """All that a campaign needs, loaded and checked.
 
     Attributes:
-        chosen: the layers that the user chose.
-        layers: where faults strike: those of them with an output for each image, or each chosen parameter of theirs.
-        images: number of images that will be run.
-        together: images that are run together; more than a batch where that is faster and changes no fault, which
-            only sampled weight faults would.
+        settings: of the run.
+        target: what faults strike.
+        network: that they strike.
+        images: of the test set, those that are run.
+        chosen: the layers that the user chose, or that a fault list has faults in.
+        targets: where faults strike: those of them with an output for each image, or each chosen parameter of theirs.
+        source: of the faults.
         device: what computes, in words.
     """
 
     settings: Hyperparameters
     target: Target
-    placement: Placement
-    test_set: TestSet
-    images: int
-    classifier: Classifier
-    injector: Injector
-    engine: Engine
+    network: Network
+    images: Images
     chosen: list[Numbered]
-    together: int
+    targets: list[Numbered]
+    source: Sampling | Listed
     device: str
-
-    @property
-    def layers(self) -> list[Numbered]:
-        """See the class."""
-        return layers.targets(self.chosen, self.target, self.settings.parameter_names)
 
     def estimates(self, counts: Counts, seed: int | None = None) -> list[LayerEstimate]:
         """What was found out about each layer, by the place of a seed; None for all seeds together."""
-        weighted = self.settings.bit is None and self.settings.bit_sampling == "importance"
+        weighted = isinstance(self.source, Sampling) and self.source.importance
         return rates.of_layers(counts, self.target, self.settings.confidence, seed, weighted=weighted)
 
+    def tasks(self, cut: Cut, turn: int, targets: Sequence[Numbered]) -> Tasks:
+        """The tasks of a round through the test set."""
+        return self.source.tasks(targets, self.images.count, cut, turn)
+
     @property
-    def sampling(self) -> Sampling:
-        """Which faults are sampled."""
-        s = self.settings
-        importance = s.bit is None and s.bit_sampling == "importance"
-        return Sampling(self.target, s.all_seeds, s.batch_size, s.repeats, s.bit, importance)
+    def cut(self) -> Cut:
+        """How a campaign is best cut into tasks here: more images than a batch where that is faster.
+
+        Sampled weight faults hit a batch, which may then not be another one.
+        """
+        together, kind = self.settings.batch_size, self.network.placement.device.type
+        if self.target == "neuron" or isinstance(self.source, Listed):
+            together *= max(1, (self.network.engine.best or 0) // together)
+        return Cut(together, BLOCK_ROWS.get(kind, BLOCK_ROWS["cpu"]))
 
     @property
     def flips_per_round(self) -> int:
         """Flips that a layer gets, by each seed, in one round through the test set."""
         per_flip = 1 if self.target == "neuron" else self.settings.batch_size
-        return -(-self.images // per_flip) * self.settings.repeats
+        return -(-self.images.count // per_flip) * self.settings.repeats
 
     @property
     def title(self) -> str:
         """The run in a line."""
-        s, count = self.settings, len({item.number for item in self.layers})
+        s, count = self.settings, len({item.number for item in self.targets})
+        seeds = f"seed {s.seed}" if s.seeds is None else f"seeds {s.seeds}"
+        what, whose = f"{self.target} faults", f", {seeds}"
+        if isinstance(self.source, Listed):
+            assert s.faults is not None
+            what, whose = f"{len(self.source.faults)} faults of {s.faults.name}", ""
         return (
-            f"{s.model_name} on {s.dataset}: {self.target} faults in {count} layers, {self.images} images, "
-            f"{'seed' if s.seeds is None else 'seeds'} {s.seed if s.seeds is None else s.seeds}, "
-            f"{self.device}, {s.precision}, {self.engine.name} engine"
+            f"{s.model_name} on {s.dataset}: {what} in {count} layers, {self.images.count} images{whose}, "
+            f"{self.device}, {s.precision}, {self.network.engine.name} engine"
         )
 
 
 def prepare(settings: Hyperparameters, target: Target) -> Experiment:
-    """Load the test set and the model, find the layers, and check what only shows then.
+    """Load test set, model and fault list, find the layers, and check what only shows then.
 
     Raises:
         BadInput: if the data or the weights can't be had, or don't fit the other settings.
     """
+    listed = None if settings.faults is None else faultlist.read(settings.faults)
     with contextlib.redirect_stdout(sys.stderr):  # what downloads say does not belong into the table
         test_set = datasets.load(settings)
-    return assemble(settings, target, test_set)
+    return assemble(settings, target, test_set, listed)
 
 
-def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Experiment:
-    """The experiment of settings on a test set; see :func:`prepare`."""
+def assemble(
+    settings: Hyperparameters, target: Target, test_set: TestSet, listed: FaultList | None = None
+) -> Experiment:
+    """The experiment of settings on a test set, with the faults of a list, if there is one; see :func:`prepare`."""
+    count = datasets.size_of(test_set, settings.batch_size, drop_last=settings.drop_last)
+    if count == 0:
+        raise BadInput(
+            f"batch_size (--batch-size): expected at most {len(test_set)} with drop_last, the number of images"
+        )
+    classes = datasets.classes_of(settings, test_set)
+    with contextlib.redirect_stdout(sys.stderr):
+        classifier = models.load(settings, classes)
+    network = ready(settings, target, classifier, classes)
+    if network.note is not None:
+        print(network.note, file=sys.stderr)
+    if listed is None:
+        source: Sampling | Listed = sampling_of(settings, target)
+        chosen = choose(settings, target, network.injector)
+        targets = layers.targets(chosen, target, settings.parameter_names)
+        for item in targets:
+            if problems := hyperparameters.check_bit(settings, item.bits):
+                raise BadInput(*problems)
+    else:
+        source = _listed(settings, target, listed, network.injector.everything, count)
+        chosen = targets = source.targets
+    device = devices.describe(network.placement.device)
+    return Experiment(settings, target, network, Images(test_set, count), chosen, targets, source, device)
+
+
+def ready(settings: Hyperparameters, target: Target, classifier: Classifier, classes: int) -> Network:
+    """A classifier that was loaded, on its device, with its layers found and an engine chosen.
+
+    Raises:
+        BadInput: if it does not take the images, or is no classifier of so many classes.
+    """
     assert settings.img_size is not None
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
     devices.keep_freed_memory()
-    images = datasets.size_of(test_set, settings.batch_size, drop_last=settings.drop_last)
-    if images == 0:
-        raise BadInput(
-            f"batch_size (--batch-size): expected at most {len(test_set)} with drop_last, the number of images"
-        )
-    with contextlib.redirect_stdout(sys.stderr):
-        classes = datasets.classes_of(settings, test_set)
-        classifier = models.load(settings, classes)
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
-    injector = Injector(
-        WithInput(model) if target == "neuron" else model,
-        settings.batch_size,
-        (settings.channels, settings.img_size, settings.img_size),
-    )
+    shape = (settings.channels, settings.img_size, settings.img_size)
+    injector = Injector(WithInput(model) if target == "neuron" else model, settings.batch_size, shape)
     if len(injector.logits_shape) != 2 or injector.logits_shape[1] < classes:
         raise BadInput(
             f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
             f"image has the shape (1, {classes}), got {injector.logits_shape}"
         )
+    pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
+    engine, note = engines.build(settings.engine, injector, placement.images(torch.zeros(1, *shape)), pool_bytes)
+    return Network(classifier, placement, injector, engine, note)
+
+
+def choose(settings: Hyperparameters, target: Target, injector: Injector) -> list[Numbered]:
+    """The layers that the user chose, numbered.
+
+    Raises:
+        BadInput: if there is no such layer or parameter.
+    """
     found = list(injector.layers)
     if target == "weight":  # what only holds parameters is listed where one of them is chosen
         with_one = layers.with_parameters(injector.everything, settings.parameter_names)
         found += [layer for layer in with_one if layer in injector.holders]
     left = layers.of_types(found, settings.layer_types)
-    chosen = layers.of_numbers(left, settings.layer_numbers)
-    for item in layers.targets(chosen, target, settings.parameter_names):
-        if problems := hyperparameters.check_bit(settings, item.bits):
-            raise BadInput(*problems)
-    size = (1, settings.channels, settings.img_size, settings.img_size)
-    pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
-    engine, note = engines.build(settings.engine, injector, placement.images(torch.zeros(size)), pool_bytes)
-    if note is not None:
-        print(note, file=sys.stderr)
-    together = settings.batch_size
-    if (target == "neuron" or settings.faults is not None) and isinstance(engine, Wave):
-        together *= max(1, engine.budget.images(injector.layers) // together)
-    loaded = (settings, target, placement, test_set, images, classifier, injector, engine, chosen, together)
-    return Experiment(*loaded, device=devices.describe(device))
+    return layers.of_numbers(left, settings.layer_numbers)
 
 
-def _check_rerun(path: Path | None, target: Target) -> list[str]:
-    """One sentence if an earlier run flipped something else than this script does."""
-    then = None if path is None else json.loads(path.read_text(encoding="utf-8")).get("target")
-    if then in (None, target):
-        return []
-    scripts = {"neuron": "main.py or neuron.py", "weight": "weight.py"}
-    if then not in ("neuron", "weight"):
-        return [f"rerun (--rerun): expected a run with neuron or weight faults, but {path} says {then!r}"]
-    return [f"rerun (--rerun): {path} is of a run with {then} faults; give it to {scripts[then]}"]
+def sampling_of(settings: Hyperparameters, target: Target) -> Sampling:
+    """Which faults the settings sample."""
+    s = settings
+    importance = s.bit is None and s.bit_sampling == "importance"
+    return Sampling(target, s.all_seeds, s.batch_size, s.repeats, s.bit, importance)
+
+
+def _listed(
+    settings: Hyperparameters, target: Target, listed: FaultList, found: Sequence[Layer], images: int
+) -> Listed:
+    """The faults of a list, or those of them that ``limit`` leaves.
+
+    Raises:
+        BadInput: with all rows that are no faults of this model and test set.
+    """
+    assert settings.faults is not None
+    listed.check(settings.faults, found, images, target == "neuron")
+    if settings.limit is not None:
+        listed = listed.only(faultlist.stratified(listed.faults, settings.limit, settings.seed))
+    return Listed(listed, found)

@@ -11,19 +11,20 @@ from typing import Any
 
 from bitflip import terminal
 from bitflip.campaign.checkpoint import Checkpoint
-from bitflip.campaign.execution import Done
 from bitflip.campaign.experiment import Experiment
+from bitflip.campaign.loop import Done
 from bitflip.campaign.unfinished import writable
-from bitflip.results import provenance
-from bitflip.results import tables as results
+from bitflip.outcomes.counts import Counts
+from bitflip.outcomes.per_fault import PerFault
+from bitflip.results import faultresults, provenance, tables
 from bitflip.results.paths import Paths
 from bitflip.results.tracking import Tracker
 from bitflip.statistics import rates
 from bitflip.statistics.rates import LayerEstimate
 
 
-def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoint) -> list[LayerEstimate]:
-    """Print the table and write the result files of each seed.
+def report(done: Done, prefix: str, checkpoint: Checkpoint) -> list[LayerEstimate]:
+    """Print the table and write the result files of each seed, or of the list.
 
     Returns:
         What was found out about each layer, by all seeds together.
@@ -31,44 +32,80 @@ def report(experiment: Experiment, done: Done, prefix: str, checkpoint: Checkpoi
     Raises:
         BadInput: if there is no room; then the files of earlier runs are as they were.
     """
-    settings, counts = experiment.settings, done.counts
-    accuracy = f"Clean accuracy: {counts.correct} / {counts.images} = {100 * counts.correct / counts.images:.2f}%"
+    experiment, counts = done.experiment, done.tallies.counts
     overall = experiment.estimates(counts)
-    print(accuracy, *results.result_lines(experiment.chosen, overall), sep="\n")
-    heading = [experiment.injector.summary(settings.layer_types).rstrip(), "", f"Model: {settings.model_name}"]
-    heading += [f"Dataset: {settings.dataset}", f"Target: {experiment.target}", accuracy]
-    if not done.complete:
-        heading.append(f"Interrupted after {done.where}")
-        again = f"the same command with seed {settings.seeds or settings.seed} goes on from there"
-        print(f"interrupted after {done.where}; {again}", file=sys.stderr)
+    print(*_summary(done, counts), *tables.result_lines(experiment.chosen, overall), sep="\n")
     written: list[Path] = []
     unwanted: list[Path] = []  # of earlier runs, whose other files are replaced here
-    with checkpoint.publishing(settings.output_path) as folder:
-        for place, seed in enumerate(settings.all_seeds):
-            final = Paths.of(settings, prefix, seed)
+    finals = Paths.of_results(experiment.settings, prefix)
+    with checkpoint.publishing(finals[0].folder) as folder:
+        for place, final in enumerate(finals):
             paths = final if done.complete else final.partial()
-            new = replace(paths, folder=folder)
-            estimates = experiment.estimates(counts, place)
-            lines = results.result_lines(experiment.chosen, estimates)
-            results.write_summary(new.summary, "\n".join(heading), seed, settings.bit, lines)
-            results.write_table(new.table, seed, estimates)
-            results.write_bits(new.bits, estimates)
-            results.write_run(new.run, _facts(experiment, done, estimates, seed, checkpoint.began))
-            if settings.detailed_log:
-                done.logs.copy_detail(seed, new.detail)
-            if settings.fault_table:
-                done.logs.join_faults(seed, new.faults)
-            written += [path for path in paths.all if (folder / path.name).exists()]
-            unwanted += [path for path in paths.all if not (folder / path.name).exists()]
+            write(replace(paths, folder=folder), done, counts, place, checkpoint.began)
+            made = {path.name for path in folder.iterdir()}
+            written += [path for path in paths.all if path.name in made]
+            unwanted += [path for path in paths.all if path.name not in made]
             unwanted += [*final.partial().all, *drawn(final.partial()), *drawn(final)] if done.complete else []
-        if settings.plots and done.complete:
-            of = [Paths.of(settings, prefix, seed) for seed in settings.all_seeds]
-            written += draw(of, folder)
+        if experiment.settings.plots and done.complete:
+            written += draw(finals, folder)
     remove(unwanted, but=written)
     print("Results:", *written, sep="\n  ")
-    lines_of_all, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
-    print(terminal.most_fragile(lines_of_all, confidence=settings.confidence, pretty=pretty))
+    lines, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
+    print(terminal.most_fragile(lines, confidence=experiment.settings.confidence, pretty=pretty))
     return overall
+
+
+def write(paths: Paths, done: Done, counts: Counts, place: int, began: str) -> None:
+    """Write the files of one seed, given by its place, or those of the list.
+
+    Args:
+        paths: of the files.
+        done: the campaign.
+        counts: of it.
+        place: of the seed.
+        began: when the run did.
+    """
+    experiment, tallies = done.experiment, done.tallies
+    settings, seed = experiment.settings, tallies.seeds[place]
+    estimates = experiment.estimates(counts, place)
+    lines = tables.result_lines(experiment.chosen, estimates)
+    if isinstance(tallies.main, PerFault):
+        seed = settings.seed  # which made the choice, if there is a limit
+        lines = [*_summary(done, counts), *lines]
+        faultresults.write_faults(paths.listed_faults, tallies.main)
+        faultresults.write_images(paths.listed_images, tallies.main)
+    tables.write_summary(paths.summary, _heading(done, counts), seed, settings.bit, lines)
+    tables.write_table(paths.table, seed, estimates)
+    tables.write_bits(paths.bits, estimates)
+    tables.write_run(paths.run, _facts(done, counts, estimates, seed, began))
+    if settings.detailed_log:
+        tallies.details[tallies.seeds[place]].copy(paths.detail)
+    if settings.fault_table:
+        tallies.tables[tallies.seeds[place]].copy(paths.faults)
+
+
+def _heading(done: Done, counts: Counts) -> str:
+    """The start of the ``.txt``."""
+    experiment = done.experiment
+    settings = experiment.settings
+    if isinstance(done.tallies.main, PerFault):
+        return experiment.title
+    heading = [experiment.network.injector.summary(settings.layer_types).rstrip(), "", f"Model: {settings.model_name}"]
+    heading += [f"Dataset: {settings.dataset}", f"Target: {experiment.target}", *_summary(done, counts)]
+    return "\n".join([*heading, *([] if done.complete else [f"Interrupted after {done.where}"])])
+
+
+def _summary(done: Done, counts: Counts) -> list[str]:
+    """The totals in words."""
+    accuracy = f"Clean accuracy: {counts.correct} / {counts.images} = {100 * counts.correct / counts.images:.2f}%"
+    found = done.tallies.main
+    if not isinstance(found, PerFault):
+        return [accuracy]
+    shares = [
+        f"{name} {found.counts[name].sum()} ({100 * found.counts[name].sum() / found.inferences:.4f}%)"
+        for name in ("masked", "benign", "critical", "nonfinite")
+    ]
+    return [accuracy, f"{found.inferences} inferences under {len(found.faults)} faults: {', '.join(shares)}"]
 
 
 def draw(of: Sequence[Paths], folder: Path) -> list[Path]:
@@ -107,24 +144,26 @@ def _line(found: LayerEstimate) -> terminal.Line:
     return terminal.Line(found.item.number, path, layer.type, *ends)
 
 
-def _facts(
-    experiment: Experiment, done: Done, estimates: Sequence[LayerEstimate], seed: int, started: str
-) -> dict[str, Any]:
+def _facts(done: Done, counts: Counts, estimates: Sequence[LayerEstimate], seed: int, started: str) -> dict[str, Any]:
     """All that is needed to understand the results of a seed, and to have them again."""
-    settings = experiment.settings
+    experiment, main = done.experiment, done.tallies.main
+    listed = {"faults": len(main.faults)} if isinstance(main, PerFault) else {}
     return {
         "complete": done.complete,
         "target": experiment.target,
-        "settings": {**settings.model_dump(mode="json"), "seed": seed, "seeds": None},
+        "settings": {**experiment.settings.model_dump(mode="json"), "seed": seed, "seeds": None},
         **circumstances(experiment),
-        "images": done.counts.images,
-        "clean_correct": done.counts.correct,
-        **means(experiment, estimates),
-        **times(started, done.seconds),
+        **listed,
+        "images": counts.images,
+        "clean_correct": counts.correct,
+        **_means(experiment, estimates),
+        "started": started,
+        "ended": provenance.now(),
+        "campaign_seconds": round(done.seconds, 3),
     }
 
 
-def means(experiment: Experiment, estimates: Sequence[LayerEstimate]) -> dict[str, Any]:
+def _means(experiment: Experiment, estimates: Sequence[LayerEstimate]) -> dict[str, Any]:
     """The chosen layers, and the mean rates over them."""
     confidence = experiment.settings.confidence
     return {
@@ -137,22 +176,20 @@ def means(experiment: Experiment, estimates: Sequence[LayerEstimate]) -> dict[st
     }
 
 
-def times(started: str, seconds: float) -> dict[str, Any]:
-    """When a run was made, which ends now, and how long its campaign took."""
-    return {"started": started, "ended": provenance.now(), "campaign_seconds": round(seconds, 3)}
-
-
 def circumstances(experiment: Experiment) -> dict[str, Any]:
     """What results depend on beside the settings."""
+    classifier = experiment.network.classifier
     return {
-        "engine": experiment.engine.name,
+        "engine": experiment.network.engine.name,
         "device": experiment.device,
         "precision": experiment.settings.precision,
         "model": {
-            "source": experiment.classifier.source,
-            "weights": experiment.classifier.weights,
-            "sha256": experiment.classifier.sha256,
+            "source": classifier.source,
+            "weights": classifier.weights,
+            "sha256": classifier.sha256,
+            "code_sha256": classifier.code,
         },
+        "data": {"images": experiment.images.count, "sha256": experiment.images.sha256},
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
     }

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,12 +20,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bitflip.campaign.executor import Progress
 from bitflip.campaign.experiment import Experiment
 from bitflip.cluster import joining, shards
 from bitflip.cluster.shards import Facts, Parcel, Refusal, Shard, Worker
 from bitflip.engines.pool import CPU_POOL_BYTES
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Target
+from bitflip.faults.sampled import Sampling
+from bitflip.faults.tasks import Cut, Task
 from bitflip.network import devices
 from bitflip.network.layers import Numbered
 from bitflip.outcomes.batch import BatchOutcomes
@@ -114,17 +117,22 @@ class Cluster:
         """The workers' devices in words: one, unless nodes differ."""
         return " and ".join(sorted(self._devices))
 
-    def meet(self, expected: Facts, batches: int) -> None:
+    @property
+    def arithmetic(self) -> str:
+        """See :class:`bitflip.campaign.executor.Executor`."""
+        return devices.arithmetic(self.kind)
+
+    def meet(self, experiment: Experiment) -> None:
         """Hire workers and wait for the first one to be ready.
 
         Args:
-            expected: what the driver found when it loaded the same.
-            batches: that there are to run; more workers would have nothing to do.
+            experiment: as the driver has loaded it.
 
         Raises:
             BadInput: if a worker can't load the experiment, or loads another one.
         """
-        self._expected = expected
+        self._expected = Facts.of(experiment)
+        batches = -(-experiment.images.count // experiment.settings.batch_size)  # more workers would have nothing to do
         late = time.monotonic() + WAITING_S
         while not self._ready:
             self._hire(batches)
@@ -133,26 +141,35 @@ class Cluster:
                 tqdm.write(f"ray: no worker is ready yet; each needs {self._needed}", file=sys.stderr)
                 late = float("inf")
 
-    def run(
-        self, experiment: Experiment, items: Sequence[Numbered], turn: int, first: int, progress: Callable[[int], None]
-    ) -> Iterator[BatchOutcomes]:
-        """As :func:`bitflip.campaign.campaign.run`, for one round through the test set.
+    def cut(self, experiment: Experiment) -> Cut:
+        """See :class:`bitflip.campaign.executor.Executor`."""
+        cuts = [hand.facts.cut for hand in self._ready if hand.facts is not None]
+        together, batch_size = min(cut.together for cut in cuts), experiment.settings.batch_size
+        if isinstance(experiment.source, Sampling) and experiment.target == "neuron":
+            together = shards.together(experiment.images.count, batch_size, together, self._places)
+        return Cut(together, min(cut.rows for cut in cuts))
 
-        Args:
-            experiment: that the workers have loaded too.
-            items: those of its layers that get flips.
-            turn: number of the round.
-            first: image of the test set to begin with.
-            progress: called with the number of further faulty images whose outcome is known.
+    def run(
+        self,
+        experiment: Experiment,
+        cut: Cut,
+        turn: int,
+        targets: list[Numbered],
+        start: int,
+        progress: Progress,
+    ) -> Iterator[tuple[Task, BatchOutcomes]]:
+        """See :class:`bitflip.campaign.executor.Executor`.
 
         Raises:
             BadInput: if an image can't be read, or workers die again and again; what comes before was yielded.
         """
-        batch_size, images = experiment.settings.batch_size, experiment.images
-        together = min(hand.facts.together for hand in self._hands if hand.facts is not None)
-        size = shards.size(images - first, batch_size, together, self._places)
-        layers = tuple(experiment.layers.index(item) for item in items)
-        todo = [Shard(start, min(size, images - start), turn, layers) for start in range(first, images, size)]
+        tasks = experiment.tasks(cut, turn, targets)
+        best = min(hand.facts.best for hand in self._ready if hand.facts is not None)
+        each = shards.tasks_each(len(tasks) - start, cut, best, self._places)
+        places = tuple(experiment.targets.index(item) for item in targets)
+        todo = [
+            Shard(cut, turn, places, first, min(first + each, len(tasks))) for first in range(start, len(tasks), each)
+        ]
         waiting = list(range(len(todo)))  # a heap
         finished: dict[int, tuple[list[Parcel], Refusal | None]] = {}
         died: Counter[int] = Counter()
@@ -170,10 +187,9 @@ class Cluster:
                             "a smaller batch_size or pool_mib needs less memory"
                         )
                 parcels, refusal = finished.pop(number)
-                for parcel in parcels:
+                for task, parcel in zip(tasks[shard.first : shard.stop], parcels, strict=False):  # fewer, if refused
                     progress(parcel.top1.size)
-                    flips = experiment.sampling.flips(items, parcel.first, parcel.images, turn)
-                    yield parcel.outcomes(flips)
+                    yield task, parcel.outcomes(task.flips)
                 if refusal is not None:
                     raise refusal.error()
         finally:

@@ -41,8 +41,6 @@ def check(settings: Hyperparameters) -> list[str]:
         )
     if settings.device.startswith("cuda:"):
         problems.append(f"device (--device): expected auto, cpu or cuda with ray, got {settings.device!r}")
-    if settings.faults is not None:
-        problems.append("ray (--ray): expected no fault list (faults) with it; lists run in one process")
     return problems
 
 

@@ -1,7 +1,7 @@
-"""A shard: a range of images that a worker runs in a process of its own, maybe on another machine.
+"""A shard: a few tasks that a worker runs in a process of its own, maybe on another machine.
 
-Faults are keyed by layer and image (weights: by layer and batch), so a campaign can be cut between any two batches.
-The driver draws the same flips again from the shard's range; only what came of them travels.
+Tasks are a pure function of the experiment and how it is cut, so a campaign can be cut between any two of them. Driver
+and worker each make the same tasks; only what came of them travels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 import threading
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitflip.campaign import campaign, experiment
+from bitflip.campaign import experiment
+from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
-from bitflip.data import datasets
 from bitflip.errors import BadInput
 from bitflip.faults.flips import Flips, Target
+from bitflip.faults.listed import Listed
+from bitflip.faults.tasks import Cut
 from bitflip.network import devices
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.results import provenance
+from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
 
 SAME_VERSIONS = ("bitflip", "torch", "torchvision", "numpy")  # on all nodes: others change no bit of a result
 SHARDS_EACH = 8  # for each worker, at least, as long as a shard holds more than one batch
-PATHS = ("input_path", "weights", "hub_path")  # settings that every node reads for itself
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images ``first`` to ``first + count - 1`` of the test set, in one round through it.
+    """Tasks ``first`` to ``stop - 1`` of one round through the test set.
 
     Attributes:
+        cut: how the campaign is cut into tasks.
         turn: number of the round.
-        layers: places, among the layers of the experiment, of those that get flips in this round.
+        targets: places, among the targets of the experiment, of those that get flips in this round.
+        first, stop: numbers of tasks.
     """
 
-    first: int
-    count: int
+    cut: Cut
     turn: int
-    layers: tuple[int, ...]
+    targets: tuple[int, ...]
+    first: int
+    stop: int
 
     def __str__(self) -> str:
-        return f"images {self.first} to {self.first + self.count - 1}"
+        return f"tasks {self.first} to {self.stop - 1}"
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,6 @@ class Parcel:
             torch.cat(raw).numpy() if raw else np.empty(0, dtype=np.uint8),
         )
 
-    @property
-    def images(self) -> int:
-        """B."""
-        return int(self.clean.shape[1])
-
     def outcomes(self, flips: list[Flips]) -> BatchOutcomes:
         """What :meth:`of` packed, given the same flips; without values if they were not wanted."""
         labels, clean_top1 = torch.from_numpy(self.clean.astype(np.int64))
@@ -119,27 +118,32 @@ class Facts:
     Attributes:
         node: name of the worker's machine.
         device: in words.
-        together: images that it runs together.
+        cut: of the campaign, that suits it best.
+        best: images that it runs together best.
         same: what must be the same everywhere, by name.
     """
 
     node: str
     device: str
-    together: int
+    cut: Cut
+    best: int
     same: dict[str, Any]
 
     @classmethod
     def of(cls, loaded: Experiment) -> Facts:
         """The facts of an experiment in this process."""
-        versions = provenance.versions()
+        versions, source = provenance.versions(), loaded.source
         return cls(
             platform.node(),
-            devices.describe(loaded.placement.device),
-            loaded.together,
+            devices.describe(loaded.network.placement.device),
+            loaded.cut,
+            max(loaded.network.engine.best or 0, loaded.settings.batch_size),
             {
-                "the test set": f"{loaded.images} images",
-                "the model": f"sha256 {loaded.classifier.sha256}",
-                "layers": [(item.number, item.layer.path, item.layer.shape) for item in loaded.layers],
+                "the test set": f"{loaded.images.count} images, sha256 {loaded.images.sha256}",
+                "the model": f"sha256 {loaded.network.classifier.sha256}",
+                "the code of the model": f"sha256 {loaded.network.classifier.code}",
+                "the fault list": source.digest if isinstance(source, Listed) else None,
+                "layers": [(item.number, item.layer.path, item.layer.shape) for item in loaded.targets],
                 **{name: versions[name].partition("+")[0] for name in SAME_VERSIONS},
             },
         )
@@ -179,7 +183,7 @@ class Worker:
 
     def __init__(self, settings: Hyperparameters, target: Target, threads: int) -> None:
         self._settings, self._target, self._threads = settings, target, threads
-        self._experiment: Experiment | None = None
+        self._loaded: tuple[Experiment, Here] | None = None
         self._running = threading.Lock()
 
     def load(self) -> Facts | Refusal:
@@ -188,42 +192,35 @@ class Worker:
         if problems := devices.check_precision(self._settings.precision, self._settings.device):
             return Refusal(platform.node(), tuple(problems))
         try:
-            self._experiment = experiment.prepare(self._settings, self._target)
+            loaded = experiment.prepare(self._settings, self._target)
+            facts = Facts.of(loaded)
         except BadInput as error:
             return Refusal(platform.node(), error.problems)
-        return Facts.of(self._experiment)
+        self._loaded = loaded, Here(loaded)
+        return facts
 
     def run(self, shard: Shard) -> tuple[list[Parcel], Refusal | None]:
         """Run a shard; what an image that can't be read leaves of it, and why."""
-        loaded = self._experiment
-        assert loaded is not None
-        settings, images, refusal = loaded.settings, [], None
-        together = min(loaded.together, shard.count)
-        try:
-            for batch in datasets.batches(loaded.test_set, together, shard.first + shard.count, shard.first):
-                images.append(batch)
-        except BadInput as error:
-            refusal = Refusal(platform.node(), error.problems)
-
-        items = [loaded.layers[place] for place in shard.layers]
+        assert self._loaded is not None
+        loaded, here = self._loaded
+        wanted = loaded.settings.detailed_log or loaded.settings.fault_table
+        parcels: list[Parcel] = []
+        targets = [loaded.targets[place] for place in shard.targets]
         with self._running:
             torch.set_num_threads(self._threads)  # each thread of a process has a number of its own
-            ran = campaign.run(
-                loaded.engine,
-                images,
-                partial(loaded.sampling.flips, items, turn=shard.turn),
-                placement=loaded.placement,
-                progress=lambda count: None,
-                first=shard.first,
-            )
-            wanted = settings.detailed_log or settings.fault_table
-            return [Parcel.of(batch, values=wanted) for batch in ran], refusal
+            try:
+                ran = here.run(loaded, shard.cut, shard.turn, targets, shard.first, lambda count: None, shard.stop)
+                for _, batch in ran:
+                    parcels.append(Parcel.of(batch, values=wanted))
+            except BadInput as error:
+                return parcels, Refusal(platform.node(), error.problems)
+        return parcels, None
 
 
 def portable(settings: Hyperparameters, device: str) -> Hyperparameters:
     """The settings for a worker: with absolute paths, and the kind of device that all workers have."""
     update: dict[str, Any] = {"device": device, "ray": None, "rerun": None}
-    for name in PATHS:
+    for name in ("faults", *hyperparameters.names(lambda role: role.path)):
         if (path := getattr(settings, name)) is not None:
             update[name] = path.absolute()
     file, colon, factory = str(settings.model_name).rpartition(":")
@@ -232,10 +229,15 @@ def portable(settings: Hyperparameters, device: str) -> Hyperparameters:
     return settings.model_copy(update=update)
 
 
-def size(images: int, batch_size: int, together: int, workers: int) -> int:
-    """Images of a shard: whole batches, not more than what a worker runs together.
+def together(images: int, batch_size: int, best: int, workers: int) -> int:
+    """Images of a task: whole batches, not more than what is best for a worker.
 
-    With few images shards are smaller, so that each worker gets several and they end at about the same time.
+    With few images tasks are smaller, so that each worker gets several and they end at about the same time.
     """
     fair = images // (workers * SHARDS_EACH)
-    return max(1, min(together, fair) // batch_size) * batch_size
+    return max(1, min(best, fair) // batch_size) * batch_size
+
+
+def tasks_each(tasks: int, cut: Cut, best: int, workers: int) -> int:
+    """Tasks of a shard: as many images as are best for a worker, but so few that each gets several shards."""
+    return max(1, min(best // cut.together, tasks // (workers * SHARDS_EACH)))

@@ -22,10 +22,10 @@ def main(target: Literal["neuron", "weight"], prefix: str) -> int:
     with terminal.outliving_readers():
         try:
             hyperparameters.read(sys.argv[1:])
-            from bitflip.commands import runner
+            from bitflip.commands import run
         except BadInput as error:
             return refuse(error)
         except KeyboardInterrupt:
             print("interrupted before anything was done", file=sys.stderr)
             return 130
-        return runner.main(target, prefix)
+        return run.main(target, prefix)

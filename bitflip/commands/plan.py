@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
+from bitflip.files import replacing
 from bitflip.settings import hyperparameters
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
@@ -22,17 +23,6 @@ if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --he
     from bitflip.network.layers import Numbered
 
 MARGIN = 1.0  # percentage points, unless the margin is given
-UNUSED = (
-    "seeds",
-    "detailed_log",
-    "fault_table",
-    "fresh",
-    "rerun",
-    "faults",
-    "limit",
-    "save_faults",
-    "repeats",
-)  # of a plan
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=["neuron", "weight"], default="neuron", help="where bits flip")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="also write the table of layers to a file")
     margin = f"half the width of the interval, in percentage points; default {MARGIN:g}"
-    hyperparameters.add_flags(parser, UNUSED, margin=margin)
+    hyperparameters.add_flags(parser, hyperparameters.names(lambda role: not role.planned), margin=margin)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -109,23 +99,24 @@ def run(arguments: argparse.Namespace) -> int:
         BadInput: for bad settings, or a file that can't be written.
     """
     from bitflip.campaign import experiment
+    from bitflip.commands import checks
 
     if arguments.csv is not None and not arguments.csv.parent.is_dir():
         raise BadInput(f"csv (--csv): expected a file in a folder that is there, got {arguments.csv}")
     # Unless told, results go nowhere in particular.
     flags = ["--output-path", tempfile.gettempdir(), *hyperparameters.flags_of(arguments)]
-    settings = experiment.checked(flags, arguments.target)
+    settings = checks.checked(flags, arguments.target)
     prepared = experiment.prepare(settings, arguments.target)
-    if not prepared.layers:
+    if not prepared.targets:
         raise BadInput(f"layer_type, layer_num: expected at least one layer with a {arguments.target} to flip")
     margin = MARGIN if settings.margin is None else settings.margin
     needs = [
-        need(item, arguments.target, prepared.images, margin / 100, settings.confidence, settings.bit)
-        for item in prepared.layers
+        need(item, arguments.target, prepared.images.count, margin / 100, settings.confidence, settings.bit)
+        for item in prepared.targets
     ]
     trial = measure(prepared)
     goals = plan(
-        needs, arguments.target, prepared.images, settings.batch_size, trial, margin / 100, settings.confidence
+        needs, arguments.target, prepared.images.count, settings.batch_size, trial, margin / 100, settings.confidence
     )
     print(_text(prepared, needs, goals, trial, margin))
     if arguments.csv is not None:
@@ -167,21 +158,16 @@ def need(item: Numbered, target: Target, images: int, margin: float, confidence:
 
 def measure(experiment: Experiment) -> Trial:
     """Run the first batch, once to warm up and once with a clock."""
-    from bitflip.campaign import campaign
-    from bitflip.data import datasets
+    from bitflip.campaign.executor import portions
+    from bitflip.faults.tasks import Cut
 
-    size = min(experiment.settings.batch_size, experiment.images)
-    batch = next(iter(datasets.batches(experiment.test_set, size, size)))
-    sampling = experiment.sampling
+    size = min(experiment.settings.batch_size, experiment.images.count)
+    [(images, labels)] = experiment.images.batches([range(size)])
+    run = portions(experiment.network.engine, experiment.network.placement).run
     for turn in range(2):
+        flips = experiment.tasks(Cut(size, 0), turn, experiment.targets)[0].flips
         began = time.monotonic()
-        [outcomes] = campaign.run(
-            experiment.engine,
-            [batch],
-            lambda first, count, turn=turn: sampling.flips(experiment.layers, first, count, turn),  # type: ignore[misc]
-            placement=experiment.placement,
-            progress=lambda faulty: None,
-        )
+        outcomes = run(images, labels, flips, 0, lambda faulty: None)
         seconds = time.monotonic() - began
     return Trial(size, int(outcomes.correct.sum()), seconds)
 
@@ -264,14 +250,12 @@ def duration(seconds: float) -> str:
 
 
 def _write(path: Path, needs: Sequence[Need]) -> None:
-    from bitflip.results import tables as results
-
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [field.name for field in fields(Need)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in needs)
     try:
-        with results.replacing(path) as file:
+        with replacing(path) as file:
             file.write(buffer.getvalue())
     except OSError as error:
         raise BadInput(f"csv (--csv): expected a file that can be written to, got {path} ({error.strerror})") from error

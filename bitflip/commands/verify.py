@@ -31,7 +31,7 @@ NOT_JUDGED = "Masked shares are not part of the verdict; --masked is for where b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags: those of ``weight.py`` that a fault list leaves a choice of, and its own."""
-    hyperparameters.add_flags(parser, hyperparameters.NOT_OF_A_LIST)
+    hyperparameters.add_flags(parser, hyperparameters.names(lambda role: role.sampling))
     parser.add_argument(
         "--results",
         metavar="FILE",
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadInput: for bad settings, a list that holds no published outcomes, or results that do not belong to it.
     """
-    from bitflip.campaign import experiment
+    from bitflip.commands import checks
 
     if not 0 <= arguments.tolerance < 1:
         raise BadInput(f"tolerance (--tolerance): expected a share from 0 to 1, got {arguments.tolerance}")
@@ -66,21 +66,26 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput("faults (--faults): expected the path of a published fault list")
     if arguments.results is not None:
         return _read(Path(arguments.faults), arguments.results, arguments.tolerance, masked=arguments.masked)
-    settings = experiment.checked(hyperparameters.flags_of(arguments), "weight")
+    settings = checks.checked(hyperparameters.flags_of(arguments), "weight")
     return _run(settings, arguments.tolerance, masked=arguments.masked)
 
 
 def _run(settings: Hyperparameters, tolerance: float, *, masked: bool) -> int:
-    from bitflip.campaign import listrun
+    from bitflip.commands import run
     from bitflip.faults import faultlist
+    from bitflip.faults.listed import Listed
+    from bitflip.outcomes.per_fault import PerFault
     from bitflip.results.faultresults import Read
 
     assert settings.faults is not None
     _published(settings.faults, faultlist.read(settings.faults))
-    finished = listrun.run(settings, "weight", "weight_")
-    if finished is None:
-        return 130
-    return _judged(finished.listed, Read.of(finished.found), tolerance, masked=masked)
+    ended = run.run(settings, "weight", "weight_")
+    if ended.code or ended.done is None:
+        return ended.code
+    source, found = ended.done.experiment.source, ended.done.tallies.main
+    assert isinstance(source, Listed)
+    assert isinstance(found, PerFault)
+    return _judged(source.listed, Read.of(found), tolerance, masked=masked)
 
 
 def _read(path: Path, results: Path, tolerance: float, *, masked: bool) -> int:

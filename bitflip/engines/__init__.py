@@ -25,10 +25,12 @@ class Engine(Protocol):
     Attributes:
         name: of the engine.
         most: images that may be run together; None for any number.
+        best: images that are best run together, if more than a few; None if it makes no difference.
     """
 
     name: str
     most: int | None
+    best: int | None
 
     def run(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """Run the batch, (B, C, H, W), once for each of the flips: with one per image in a layer's output, or with

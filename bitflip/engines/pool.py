@@ -75,7 +75,7 @@ class Budget:
 
     def images(self, layers: Sequence[Layer]) -> int:
         """Images that are best run together: as many as rows, if their largest layer leaves most of the pool free."""
-        largest = max(math.prod(layer.shape) * layer.bits // 8 for layer in layers)
+        largest = max((math.prod(layer.shape) * layer.bits // 8 for layer in layers), default=1)
         return min(self.rows, self.bytes // (8 * largest))
 
     def size(self, rows: int) -> int:

@@ -22,6 +22,7 @@ class Reference:
     """
 
     name = "reference"
+    best: int | None = None
 
     def __init__(self, injector: Injector, most: int | None = None) -> None:
         self.injector = injector

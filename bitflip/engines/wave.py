@@ -68,6 +68,7 @@ class Wave:
         self.windows = windows
         self.alive: Counter[int] = Counter()
         self.most: int | None = None
+        self.best: int | None = budget.images(injector.layers)
         self._exact = Exactness(program)
         self._step_of = {step.layer: i for i, step in enumerate(program.steps) if step.layer is not None}
         self._reference = Reference(injector)

@@ -33,7 +33,7 @@ import numpy as np
 
 from bitflip.errors import BadInput, nearest
 from bitflip.network.layers import Layer
-from bitflip.settings.hyperparameters import NOT_OF_A_LIST, Hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters, names
 
 HEADER = ("target", "layer", "call", "index", "bit", "image")
 REPEAT = "repeat"
@@ -224,7 +224,7 @@ def check_settings(settings: Hyperparameters) -> list[str]:
         if settings.save_faults is not None and settings.margin is not None:
             problems.append("save_faults (--save-faults): expected no margin, which draws faults as it goes on")
         return problems
-    for name in NOT_OF_A_LIST:
+    for name in names(lambda role: role.sampling):
         if getattr(settings, name) != type(settings).model_fields[name].default:
             flag = name.replace("_", "-")
             problems.append(f"{name} (--{flag}): expected no value with --faults, whose rows say what is flipped")

@@ -121,6 +121,11 @@ def describe(device: torch.device) -> str:
     return f"{device} ({platform.processor() or platform.machine()}, {kernels()})"
 
 
+def arithmetic(kind: str) -> str:
+    """A kind of device, with what chooses its kernels, as far as that is known."""
+    return f"{kind} ({kernels()})" if kind == "cpu" else kind
+
+
 def kernels() -> str:
     """What chooses the CPU kernels, and with them the last bits of results: instruction set, limits to it, threads."""
     limits = [f"{name}={os.environ[name]}" for name in _LIMITS if os.environ.get(name)]

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from bitflip.data import digits
 from bitflip.errors import BadInput, nearest
-from bitflip.network import bits
+from bitflip.network import bits, code
 from bitflip.settings.hyperparameters import Hyperparameters
 
 HUB_REPOSITORY = "chenyaofo/pytorch-cifar-models"
@@ -45,12 +46,14 @@ class Classifier:
         source: where the code came from, in words.
         weights: where the weights came from, in words.
         sha256: of all parameters and buffers, so that a run can be tied to exact weights.
+        code: SHA-256 of the source of the user's own model; None if it came with a package.
     """
 
     model: nn.Module
     source: str
     weights: str
     sha256: str
+    code: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,11 +156,13 @@ def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
     """
     name = str(settings.model_name)
     published = settings.weights is None
+    file: Path | None = None  # of the user's own code
     classes = NUM_CLASSES[settings.dataset] if classes is None else classes
     if name.startswith(TIMM):
         model, source, weights = _timm(name, classes, published=published)
     elif is_custom(name):
         model, source, weights = _custom(name, classes), name, "as the factory made it"
+        file = _file_of(name)
     elif settings.dataset == "digits":
         model, source, weights = digits.build(), "bitflip.digits", digits.WEIGHTS.name
         if published:
@@ -166,6 +171,7 @@ def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
         model, source, weights = _torchvision(settings, classes)
     else:
         model, source, weights = _hub(settings, f"{settings.dataset}_{name}", published)
+        file = None if settings.hub_path is None else settings.hub_path / "hubconf.py"
     if settings.weights is not None:
         _load_weights(model, settings.weights)
         weights = str(settings.weights)
@@ -173,7 +179,16 @@ def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
     if next(model.parameters(), None) is None:
         raise BadInput(f"model_name (--model-name): expected a model with parameters, {name} has none")
     model.eval().requires_grad_(False)
-    return Classifier(model, source, weights, _digest(model))
+    return Classifier(model, source, weights, _digest(model), code.sha256(file))
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of a user's own model, which has been imported."""
+    place = name.rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place)
+    file = getattr(sys.modules[place], "__file__", None)
+    return None if file is None else Path(file)
 
 
 def _custom(name: str, classes: int) -> nn.Module:
@@ -185,6 +200,8 @@ def _custom(name: str, classes: int) -> nn.Module:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            if str(path.parent.resolve()) not in sys.path:
+                sys.path.append(str(path.parent.resolve()))  # as python FILE.py does, for the modules beside it
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntFlag
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitflip.faults.flips import Flips
@@ -33,6 +35,13 @@ class Effect(IntFlag):
 
 COUNTED = {effect.name.lower(): effect for effect in Effect if effect.name and effect is not Effect.CHANGED}
 """The effects that tables count, by the names of their columns: ``sdc1`` to ``nonfinite``."""
+
+COLUMNS = ("masked", "benign", *COUNTED, "correct", "misclassified")
+"""What tables count: ``masked`` (bit-identical to clean), ``benign`` (top-1 the same) and ``sdc1`` exclude each other.
+
+``sdc5`` to ``nonfinite`` are counted beside, see :class:`Effect`. ``misclassified`` are those of ``sdc1`` among the
+``correct``, whose image the clean model classifies correctly.
+"""
 
 
 def top1(logits: Tensor) -> Tensor:
@@ -150,6 +159,15 @@ class BatchOutcomes:
     def having(self, effect: Effect) -> Tensor:
         """Which faults had an effect, (L, B) of bool."""
         return (self.effects & int(effect)) != 0
+
+    def columns(self) -> dict[str, NDArray[np.bool_]]:
+        """What became of each faulty inference, on the host, (L, B) each: the columns :data:`COLUMNS` of all tables."""
+        masked = ~self.having(Effect.CHANGED)
+        sdc1 = self.having(Effect.SDC1)
+        found = {"masked": masked, "benign": ~masked & ~sdc1}
+        found |= {name: self.having(effect) for name, effect in COUNTED.items()}
+        found |= {"correct": self.correct.expand_as(masked), "misclassified": self.misclassified}
+        return {name: value.numpy() for name, value in found.items()}
 
 
 def join(parts: Sequence[BatchOutcomes], flips: list[Flips]) -> BatchOutcomes:

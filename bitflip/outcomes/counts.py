@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitflip.faults.tasks import Task
 from bitflip.network.layers import Numbered
-from bitflip.outcomes.batch import COUNTED, BatchOutcomes, Effect
+from bitflip.outcomes.batch import BatchOutcomes
 
 BITS = 64  # of the widest value
 
@@ -87,15 +88,10 @@ class Counts:
             for j, item in enumerate(items)
         }
 
-    def add(self, batch: BatchOutcomes, *, again: bool = False) -> None:
-        """Count one batch of outcomes on the host.
-
-        Args:
-            batch: of L slots and B images.
-            again: whether the images were counted before, with other flips.
-        """
+    def add(self, task: Task, batch: BatchOutcomes) -> None:
+        """See :class:`bitflip.outcomes.tally.Tally`; images count once, in the first round."""
         slots, count = batch.top1.shape
-        if not again:
+        if task.turn == 0:
             self.images += count
             self.correct += int(batch.correct.sum())
         if slots == 0:
@@ -103,18 +99,12 @@ class Counts:
         struck = np.stack([np.broadcast_to(flips.bit, count) for flips in batch.flips])  # (L, B)
         first = [self._first_cell[(flips.seed, *flips.where)] for flips in batch.flips]
         where = np.array(first)[:, None] + struck  # of each injection's cell
-        correct = np.broadcast_to(batch.correct.numpy(), where.shape)
-        misclassified = batch.misclassified.numpy()
-        found = {
-            "injections": np.ones_like(correct),
-            "correct": correct,
-            "misclassified": misclassified,
-            "masked": ~batch.having(Effect.CHANGED).numpy(),
-            **{name: batch.having(effect).numpy() for name, effect in COUNTED.items()},
-        }
+        found = batch.columns()
+        correct, misclassified = found["correct"], found["misclassified"]
         table = self.table.reshape(-1, len(COLUMNS))
-        for name, true in found.items():
-            table[:, COLUMNS.index(name)] += np.bincount(where[true], minlength=len(table))
+        for name, true in {**found, "injections": np.ones_like(correct)}.items():
+            if name in COLUMNS:
+                table[:, COLUMNS.index(name)] += np.bincount(where[true], minlength=len(table))
         # One flip is one image of a slot (neurons), or the whole slot (weights).
         each = [len(flips) == count for flips in batch.flips]
         for chosen, axis in ((np.array(each), None), (~np.array(each), 1)):
@@ -132,9 +122,10 @@ class Counts:
         table, largest = self._of(seed, item)
         return _tally(table.sum(axis=0), largest.max())
 
-    def injections(self, seed: int) -> int:
-        """All injections by the flips of a seed, given its place."""
-        return int(self.table[seed, ..., COLUMNS.index("injections")].sum())
+    @property
+    def inferences(self) -> int:
+        """Images that were run with a fault."""
+        return int(self.table[..., COLUMNS.index("injections")].sum())
 
     def bits(self, seed: int | None, item: int) -> dict[int, Tally]:
         """The counts of one layer by bit, for the bits that were flipped."""
@@ -146,20 +137,16 @@ class Counts:
         chosen = slice(None) if seed is None else slice(seed, seed + 1)
         return self.table[chosen, item].sum(axis=0), self.largest[chosen, item].max(axis=0)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that was counted, for :meth:`restore`."""
+    def state(self) -> dict[str, NDArray[Any]]:
+        """See :class:`bitflip.outcomes.tally.Tally`."""
         return {"table": self.table, "largest": self.largest, "images": np.array([self.images, self.correct])}
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on with what was counted before.
-
-        Raises:
-            ValueError: if it is of other layers or seeds.
-        """
-        if any(arrays[name].shape != value.shape for name, value in self.arrays().items()):
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """See :class:`bitflip.outcomes.tally.Tally`."""
+        if any(state[name].shape != value.shape for name, value in self.state().items()):
             raise ValueError("counts of other layers or seeds")
-        self.table, self.largest = arrays["table"].astype(np.int64), arrays["largest"].astype(np.float64)
-        self.images, self.correct = (int(value) for value in arrays["images"])
+        self.table, self.largest = state["table"].astype(np.int64), state["largest"].astype(np.float64)
+        self.images, self.correct = (int(value) for value in state["images"])
 
     @property
     def rate(self) -> float | None:

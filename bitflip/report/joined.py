@@ -16,26 +16,22 @@ from bitflip.errors import BadInput
 from bitflip.report.runs import COUNTS, Place, Rate, Row, Run
 from bitflip.report.summary import interval, mean, means_of, parts_of, spread, total
 from bitflip.results.paths import Paths
-
-FREE = {
-    *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "ray", "engine", "pool_mib"),
-    *("detailed_log", "fault_table", "save_faults", "fresh", "rerun"),
-}
-"""Settings that change no fault and no outcome but for rounding; the weights are compared by their hash instead."""
-
-FREE_OF_NEURONS = {"batch_size"}
-"""The same, where a flip hits one image and not a batch."""
+from bitflip.settings.hyperparameters import role_of
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """What runs must share to be joined: settings, and facts about model, data and layers."""
-    free = FREE | (FREE_OF_NEURONS if run.target == "neuron" else set())
+    """What runs must share to be joined: settings, and facts about model, data and layers.
+
+    Settings may differ that change no fault and no outcome; the weights are compared by their hash.
+    """
     facts = run.facts
     return {
         "target": run.target,
-        **{name: value for name, value in run.settings.items() if name not in free},
+        **{name: value for name, value in run.settings.items() if role_of(name).joined in ("all", run.target)},
         "confidence": run.confidence,
         "sha256 of the weights": facts.get("model", {}).get("sha256"),
+        "sha256 of the model's code": facts.get("model", {}).get("code_sha256"),
+        "sha256 of the images": facts.get("data", {}).get("sha256"),
         "images": facts.get("images"),
         "layers": [(place.label, place.type) for place in (row.place for row in run.layers)],
         "columns": "with intervals" if run.has_intervals else "without intervals",
@@ -63,7 +59,8 @@ def check(runs: Sequence[Run]) -> list[str]:
             )
             continue
         mine = settings_of(run)
-        differing = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
+        unknown = {name for name in first if "sha256" in name and None in (first[name], mine[name])}  # before 0.2
+        differing = [name for name in {**first, **mine} if name not in unknown and first.get(name) != mine.get(name)]
         if differing:
             name = differing[0]
             others = f" (and {', '.join(differing[1:])})" if len(differing) > 1 else ""

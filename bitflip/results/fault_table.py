@@ -1,15 +1,14 @@
 """Every injection of a run as one row of a Parquet file.
 
-The rows are written in parts, as the run goes on; at the end the parts are strung together, so that neither the run nor
-its end needs memory for all of them.
+The rows are written in parts to a file that grows as the run goes on; at the end the parts are strung together, so that
+neither the run nor its end needs memory for all of them.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitflip.campaign.unfinished import damaged
 from bitflip.files import replacing_bytes
 from bitflip.network.layers import Numbered
-from bitflip.outcomes.batch import COUNTED, BatchOutcomes, Effect
+from bitflip.outcomes.batch import COUNTED, BatchOutcomes
 
-CRC_BYTES = 4
+LENGTH_BYTES = 8
 ROW_GROUP = 1 << 17  # rows that are compressed together
 SCHEMA = pa.schema(
     [
@@ -61,6 +59,10 @@ def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table
     slots = [slot for slot, flips in enumerate(batch.flips) if flips.seed == seed]
     flips = [batch.flips[slot] for slot in slots]
     each = [item_of[one.where] for one in flips]
+    struck = np.ones((count, len(slots)), dtype=bool)  # unless neurons of some images only
+    for place, one in enumerate(flips):
+        if one.rows is not None:
+            struck[:, place] = np.isin(np.arange(count), one.rows)
 
     def by_slot(values: Sequence[object]) -> NDArray[Any]:
         return np.tile(np.array(values, dtype=object), count)
@@ -70,10 +72,17 @@ def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table
 
     def by_flip(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """One value per image, or one for all images of a slot."""
-        return np.stack([np.broadcast_to(value, count) for value in values], axis=1).ravel()
+        found = []
+        for one, value in zip(flips, values, strict=True):
+            whole = np.broadcast_to(value, count if one.rows is None else len(one))
+            if one.rows is not None:
+                some, whole = whole, np.zeros(count, dtype=whole.dtype)
+                whole[one.rows] = some
+            found.append(whole)
+        return np.stack(found, axis=1).ravel()
 
-    def by_fault(values: Tensor) -> NDArray[Any]:
-        return values[slots].T.reshape(-1).numpy()
+    def by_fault(values: NDArray[Any]) -> NDArray[Any]:
+        return values[slots].T.reshape(-1)
 
     columns: dict[str, NDArray[Any]] = {
         "seed": np.full(len(slots) * count, seed),
@@ -88,54 +97,38 @@ def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table
         "error": by_flip([batch.error[slot].double().numpy() for slot in slots]),
         "label": by_image(batch.labels),
         "clean_top1": by_image(batch.clean_top1),
-        "top1": by_fault(batch.top1),
-        "masked": ~by_fault(batch.having(Effect.CHANGED)),
-        **{name: by_fault(batch.having(effect)) for name, effect in COUNTED.items()},
-        "change": by_fault(batch.change),
+        "top1": by_fault(batch.top1.numpy()),
+        "change": by_fault(batch.change.numpy()),
     }
-    return pa.table([pa.array(columns[field.name]).cast(field.type) for field in SCHEMA], schema=SCHEMA)
+    columns |= {name: by_fault(true) for name, true in batch.columns().items() if name in SCHEMA.names}
+    made = [pa.array(columns[field.name][struck.ravel()]).cast(field.type) for field in SCHEMA]
+    return pa.table(made, schema=SCHEMA)
 
 
-def write_part(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Write the rows of some batches: a CRC-32, as Parquet's own checksums skip its headers, and a Parquet file."""
+def part(tables: Sequence[pa.Table]) -> bytes:
+    """The rows of some batches as part of a file that grows: the length of a Parquet file, and that file."""
     table = pa.concat_tables(tables).unify_dictionaries()
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, row_group_size=max(1, len(table)))
-    content = buffer.getvalue().to_pybytes()
-    with replacing_bytes(path) as file:
-        file.write(zlib.crc32(content).to_bytes(CRC_BYTES, "big"))
-        file.write(content)
+    content: bytes = buffer.getvalue().to_pybytes()
+    return len(content).to_bytes(LENGTH_BYTES, "big") + content
 
 
-def _content(part: Path) -> pa.BufferReader:
-    content = part.read_bytes()
-    checksum, content = content[:CRC_BYTES], content[CRC_BYTES:]
-    if checksum != zlib.crc32(content).to_bytes(CRC_BYTES, "big"):
-        raise ValueError("wrong checksum")
-    return pa.BufferReader(content)
+def _parts(file: BinaryIO, size: int) -> Iterator[pa.Table]:
+    while file.tell() < size:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "big")
+        yield pq.read_table(pa.BufferReader(file.read(length)), schema=SCHEMA)
 
 
-def rows_of(part: Path) -> int:
-    """The number of rows of a part.
-
-    Raises:
-        BadInput: if it is damaged.
-    """
-    with damaged(part):
-        return int(pq.read_metadata(_content(part)).num_rows)
-
-
-def join(parts: Sequence[Path], path: Path) -> None:
-    """String parts together, to the same bytes however the rows are spread over the parts.
-
-    Raises:
-        BadInput: if a part is damaged.
-    """
-    with replacing_bytes(path) as file, pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer:
+def join(parts: Path, size: int, path: Path) -> None:
+    """Write the table whose parts are the first ``size`` bytes of a file, the same bytes whatever the parts are."""
+    with (
+        parts.open("rb") as growing,
+        replacing_bytes(path) as file,
+        pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer,
+    ):
         waiting = SCHEMA.empty_table()
-        for part in parts:
-            with damaged(part):
-                table = pq.read_table(_content(part), schema=SCHEMA)
+        for table in _parts(growing, size):
             waiting = pa.concat_tables([waiting, table])
             whole = len(waiting) // ROW_GROUP * ROW_GROUP
             for start in range(0, whole, ROW_GROUP):

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bitflip.campaign.replay import COUNTS, Found
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.faultlist import Columns, Fault, Key
 from bitflip.files import replacing
+from bitflip.outcomes.per_fault import COUNTS, PerFault
 from bitflip.results.paths import LISTED_FAULTS, Paths
 
 CHANGE = "largest_change"
@@ -23,7 +23,7 @@ SETTING = "results (--results)"
 IMAGES_HEADER = ("image", "correct", "target", "layer", "call", "bit", "critical")
 
 
-def write_faults(path: Path, found: Found) -> None:
+def write_faults(path: Path, found: PerFault) -> None:
     """Write one row per fault: what it is, the inferences under it, and what became of them.
 
     ``images`` = ``masked`` (logits bit-identical to clean) + ``benign`` (top-1 the same) + ``critical`` (top-1
@@ -39,7 +39,7 @@ def write_faults(path: Path, found: Found) -> None:
             writer.writerow([*fault.row, fault.repeat, *row])
 
 
-def write_images(path: Path, found: Found) -> None:
+def write_images(path: Path, found: PerFault) -> None:
     """Write, for each image, layer and bit, how many faults were critical; rows of zeros are left out.
 
     Every image that was run has at least one row: without a critical inference, that row names no layer.
@@ -73,7 +73,7 @@ class Read:
     by_image: dict[Key, NDArray[np.int64]]
 
     @classmethod
-    def of(cls, found: Found) -> Read:
+    def of(cls, found: PerFault) -> Read:
         """What the files of these outcomes would hold."""
         by_image = {key: counted[found.seen].astype(np.int64) for key, counted in found.by_image.items()}
         return cls(tuple(found.faults), found.counts, by_image)

@@ -30,12 +30,23 @@ class Paths:
         return cls(settings.output_path, f"{prefix}{model}_{settings.dataset}_{seed}")
 
     @classmethod
-    def of_list(cls, settings: Hyperparameters, prefix: str) -> Paths:
-        """Those of the run of ``settings.faults``: ``MODEL_DATASET_list-NAME``; with ``limit``, the name says so."""
-        assert settings.faults is not None
+    def of_run(cls, settings: Hyperparameters, prefix: str) -> Paths:
+        """Those of a run as a whole, whatever the number of its seeds.
+
+        Of the run of a fault list, ``MODEL_DATASET_list-NAME``; with ``limit``, the name says so.
+        """
+        if settings.faults is None:
+            return cls.of(settings, prefix, settings.seeds or settings.seed)
         name = _plain(settings.faults.stem)
         limit = "" if settings.limit is None else f"_{settings.limit}_{settings.seed}"
         return cls.of(settings, prefix, f"list-{name}{limit}")
+
+    @classmethod
+    def of_results(cls, settings: Hyperparameters, prefix: str) -> list[Paths]:
+        """Those of the results of each seed; of a fault list, its only ones."""
+        if settings.faults is not None:
+            return [cls.of_run(settings, prefix)]
+        return [cls.of(settings, prefix, seed) for seed in settings.all_seeds]
 
     @property
     def summary(self) -> Path:
@@ -69,8 +80,9 @@ class Paths:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """All files that a sampled run may write."""
-        return (self.summary, self.table, self.bits, self.run, self.detail, self.faults)
+        """All files that a run may write."""
+        listed = (self.listed_faults, self.listed_images)
+        return (self.summary, self.table, self.bits, *listed, self.run, self.detail, self.faults)
 
     @property
     def listed_faults(self) -> Path:
@@ -81,11 +93,6 @@ class Paths:
     def listed_images(self) -> Path:
         """Of a fault list: one row per image, layer and bit with a critical inference."""
         return self._named("_images.csv")
-
-    @property
-    def of_listed(self) -> tuple[Path, ...]:
-        """All files that the run of a fault list writes."""
-        return (self.summary, self.table, self.bits, self.listed_faults, self.listed_images, self.run)
 
     @property
     def means(self) -> Path:

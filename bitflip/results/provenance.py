@@ -34,19 +34,20 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was, of all that the results of a run depend on beside its settings.
 
     Args:
-        then, now: what the ``.json`` of a run says: device, precision, engine, model, versions, git_commit.
+        then, now: what the ``.json`` of a run says: device, precision, engine, model, data, versions,
+            git_commit.
     """
     found = []
     for name in ("device", "precision", "engine", "git_commit"):
         if then.get(name) is not None and then[name] != now[name]:
             found.append(f"{name.replace('_', ' ')} {then[name]} then, {now[name]} now")
-    for group in ("model", "versions"):
+    for group in ("model", "data", "versions"):
         known = then.get(group)
         earlier = known if isinstance(known, dict) else {}
         for name, value in now[group].items():
             if name in earlier and earlier[name] != value:
-                words = (f"{text:.12}..." if name == "sha256" else str(text) for text in (earlier[name], value))
-                found.append(f"{'model ' if group == 'model' else ''}{name} {' then, '.join(words)} now")
+                words = (f"{text!s:.12}..." if "sha256" in name else str(text) for text in (earlier[name], value))
+                found.append(f"{'' if group == 'versions' else f'{group} '}{name} {' then, '.join(words)} now")
     return found
 
 

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
-from bitflip.faults.flips import Target
-from bitflip.files import replacing as replacing
-from bitflip.files import replacing_bytes as replacing_bytes
+from bitflip.files import replacing
 from bitflip.network import bits
 from bitflip.network.layers import Numbered
 from bitflip.outcomes.batch import BatchOutcomes
@@ -116,7 +114,7 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcomes, seed: int) -> str:
+def detail_text(chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcomes, seed: int) -> str:
     """The misclassifications of one batch of outcomes, by the flips of one seed, for the ``_detailed.txt``.
 
     Batches and positions in them are those of ``batch_size``, however many images were run together.
@@ -125,30 +123,35 @@ def detail_text(target: Target, chosen: Sequence[Numbered], batch_size: int, bat
     """
     lines: list[str] = []
     items = {item.where: item for item in chosen}
-    for start in range(0, len(batch.labels), batch_size):
+    count = len(batch.labels)
+    start = 0
+    while start < count:
         number = (batch.first + start) // batch_size
-        misclassified = batch.misclassified[:, start : start + batch_size]
-        for slot, position in misclassified.nonzero().tolist():
-            flips, image = batch.flips[slot], start + position
+        end = min(count, (number + 1) * batch_size - batch.first)
+        misclassified = batch.misclassified[:, start:end]
+        for slot, place in misclassified.nonzero().tolist():
+            flips, image = batch.flips[slot], start + place
             if flips.seed != seed:
                 continue
-            row = image if target == "neuron" else 0
-            where = (*([position] if target == "neuron" else []), *flips.coordinates(row))
-            values = batch.original[slot][row], batch.error[slot][row]
-            flip = _flip_text(items[flips.where], number, where, *values, int(flips.bit[row]))
+            position = batch.first + image - number * batch_size
             broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
-            if target == "neuron":
-                lines.append(f"{flip}, {broken}\n")
+            if flips.parameter:
+                first = not misclassified[slot, :place].any()
+                flip = f"{_flip_text(items[flips.where], number, [], batch, slot, 0)}\n" if first else ""
+                lines.append(f"{flip}    Image: {position}, {broken}\n")
             else:
-                first = not misclassified[slot, :position].any()
-                lines.append((f"{flip}\n" if first else "") + f"    Image: {position}, {broken}\n")
+                row = int(np.searchsorted(flips.images, image))
+                lines.append(f"{_flip_text(items[flips.where], number, [position], batch, slot, row)}, {broken}\n")
+        start = end
     return "".join(lines)
 
 
-def _flip_text(item: Numbered, batch: int, where: tuple[int, ...], original: Tensor, error: Tensor, bit: int) -> str:
+def _flip_text(item: Numbered, number: int, image: list[int], batch: BatchOutcomes, slot: int, row: int) -> str:
+    flips, original, error = batch.flips[slot], batch.original[slot][row], batch.error[slot][row]
     parameter = "" if item.parameter in ("", "weight") else f"Parameter: {item.parameter}, "
     return (
-        f"Layer: {item.number}, Layer type: {item.layer.type}, {parameter}Batch: {batch}, Position: {list(where)}, "
-        f"Original value: {bits.decimal(original)}, Original binary: {bits.text(original)}, Flip bit: {bit}, "
-        f"Error value: {bits.decimal(error)}, Error binary: {bits.text(error)}"
+        f"Layer: {item.number}, Layer type: {item.layer.type}, {parameter}Batch: {number}, "
+        f"Position: {[*image, *flips.coordinates(row)]}, "
+        f"Original value: {bits.decimal(original)}, Original binary: {bits.text(original)}, "
+        f"Flip bit: {int(flips.bit[row])}, Error value: {bits.decimal(error)}, Error binary: {bits.text(error)}"
     )

@@ -11,9 +11,10 @@ import math
 import os
 import re
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -30,16 +31,40 @@ DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224, "folder": 224}
 PUBLISHED_SIZE: dict[str, int] = {"inception_v3": 299}  # where it is another one
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 10_000  # in one run
-NOT_OF_A_LIST = (  # settings that say which faults are sampled, or log them
-    *("layer_type", "layer_num", "parameters", "bit_flip_pos", "bit_sampling", "repeats", "seeds", "margin"),
-    *("detailed_log", "fault_table"),
-)
-NOT_RERUN = ("output_path", "fresh", "rerun", "ray")  # settings that are not taken from an earlier run
 
 
-def _field(default: Any, meaning: str, valid: str, **kwargs: Any) -> Any:
-    """A setting with its meaning (for ``--help``) and its valid values (for error messages)."""
-    return Field(default, description=meaning, json_schema_extra={"valid": valid}, **kwargs)
+@dataclass(frozen=True)
+class Role:
+    """What depends on a setting; each declares it once.
+
+    Attributes:
+        unfinished: whether a run can only be gone on with if it has the same value.
+        joined: whether runs that are joined must have the same value: all, those of weight faults, or none.
+        sampling: whether it says which faults are sampled, so that it means nothing with a fault list.
+        rerun: whether a rerun takes it from the earlier run.
+        planned: whether it means something to a plan.
+        path: whether it names something that every worker reads for itself.
+    """
+
+    unfinished: bool = True
+    joined: Literal["all", "weight", "none"] = "all"
+    sampling: bool = False
+    rerun: bool = True
+    planned: bool = True
+    path: bool = False
+
+
+RESULT = Role()
+SAMPLING = Role(sampling=True)
+LOG = Role(joined="none", planned=False)
+PLACE = Role(unfinished=False, joined="none")
+SOURCE = Role(unfinished=False, joined="none", path=True)
+ASIDE = Role(unfinished=False, joined="none", rerun=False, planned=False)
+
+
+def _field(default: Any, meaning: str, valid: str, role: Role = RESULT, **kwargs: Any) -> Any:
+    """A setting with its meaning (for ``--help``), its valid values (for error messages) and what depends on it."""
+    return Field(default, description=meaning, json_schema_extra={"valid": valid, "role": cast("Any", role)}, **kwargs)
 
 
 class Hyperparameters(BaseSettings):
@@ -75,22 +100,24 @@ class Hyperparameters(BaseSettings):
         "the name of a model",
     )
     weights: Path | None = _field(
-        None, "state dict to load instead of the model's published weights", "the path of a state dict"
+        None, "state dict to load instead of the model's published weights", "the path of a state dict", role=SOURCE
     )
     hub_path: Path | None = _field(
         None,
         "local checkout of chenyaofo/pytorch-cifar-models, to use instead of torch.hub's download",
         "the path of a checkout with a hubconf.py",
+        role=SOURCE,
     )
     seed: int = _field(
-        -1, "seed of all faults; negative: from the clock", f"a whole number up to {MAX_SEED}", le=MAX_SEED
+        -1, "seed of all faults; negative: from the clock", f"a whole number up to {MAX_SEED}", role=PLACE, le=MAX_SEED
     )
     seeds: str | None = _field(
         None,
         "several seeds in one run, on one clean pass, such as 1-30 or 1,5,9-12; instead of seed",
         "different whole numbers from 0, and ranges of them, comma-separated",
+        role=Role(unfinished=False, joined="none", sampling=True, planned=False),
     )
-    batch_size: int = _field(256, "images per batch", "a whole number of at least 1", ge=1)
+    batch_size: int = _field(256, "images per batch", "a whole number of at least 1", role=Role(joined="weight"), ge=1)
     img_size: int | None = _field(
         None,
         "height and width of the input in pixels; default 32, for imagenet and folder 224, there for inception_v3 299",
@@ -114,15 +141,17 @@ class Hyperparameters(BaseSettings):
         "bit to flip, 0 = sign bit of a float32, 31 = last mantissa bit; negative: a random bit per fault",
         "a bit from 0 to 31 (0 = sign, 31 = last mantissa bit of a float32; up to 63 for your own float64 model), "
         "or a negative number for random bits",
+        role=SAMPLING,
         le=63,
     )
     layer_type: str = _field(
-        "all", "torch.nn class names, comma-separated, such as Conv2d,Linear,Identity", "'all' or names"
+        "all", "torch.nn class names, comma-separated, such as Conv2d,Linear,Identity", "'all' or names", role=SAMPLING
     )
     layer_num: str = _field(
         "all",
         "layer numbers, comma-separated, counted among the layers that layer_type leaves",
         "'all' or whole numbers from 0, comma-separated",
+        role=SAMPLING,
         validation_alias=AliasChoices("layer_num", "layer_nums"),
     )
     bit_sampling: BitSampling = _field(
@@ -130,12 +159,14 @@ class Hyperparameters(BaseSettings):
         "how random bits are drawn: uniform, or importance, which draws a third of them from the top exponent bit, "
         "where nearly all misclassifications come from, and weights the rates accordingly",
         "uniform or importance",
+        role=SAMPLING,
     )
     margin: float | None = _field(
         None,
         "go on, with further flips per image (batch), until half the width of every layer's confidence interval is at "
         "most so many percentage points",
         "a number above 0 and below 50",
+        role=SAMPLING,
         gt=0,
         lt=50,
     )
@@ -144,26 +175,43 @@ class Hyperparameters(BaseSettings):
         "weight",
         "parameter tensors that weight faults strike: names such as weight,bias,class_token",
         "'all' or names of parameter tensors, comma-separated",
+        role=SAMPLING,
     )
-    input_path: Path = _field(Path("/input"), "folder with the data set", "the path of a folder")
-    output_path: Path = _field(Path("/output"), "folder for the results", "the path of a folder that can be written to")
+    input_path: Path = _field(Path("/input"), "folder with the data set", "the path of a folder", role=SOURCE)
+    output_path: Path = _field(
+        Path("/output"),
+        "folder for the results",
+        "the path of a folder that can be written to",
+        role=Role(unfinished=False, joined="none", rerun=False),
+    )
     detailed_log: bool = _field(
-        False, "also log every misclassification with its value and bits, before and after", "true or false"
+        False, "also log every misclassification with its value and bits, before and after", "true or false", role=LOG
     )
-    fault_table: bool = _field(False, "also write a Parquet file with a row for every injection", "true or false")
-    plots: bool = _field(True, "end with plots of the rates by layer and by bit", "true or false")
-    fresh: bool = _field(False, "start over where an unfinished run could be gone on with", "true or false")
+    fault_table: bool = _field(
+        False, "also write a Parquet file with a row for every injection", "true or false", role=LOG
+    )
+    plots: bool = _field(
+        True,
+        "end with plots of the rates by layer and by bit",
+        "true or false",
+        role=Role(unfinished=False, joined="none", planned=False),
+    )
+    fresh: bool = _field(False, "start over where an unfinished run could be gone on with", "true or false", role=ASIDE)
     rerun: Path | None = _field(
         None,
         "the .json of an earlier run, whose settings (but output_path) hold unless the command line says otherwise",
         "the path of a run's .json",
+        role=ASIDE,
     )
-    device: str = _field("auto", "auto (a GPU when there is one), cpu, cuda or cuda:N", "auto, cpu, cuda or cuda:N")
+    device: str = _field(
+        "auto", "auto (a GPU when there is one), cpu, cuda or cuda:N", "auto, cpu, cuda or cuda:N", role=PLACE
+    )
     ray: str | None = _field(
         None,
         "run on all GPUs (CPUs) of a Ray cluster: auto for the one on this machine, which is started if there is none, "
         "or HOST:PORT; needs pip install ray",
         "auto, or HOST:PORT of a Ray cluster that runs",
+        role=ASIDE,
     )
     precision: Precision = _field(
         "ieee",
@@ -173,31 +221,44 @@ class Hyperparameters(BaseSettings):
     )
     drop_last: bool = _field(False, "leave out the last batch when it is smaller", "true or false")
     repeats: int = _field(
-        1, "flips per image (neurons) or batch (weights) in each layer", "a whole number of at least 1", ge=1
+        1,
+        "flips per image (neurons) or batch (weights) in each layer",
+        "a whole number of at least 1",
+        role=Role(sampling=True, planned=False),
+        ge=1,
     )
     engine: Engine = _field(
         "wave",
         "wave runs all layers in one sweep; reference, slow and obvious, the whole model per layer",
         "wave or reference",
+        role=Role(joined="none"),
     )
     pool_mib: int | None = _field(
         None,
         "memory in MiB for the faulty rows of the wave; default 1024, on a GPU a quarter of what is free",
         "a whole number of at least 1",
+        role=PLACE,
         ge=1,
     )
 
     faults: Path | None = _field(
-        None, "fault list to run instead of sampled faults: a CSV file", "the path of a fault list"
+        None,
+        "fault list to run instead of sampled faults: a CSV file",
+        "the path of a fault list",
+        role=Role(unfinished=False, planned=False),
     )
     limit: int | None = _field(
         None,
         "run only so many faults of the list, in proportion from each layer and bit",
         "a whole number of at least 1",
+        role=Role(unfinished=False, planned=False),
         ge=1,
     )
     save_faults: Path | None = _field(
-        None, "file to write the faults of this run to, as a fault list", "the path of a file"
+        None,
+        "file to write the faults of this run to, as a fault list",
+        "the path of a file",
+        role=Role(unfinished=False, joined="none", planned=False),
     )
 
     @field_validator("channels")
@@ -322,6 +383,19 @@ class Hyperparameters(BaseSettings):
         )
 
 
+def role_of(name: str) -> Role:
+    """What depends on a setting; an unknown one, of another version, is taken for one that results depend on."""
+    field = Hyperparameters.model_fields.get(name)
+    extra = None if field is None else field.json_schema_extra
+    role = extra["role"] if isinstance(extra, dict) else RESULT
+    return cast("Role", role)
+
+
+def names(chosen: Callable[[Role], bool]) -> list[str]:
+    """The settings whose role is chosen."""
+    return [name for name in Hyperparameters.model_fields if chosen(role_of(name))]
+
+
 def _ranges(seeds: str) -> list[tuple[int, int]]:
     """The ranges of ``1,5,9-12``, ends included."""
     parts = [part.partition("-") for part in seeds.split(",")]
@@ -415,7 +489,7 @@ def _earlier(path: Path) -> tuple[dict[str, Any], str | None]:
     """The settings of an earlier run, and one sentence if its file is none."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        return {k: v for k, v in settings.items() if k in Hyperparameters.model_fields and k not in NOT_RERUN}, None
+        return {k: v for k, v in settings.items() if k in Hyperparameters.model_fields and role_of(k).rerun}, None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no such file, or damaged"
         return {}, f"rerun (--rerun): expected the .json of an earlier run, got {path} ({reason})"

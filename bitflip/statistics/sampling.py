@@ -1,18 +1,10 @@
-"""How many faults are enough, when to stop, and which bits to take them from."""
+"""How many faults are enough, and when to stop."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from bitflip.statistics.intervals import CONFIDENCE, Estimate, Interval, z_value
-
-Number = Literal["float", "integer"]
-
-TOP_SHARE = 1 / 3  # of the faults for the bit that matters most; docs/statistics.md says why
 
 
 def sample_size(population: int, margin: float, confidence: float = CONFIDENCE, p: float = 0.5) -> int:
@@ -44,19 +36,3 @@ def enough(interval: Interval[float] | Estimate[float], margin: float) -> bool:
     then needs no correction for having looked several times: docs/statistics.md shows its coverage after stopping.
     """
     return interval.high - interval.low <= 2 * margin
-
-
-def allocation(bits: int, kind: Number = "float") -> NDArray[np.float64]:
-    """The share of a layer's faults that each bit gets when the bits that matter get more of them, (bits,).
-
-    A third goes to the bit that nearly all critical faults come from: the top bit of the exponent, or the sign of a
-    whole number. The others share the rest equally, so that none is left out.
-    :func:`bitflip.statistics.intervals.stratified` makes up for it.
-
-    Args:
-        bits: width of a value; bit 0 is the most significant.
-        kind: of the value.
-    """
-    shares = np.full(bits, (1 - TOP_SHARE) / max(bits - 1, 1))
-    shares[1 if kind == "float" and bits > 1 else 0] = TOP_SHARE if bits > 1 else 1.0
-    return shares

@@ -1,22 +1,23 @@
-"""A campaign: batches of images, each run clean and with its flips."""
+"""Faults that are drawn at random, as a pure function of seed, layer and image (or batch)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from bitflip.engines import Engine
-from bitflip.engines.memory import Portions
 from bitflip.faults.faultlist import Fault
 from bitflip.faults.flips import BitShares, Flips, Target, neuron_flips, parameter_flip
-from bitflip.network.devices import Placement
+from bitflip.faults.tasks import Cut, Task, Tasks
 from bitflip.network.layers import Layer, Numbered
-from bitflip.outcomes.batch import BatchOutcomes
-from bitflip.statistics.sampling import allocation
+
+Number = Literal["float", "integer"]
+
+TOP_SHARE = 1 / 3  # of the faults for the bit that matters most; docs/statistics.md says why
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Sampling:
         batch_size: images that one weight flip hits.
         repeats: flips per image (or batch), layer and seed in one round through the test set.
         bit: the bit to flip; None for a random one per fault.
-        importance: whether random bits are drawn as :func:`bitflip.statistics.sampling.allocation` says.
+        importance: whether random bits are drawn as :func:`allocation` says.
     """
 
     target: Target
@@ -38,6 +39,24 @@ class Sampling:
     repeats: int
     bit: int | None
     importance: bool = False
+
+    def tasks(self, targets: Sequence[Numbered], images: int, cut: Cut, turn: int) -> Tasks:
+        """See :class:`bitflip.faults.tasks.Source`; a task has the flips of all targets in ``cut.together`` images.
+
+        Sampled weight faults hit a batch, and so are run batch by batch.
+        """
+
+        spans = [range(first, min(first + cut.together, images)) for first in range(0, images, cut.together)]
+
+        def make(place: int) -> Task:
+            span = spans[place]
+            return Task(span, self.flips(targets, span.start, len(span), turn), turn)
+
+        return Tasks(spans, make)
+
+    def inferences(self, targets: Sequence[Numbered], images: int) -> int:
+        """See :class:`bitflip.faults.tasks.Source`."""
+        return images * len(targets) * self.repeats * len(self.seeds)
 
     def flips(self, items: Sequence[Numbered], first: int, count: int, turn: int = 0) -> list[Flips]:
         """The flips of a batch, one slot each: by seed, then layer, then repeat.
@@ -68,7 +87,7 @@ class Sampling:
             for flips in self.flips(items, first, len(batch)):
                 for i in range(len(flips)):
                     place = (flips.layer.path, flips.layer.call, flips.coordinates(i))
-                    hit = batch[i : i + 1] if self.target == "neuron" else batch
+                    hit = batch if flips.parameter else batch[i : i + 1]
                     yield Fault(flips.parameter or "neuron", *place, int(flips.bit[i]), hit, again[flips.where])
                 again[flips.where] += 1
 
@@ -76,45 +95,17 @@ class Sampling:
         return tuple(allocation(width).tolist()) if self.importance else None
 
 
-def run(
-    engine: Engine,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    flips: Callable[[int, int], list[Flips]],
-    *,
-    placement: Placement,
-    progress: Callable[[int], None],
-    first: int = 0,
-) -> Iterator[BatchOutcomes]:
-    """Run every batch and yield its outcomes, on the host, as soon as they are known.
+def allocation(bits: int, kind: Number = "float") -> NDArray[np.float64]:
+    """The share of a layer's faults that each bit gets when the bits that matter get more of them, (bits,).
+
+    A third goes to the bit that nearly all critical faults come from: the top bit of the exponent, or the sign of a
+    whole number. The others share the rest equally, so that none is left out.
+    :func:`bitflip.statistics.intervals.stratified` makes up for it.
 
     Args:
-        engine: what runs the faults.
-        batches: images (B, C, H, W) and labels (B,), in the order of the test set.
-        flips: gives the flips of a batch from the index of its first image and its size, when its turn comes.
-        placement: where to run.
-        progress: called with the number of further faulty images whose outcome is known; with a negative one, if they
-            have to be run again in smaller portions.
-        first: index in the test set of the first batch's first image.
-
-    Raises:
-        BadInput: if the memory does not suffice for a single image.
+        bits: width of a value; bit 0 is the most significant.
+        kind: of the value.
     """
-    fitting = portions(engine, placement)
-    for images, labels in batches:
-        yield fitting.run(images, labels, flips(first, len(images)), first, progress)
-        first += len(images)
-
-
-def portions(engine: Engine, placement: Placement) -> Portions:
-    """What runs batches on an engine, whole or as many images at a time as fit the memory."""
-
-    def attempt(
-        images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]
-    ) -> BatchOutcomes:
-        outcomes = BatchOutcomes(labels.to(placement.device), flips, first, progress)
-        with torch.no_grad():
-            engine.run(placement.images(images), outcomes.flips, outcomes)
-        outcomes.to_host()
-        return outcomes
-
-    return Portions(attempt, engine.most)
+    shares = np.full(bits, (1 - TOP_SHARE) / max(bits - 1, 1))
+    shares[1 if kind == "float" and bits > 1 else 0] = TOP_SHARE if bits > 1 else 1.0
+    return shares

@@ -1,0 +1,35 @@
+"""What a run is: all that an unfinished one must share with the one that goes on with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitflip.campaign.executor import Executor
+from bitflip.campaign.experiment import Experiment
+from bitflip.faults.flips import Target
+from bitflip.faults.listed import Listed
+from bitflip.results import provenance
+from bitflip.settings import hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters
+
+
+def of_settings(settings: Hyperparameters, target: Target) -> dict[str, Any]:
+    """What shows before anything is loaded, by the name that a user knows it by."""
+    values = settings.model_dump(mode="json")
+    return {"target": target, **{name: values[name] for name in hyperparameters.names(lambda role: role.unfinished)}}
+
+
+def of_experiment(experiment: Experiment, executor: Executor) -> dict[str, Any]:
+    """What shows once all is loaded."""
+    classifier, source = experiment.network.classifier, experiment.source
+    return {
+        "device": executor.arithmetic,
+        "engine that can run it": experiment.network.engine.name,
+        "model sha256": classifier.sha256,
+        "code of the model": classifier.code,
+        "images": experiment.images.count,
+        "pixels and labels": experiment.images.sha256,
+        "layers": [[item.number, item.layer.path] for item in experiment.targets],
+        "faults": source.digest if isinstance(source, Listed) else None,
+        **{f"{name} version": version for name, version in provenance.versions().items()},
+    }

@@ -1,0 +1,26 @@
+"""The faults of a run as a fault list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitflip.campaign.experiment import Experiment
+from bitflip.campaign.unfinished import writable
+from bitflip.faults import faultlist
+from bitflip.faults.listed import Listed
+from bitflip.files import replacing
+
+
+def save(path: Path, experiment: Experiment) -> None:
+    """Write the faults of one round through the test set, or of the list; run again, they give the same outcomes.
+
+    Raises:
+        BadInput: if there is no room.
+    """
+    source = experiment.source
+    with writable(path.parent), replacing(path) as file:
+        if isinstance(source, Listed):
+            faultlist.write(file, source.faults)
+        else:
+            repeats = source.repeats * len(source.seeds) > 1
+            faultlist.write(file, source.listed(experiment.targets, experiment.images.count), repeats=repeats)

@@ -1,0 +1,118 @@
+"""The road of a run: settings, experiment, campaign, results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from bitflip.campaign import experiment, identity, loop, publishing, saving
+from bitflip.campaign.checkpoint import Checkpoint
+from bitflip.campaign.executor import Executor, Here
+from bitflip.campaign.experiment import Experiment
+from bitflip.campaign.loop import Done
+from bitflip.cluster import joining
+from bitflip.cluster.driver import Cluster
+from bitflip.commands import checks
+from bitflip.engines import memory
+from bitflip.errors import BadInput, first_line, refuse
+from bitflip.faults.flips import Target
+from bitflip.results import provenance, tracking
+from bitflip.results.paths import Paths
+from bitflip.settings.hyperparameters import Hyperparameters
+
+
+def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) -> int:
+    """Run one experiment and return the exit code: 0, 2 for bad input, 130 when interrupted.
+
+    Args:
+        target: where bits flip: ``neuron`` or ``weight``.
+        prefix: of the result files' names.
+        argv: command line arguments; None for those of the process.
+    """
+    try:
+        settings = checks.checked(sys.argv[1:] if argv is None else argv, target)
+        return run(settings, target, prefix).code
+    except BadInput as error:
+        return refuse(error)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        return refuse(BadInput(f"device (--device): the memory does not suffice for the run ({first_line(error)})"))
+    except KeyboardInterrupt:
+        print("interrupted before the first batch was finished; nothing was written", file=sys.stderr)
+        return 130
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        code: exit code: 0, 2 for an image that can't be read or no room, 130 when interrupted.
+        done: what was run; None if not even one task was finished.
+    """
+
+    code: int
+    done: Done | None = None
+
+
+def run(settings: Hyperparameters, target: Target, prefix: str) -> Ended:
+    """Run the faults that the settings sample, or those of a list, and write the files.
+
+    Ctrl-C stops it; what was finished is kept, and the same command goes on from there.
+
+    Raises:
+        BadInput: for what only shows once all is loaded, or if nothing was finished.
+    """
+    paths, seed = Paths.of_run(settings, prefix), settings.seeds or settings.seed
+    again = "the same command" if settings.faults is not None else f"the same command with seed {seed}"
+    kept, when = "nothing was written", "before the first batch was finished"
+    done: Done | None = None
+    try:
+        with ExitStack() as stack:
+            shared = identity.of_settings(settings, target)
+            checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), fresh=settings.fresh)
+            stack.enter_context(checkpoint)
+            if checkpoint.resumed:
+                kept = f"{again} goes on from where the run was"
+            loaded, executor = _loaded(settings, target, stack)
+            print(loaded.title, flush=True)
+            publishing.warn_of_changes(loaded)
+            checkpoint.require(identity.of_experiment(loaded, executor))
+            if settings.save_faults is not None:
+                saving.save(settings.save_faults, loaded)
+            tracker = stack.enter_context(tracking.connect())
+            done = loop.execute(loaded, checkpoint, tracker, executor)
+            done.experiment = replace(loaded, device=executor.device)  # further nodes may have come
+            kept, when = f"{again} goes on from there", "while reporting"
+            if not done.complete:
+                print(f"interrupted after {done.where}; {kept}", file=sys.stderr)
+            if done.complete or settings.faults is None:
+                estimates = publishing.report(done, prefix, checkpoint)
+                if done.complete:
+                    checkpoint.discard()
+                    kept, when = "the results are written", "while sending metrics"
+                publishing.track(done.experiment, estimates, tracker)
+    except KeyboardInterrupt:
+        print(f"interrupted {when}; {kept}", file=sys.stderr)
+        return Ended(130, done)
+    if isinstance(done.stopped, BadInput):
+        return Ended(refuse(done.stopped), done)
+    return Ended(0 if done.complete else 130, done)
+
+
+def _loaded(settings: Hyperparameters, target: Target, stack: ExitStack) -> tuple[Experiment, Executor]:
+    """The experiment, and who runs it: this process, or workers, which end with the stack."""
+    if settings.ray is None:
+        loaded = experiment.prepare(settings, target)
+        if note := joining.hint(settings, loaded.network.placement.device):
+            print(note, file=sys.stderr)
+        return loaded, Here(loaded)
+    cluster = stack.enter_context(Cluster(settings, target))
+    # The driver only counts; it may be on a machine without a GPU.
+    loaded = experiment.prepare(settings.model_copy(update={"device": "cpu"}), target)
+    cluster.meet(loaded)
+    print(f"ray: {cluster}", file=sys.stderr)
+    return replace(loaded, settings=settings, device=cluster.device), cluster

@@ -1,0 +1,60 @@
+"""The source of a user's model: its file, and the modules beside it that it imports."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def sha256(file: Path | None) -> str | None:
+    """Of the names and the contents of :func:`sources`; None of nothing."""
+    if file is None:
+        return None
+    sha = hashlib.sha256()
+    for path in sources(file):
+        sha.update(path.name.encode() + b"\0" + path.read_bytes())
+    return sha.hexdigest()
+
+
+def sources(file: Path) -> list[Path]:
+    """The files that a module's source names as imports, and those that these name, as far as they lie beside it.
+
+    Beside it: in its folder, or in the package that it belongs to. Nothing is imported to find out.
+    """
+    file = file.resolve()
+    found = {file: None}
+    waiting = [file]
+    while waiting:
+        for path in _imported(waiting.pop()):
+            if path not in found:
+                found[path] = None
+                waiting.append(path)
+    return sorted(found)
+
+
+def _imported(file: Path) -> Iterator[Path]:
+    folder = file.parent
+    root = folder  # of the package, if it is in one
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # such as a stub of another language version; it counts by its bytes
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names, places = [alias.name for alias in node.names], {root, folder}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            names = [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)]
+            places = {[folder, *folder.parents][node.level - 1]} if node.level else {root, folder}
+        else:
+            continue
+        for place in sorted(places):
+            for name in filter(None, names):
+                parts = name.split(".")
+                for depth in range(1, len(parts) + 1):
+                    path = place.joinpath(*parts[:depth])
+                    yield from (p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file())
