@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -38,6 +39,30 @@ class Line:
     rate: float | None
     low: float | None = None
     high: float | None = None
+
+
+class _Speaker(logging.Handler):
+    """Says everything on stderr, as it is, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def speaking() -> Iterator[None]:
+    """While open, what the package has to say goes to stderr, for whoever runs a script."""
+    logger, speaker = logging.getLogger("bitflip"), _Speaker()
+    before = logger.level, logger.propagate
+    logger.addHandler(speaker)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(speaker)
+        logger.level, logger.propagate = before
 
 
 def is_pretty(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:

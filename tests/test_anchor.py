@@ -18,7 +18,7 @@ from bitflip.data.images import Images
 from bitflip.engines.injection import Injector
 from bitflip.faults.flips import Flips
 from bitflip.network import models
-from bitflip.settings import hyperparameters
+from bitflip.settings import reading
 
 ANCHOR = ROOT.parent / "shared" / "anchors" / "cifar10-resnet20"
 ARGUMENTS = (
@@ -51,13 +51,13 @@ def test_scripts_find_the_published_clean_accuracy(
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     """The first 1000 test images, preprocessed."""
-    settings, _ = hyperparameters.read([str(argument) for argument in ARGUMENTS])
+    settings, _ = reading.read([str(argument) for argument in ARGUMENTS])
     return Images(datasets.load(settings), 1000).first(1000)
 
 
 @pytest.fixture(scope="module")
 def injector() -> Injector:
-    settings, _ = hyperparameters.read([str(argument) for argument in ARGUMENTS])
+    settings, _ = reading.read([str(argument) for argument in ARGUMENTS])
     return Injector(models.load(settings).model, 250, (3, 32, 32))
 
 

@@ -25,7 +25,7 @@ from bitflip.data import datasets, digits
 from bitflip.data import images as data_images
 from bitflip.data.images import Images
 from bitflip.errors import BadInput
-from bitflip.settings import hyperparameters
+from bitflip.settings import reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
 KEPT = pytest.mark.parametrize("kept", [True, False], ids=["decoded once", "decoded when needed"])
@@ -35,7 +35,7 @@ IMAGES = 20  # in the test part of the small CIFAR
 
 
 def settings_for(dataset: str, input_path: Path, *arguments: str) -> Hyperparameters:
-    settings, problems = hyperparameters.read(["--dataset", dataset, "--input-path", str(input_path), *arguments])
+    settings, problems = reading.read(["--dataset", dataset, "--input-path", str(input_path), *arguments])
     assert problems == {}
     return settings
 
@@ -547,7 +547,7 @@ def test_mean_and_std_that_do_not_fit(arguments: list[str], sentence: str) -> No
 
 
 def read(*arguments: str) -> Hyperparameters:
-    settings, problems = hyperparameters.read(arguments)
+    settings, problems = reading.read(arguments)
     assert problems == {}
     return settings
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, FewDigits, RunScript, random_images
@@ -610,3 +611,96 @@ def test_results_are_read_back(run_script: RunScript, few_digits: FewDigits, tmp
         results.write_text(bad)
         with pytest.raises(BadInput, match=sentence):
             faultresults.read(results)
+
+
+# --- what was saved can be run again, whatever holds the parameters ---
+
+AWKWARD = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+
+class Root(nn.Module):
+    '''Holds a parameter itself, whose layer has an empty path.'''
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(3, 1, 1))
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.linear = nn.Linear(4 * 30 * 30, 10)
+
+    def forward(self, x):
+        return self.linear(self.conv(x + self.shift).relu().flatten(1))
+
+
+class Listed(nn.Module):
+    '''Holds its parameters in a list, which names them 0 and 1.'''
+
+    def __init__(self):
+        super().__init__()
+        self.scales = nn.ParameterList([torch.randn(3, 1, 1), torch.randn(10)])
+        self.linear = nn.Linear(3 * 32 * 32, 10, bias=False)
+
+    def forward(self, x):
+        return self.linear((x * self.scales[0]).flatten(1)) * self.scales[1]
+
+
+def root():
+    torch.manual_seed(0)
+    return Root()
+
+
+def listed():
+    torch.manual_seed(0)
+    return Listed()
+
+
+def normed():
+    '''No tensor is called weight: that is computed from two others.'''
+    torch.manual_seed(0)
+    conv = parametrizations.weight_norm(nn.Conv2d(3, 4, 3, bias=False))
+    linear = parametrizations.weight_norm(nn.Linear(4 * 30 * 30, 10, bias=False))
+    return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), linear)
+"""
+
+
+@pytest.mark.parametrize("factory", ["root", "listed", "normed"])
+def test_any_saved_list_can_be_run_again(
+    factory: str, run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(12)
+    (tmp_path / "awkward.py").write_text(AWKWARD)
+    shared = ("--dataset", "digits", "--model-name", f"{tmp_path / 'awkward.py'}:{factory}", "--batch-size", "4")
+    logs = ("--detailed-log", "--fault-table", "--output-path")
+    saved, again = tmp_path / "saved.csv", tmp_path / "again.csv"
+    sampled = ("--parameters", "all", "--repeats", "3", "--bit-flip-pos", "1", "--seed", "4")
+    first = run_script("weight.py", *shared, *sampled, "--save-faults", saved, *logs, tmp_path / "sampled")
+    assert first.code == 0, first.err
+    second = run_script("weight.py", *shared, "--faults", saved, "--save-faults", again, *logs, tmp_path / "listed")
+    assert second.code == 0, second.err
+    assert again.read_bytes() == saved.read_bytes()
+    tables = [rows_of(next(path.glob("*[0-9d].csv"))) for path in (tmp_path / "sampled", tmp_path / "listed")]
+    assert [{name: row[name] for name in ("path", "call", "parameter", *TOTALS)} for row in tables[0]] == [
+        {name: row[name] for name in ("path", "call", "parameter", *TOTALS)} for row in tables[1]
+    ]
+    assert sum(int(row["sdc1"]) for row in tables[0]) > 0
+    read = faultresults.read(next((tmp_path / "listed").glob("*_faults.csv")))
+    assert sum(int(counted.sum()) for counted in read.by_image.values()) == read.counts["critical"].sum()
+
+
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+def test_a_list_is_logged_like_the_run_that_saved_it(
+    script: str, run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(40)
+    shared = ("--dataset", "digits", "--batch-size", "16", "--detailed-log", "--fault-table", "--output-path")
+    saved, folders = tmp_path / "saved.csv", (tmp_path / "sampled", tmp_path / "listed")
+    sampled = ("--seed", "4", "--bit-flip-pos", "1", "--repeats", "2", "--save-faults", saved)
+    assert run_script(script, *shared, folders[0], *sampled).code == 0
+    assert run_script(script, *shared, folders[1], "--faults", saved).code == 0
+    logs = [next(folder.glob("*_detailed.txt")).read_text().splitlines() for folder in folders]
+    assert sorted(logs[0]) == sorted(logs[1])
+    assert logs[0]
+    tables = [pq.read_table(next(folder.glob("*_faults.parquet"))).drop_columns(["seed"]) for folder in folders]
+    assert sorted(map(str, tables[0].to_pylist())) == sorted(map(str, tables[1].to_pylist()))

@@ -30,7 +30,7 @@ from bitflip.commands import checks
 from bitflip.errors import BadInput
 from bitflip.faults.flips import Target
 from bitflip.results.tracking import Tracker
-from bitflip.settings import hyperparameters
+from bitflip.settings import hyperparameters, reading
 
 TARGETS = pytest.mark.parametrize("target", ["neuron", "weight"])
 ARGUMENTS = ("--engine=reference", "--layer-num=8,19", "--batch-size=4", "--detailed-log", "--fault-table")
@@ -174,7 +174,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unfinished]
     folder = tmp_path_factory.mktemp("unfinished")
     (folder / "out").mkdir()
     arguments = ["--dataset=digits", "--seed=5", "--layer-num=8,19", "--detailed-log", "--fault-table", "--no-plots"]
-    given_, problems = hyperparameters.read([*arguments, "--bit-flip-pos=1", f"--output-path={folder / 'out'}"])
+    given_, problems = reading.read([*arguments, "--bit-flip-pos=1", f"--output-path={folder / 'out'}"])
     assert not problems
     with pytest.MonkeyPatch.context() as patch:
         few_digits_with(patch)(40)
@@ -208,6 +208,16 @@ def test_a_damaged_checkpoint(name: str, damage: Damage, unfinished: Unfinished,
         assert results == unfinished.results
 
 
+def test_a_part_of_another_checkpoint_is_refused(unfinished: Unfinished, tmp_path: Path) -> None:
+    """Though each file is whole: counts belong to the run that they were counted in."""
+    folder = tmp_path / "copy"
+    shutil.copytree(unfinished.folder, folder)
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "started": "earlier"}))
+    with pytest.raises(BadInput, match=re.escape(f"output_path (--output-path): {folder}") + ".* is damaged .*--fresh"):
+        go_on(unfinished.loaded, folder)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_part_of_a_checkpoint(name: str, unfinished: Unfinished, tmp_path: Path) -> None:
     """Without counts there is nothing to go on with; without anything else, they are refused."""
@@ -239,7 +249,7 @@ def test_a_damaged_file_to_rerun(
     damage: Damage | None, value: object, key: str, unfinished: Unfinished, tmp_path: Path
 ) -> None:
     """Is a sentence, if it is not another valid file: JSON, but with another value somewhere."""
-    facts: dict[str, Any] = {"target": "neuron", "settings": unfinished.loaded.settings.model_dump(mode="json")}
+    facts: dict[str, Any] = {"target": "neuron", "settings": unfinished.loaded.settings.values}
     if damage is None:
         (facts["settings"] if key in facts["settings"] else facts)[key] = value
     content = json.dumps(facts).encode()

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, RunScript
 
 from bitflip.errors import BadInput
-from bitflip.settings import hyperparameters
+from bitflip.settings import reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
 GOLDEN_HELP = Path(__file__).with_name("golden") / "help.txt"
@@ -62,7 +62,7 @@ each_field = pytest.mark.parametrize("field", FIELDS, ids=[field[0] for field in
 
 
 def read(*argv: str) -> Hyperparameters:
-    settings, problems = hyperparameters.read(argv)
+    settings, problems = reading.read(argv)
     assert problems == {}
     return settings
 
@@ -197,7 +197,7 @@ def test_switches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["detailed_log", "drop_last"])
 @pytest.mark.parametrize(("value", "expected"), [("true", True), ("1", True), ("off", False), ("False", False)])
 def test_switches_take_a_value_as_a_sweep_writes_it(name: str, value: str, expected: bool) -> None:
-    settings, problems = hyperparameters.read([f"--{name.replace('_', '-')}={value}"])
+    settings, problems = reading.read([f"--{name.replace('_', '-')}={value}"])
     assert not problems
     assert getattr(settings, name) is expected
 
@@ -215,14 +215,14 @@ def test_settings_survive_json() -> None:
 
 def test_bad_values_are_replaced_so_that_more_can_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("layer_nums", "x")
-    settings, problems = hyperparameters.read(["--batch-size", "0", "--channels", "4", "--what", "--seed", "3"])
+    settings, problems = reading.read(["--batch-size", "0", "--channels", "4", "--what", "--seed", "3"])
     assert (settings.batch_size, settings.channels, settings.layer_num, settings.seed) == (256, 3, "all", 3)
     assert problems.keys() == {"batch_size", "channels", "layer_num", "--what"}
 
 
 def test_a_flag_without_its_value_is_a_mistake() -> None:
     with pytest.raises(BadInput, match=r"argument --seed: expected one argument"):
-        hyperparameters.read(["--seed"])
+        reading.read(["--seed"])
 
 
 # --- help ---
@@ -234,7 +234,7 @@ def test_help_is_the_golden_one(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as exit_:
-        hyperparameters.read(["--help"], prog="main.py")
+        reading.read(["--help"], prog="main.py")
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     if update_golden:
@@ -246,7 +246,7 @@ def test_help_is_the_golden_one(
 
 def test_help_names_flag_variable_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        hyperparameters.read(["--help"])
+        reading.read(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for name, field in Hyperparameters.model_fields.items():
         assert f"{flag(name)}" in text
@@ -283,6 +283,6 @@ def test_ctrl_c_while_torch_is_imported_is_no_traceback(run_script: RunScript, m
     def interrupt(argv: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hyperparameters, "read", interrupt)
+    monkeypatch.setattr(reading, "read", interrupt)
     done = run_script("main.py")
     assert (done.code, done.out, done.err) == (130, "", "interrupted before anything was done\n")

@@ -23,7 +23,7 @@ from bitflip.errors import BadInput
 from bitflip.network import models
 from bitflip.network.models import Classifier
 from bitflip.results import paths
-from bitflip.settings import hyperparameters
+from bitflip.settings import reading
 
 # As the repository's: an entry per data set and model, and weights by a function that it imports from torch.hub.
 HUBCONF = """
@@ -70,7 +70,7 @@ class Bomb:
 
 
 def load(dataset: str, name: str, *arguments: object, classes: int | None = None) -> Classifier:
-    settings, problems = hyperparameters.read(
+    settings, problems = reading.read(
         ["--dataset", dataset, "--model-name", name, *(str(argument) for argument in arguments)]
     )
     assert problems == {}
@@ -436,7 +436,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 224), ("inception_v3", 299)])
 def test_auxiliary_heads_with_published_weights(name: str, size: int, no_network: list[object]) -> None:
     """Both were published for images normalised in another way, and convert them themselves."""
-    settings, _ = hyperparameters.read(["--dataset=imagenet", f"--model-name={name}"])
+    settings, _ = reading.read(["--dataset=imagenet", f"--model-name={name}"])
     assert settings.img_size == size
     classifier = models.load(settings)
     assert vars(classifier.model)["transform_input"] is True
@@ -552,7 +552,7 @@ def test_timm(tmp_path: Path) -> None:
 
 def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    settings, _ = hyperparameters.read(["--model-name=timm:resnet18"])
+    settings, _ = reading.read(["--model-name=timm:resnet18"])
     assert models.check(settings) == [
         "model_name (--model-name): timm:resnet18 needs timm; install it with: pip install timm"
     ]

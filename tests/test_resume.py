@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, FewDigits, Finished, RunScript
 from killing import Run
+from torch.utils.data import TensorDataset
 
 from bitflip.campaign.executor import Here
 from bitflip.data import datasets, digits
@@ -219,6 +220,51 @@ def test_other_weights_are_refused(interrupted: Interrupted, tmp_path: Path) -> 
     done = interrupted.go_on(f"--weights={tmp_path / 'other.pt'}")
     assert done.code == 2
     assert "holds an unfinished run with other settings (other model sha256); go on with those" in done.err
+
+
+@MAIN_ONLY
+@pytest.mark.parametrize("what", ["pixels", "labels"])
+def test_other_images_are_refused(what: str, interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of them as before, under the same names."""
+    images, labels = digits.load("test").tensors
+    pixels, names = (images * 0.99, labels) if what == "pixels" else (images, labels.roll(1))
+    other = TensorDataset(pixels, names)
+    monkeypatch.setattr(digits, "load", lambda *_: other)
+    done = interrupted.go_on()
+    assert done.code == 2
+    assert "holds an unfinished run with other settings (other pixels and labels); go on with those" in done.err
+
+
+@pytest.mark.parametrize("changed", ["net.py", "inner/blocks.py"])
+def test_other_code_of_the_model_is_refused(
+    changed: str, run_script: RunScript, few_digits: FewDigits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a module beside its file, which that imports; a file that it does not import may change."""
+    few_digits(40)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "__init__.py").touch()
+    (tmp_path / "inner" / "blocks.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "other.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\nfrom inner.blocks import SCALE\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.linear = nn.Linear(3072, 10)\n"
+        "    def forward(self, x):\n        return self.linear(SCALE * x.flatten(1))\n\n"
+        "def build():\n    torch.manual_seed(0)\n    return Net()\n"
+    )
+    arguments = ["--dataset=digits", f"--model-name={tmp_path / 'net.py'}:build", "--seed=5", "--batch-size=8"]
+    arguments += ["--engine=reference", "--output-path", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        assert run_script("main.py", *arguments).code == 130
+    before = (tmp_path / changed).read_text()
+    (tmp_path / changed).write_text(before + "# changed\n")
+    done = run_script("main.py", *arguments)
+    assert done.code == 2
+    assert "holds an unfinished run with other settings (other code of the model); go on with those" in done.err
+    (tmp_path / changed).write_text(before)
+    (tmp_path / "other.py").write_text("SCALE = 2.0\n")
+    assert run_script("main.py", *arguments).code == 0
 
 
 @MAIN_ONLY

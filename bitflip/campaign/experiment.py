@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
 from bitflip.statistics import rates
 from bitflip.statistics.rates import LayerEstimate
+
+log = logging.getLogger(__name__)
 
 BLOCK_ROWS = {"cpu": 1 << 14, "cuda": 1 << 17}  # faulty images of a list's task: enough to share a clean pass
 
@@ -145,7 +148,7 @@ def assemble(
         classifier = models.load(settings, classes)
     network = ready(settings, target, classifier, classes)
     if network.note is not None:
-        print(network.note, file=sys.stderr)
+        log.warning(network.note)
     if listed is None:
         source: Sampling | Listed = sampling_of(settings, target)
         chosen = choose(settings, target, network.injector)

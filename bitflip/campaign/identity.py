@@ -15,7 +15,7 @@ from bitflip.settings.hyperparameters import Hyperparameters
 
 def of_settings(settings: Hyperparameters, target: Target) -> dict[str, Any]:
     """What shows before anything is loaded, by the name that a user knows it by."""
-    values = settings.model_dump(mode="json")
+    values = settings.values
     return {"target": target, **{name: values[name] for name in hyperparameters.names(lambda role: role.unfinished)}}
 
 

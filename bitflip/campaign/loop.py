@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +26,8 @@ from bitflip.outcomes.per_fault import PerFault
 from bitflip.results.tracking import Tracker
 from bitflip.statistics import sampling
 from bitflip.statistics.intervals import Interval
+
+log = logging.getLogger(__name__)
 
 RUNNING_RATE_EVERY = 10.0  # seconds between two running rates sent to vessl
 SAVE_EVERY = 0.5  # seconds between two checkpoints, at least
@@ -85,7 +87,7 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, ex
         before = tallies.main.inferences if total else 0
         bar = stack.enter_context(tqdm(total=total, initial=before, unit="img", unit_scale=True, disable=None))
         if checkpoint.resumed:
-            print(f"going on after {done.where}", file=sys.stderr)
+            log.info("going on after %s", done.where)
         reported = time.monotonic()
 
         def advance(faulty: int) -> None:

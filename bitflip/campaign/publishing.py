@@ -35,6 +35,19 @@ def report(done: Done, prefix: str, checkpoint: Checkpoint) -> list[LayerEstimat
     experiment, counts = done.experiment, done.tallies.counts
     overall = experiment.estimates(counts)
     print(*_summary(done, counts), *tables.result_lines(experiment.chosen, overall), sep="\n")
+    print("Results:", *publish(done, prefix, checkpoint, counts), sep="\n  ")
+    lines, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
+    print(terminal.most_fragile(lines, confidence=experiment.settings.confidence, pretty=pretty))
+    return overall
+
+
+def publish(done: Done, prefix: str, checkpoint: Checkpoint, counts: Counts) -> list[Path]:
+    """Write the result files of each seed, or of the list, and draw them; where they are.
+
+    Raises:
+        BadInput: if there is no room; then the files of earlier runs are as they were.
+    """
+    experiment = done.experiment
     written: list[Path] = []
     unwanted: list[Path] = []  # of earlier runs, whose other files are replaced here
     finals = Paths.of_results(experiment.settings, prefix)
@@ -49,10 +62,7 @@ def report(done: Done, prefix: str, checkpoint: Checkpoint) -> list[LayerEstimat
         if experiment.settings.plots and done.complete:
             written += draw(finals, folder)
     remove(unwanted, but=written)
-    print("Results:", *written, sep="\n  ")
-    lines, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
-    print(terminal.most_fragile(lines, confidence=experiment.settings.confidence, pretty=pretty))
-    return overall
+    return written
 
 
 def write(paths: Paths, done: Done, counts: Counts, place: int, began: str) -> None:
@@ -151,7 +161,7 @@ def _facts(done: Done, counts: Counts, estimates: Sequence[LayerEstimate], seed:
     return {
         "complete": done.complete,
         "target": experiment.target,
-        "settings": {**experiment.settings.model_dump(mode="json"), "seed": seed, "seeds": None},
+        "settings": {**experiment.settings.values, "seed": seed, "seeds": None},
         **circumstances(experiment),
         **listed,
         "images": counts.images,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import sys
+import logging
 import textwrap
 import time
 from collections import Counter
@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from bitflip.campaign.executor import Progress
 from bitflip.campaign.experiment import Experiment
@@ -33,6 +32,8 @@ from bitflip.network import devices
 from bitflip.network.layers import Numbered
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.settings.hyperparameters import Hyperparameters
+
+log = logging.getLogger(__name__)
 
 WAITING_S = 60.0  # without a worker, until a line says so
 LOOK_S = 2.0  # between two looks at which nodes there are
@@ -138,7 +139,7 @@ class Cluster:
             self._hire(batches)
             self._attend({})
             if time.monotonic() > late and not self._ready:
-                tqdm.write(f"ray: no worker is ready yet; each needs {self._needed}", file=sys.stderr)
+                log.warning("ray: no worker is ready yet; each needs %s", self._needed)
                 late = float("inf")
 
     def cut(self, experiment: Experiment) -> Cut:
@@ -312,5 +313,5 @@ class Cluster:
         if self._losses > LOSSES * max(1, self._places, len(numbers)):
             raise BadInput(f"ray (--ray): workers die without finishing anything, the last one on node {name}: {error}")
         reason = textwrap.shorten(first_line(error), 100)
-        tqdm.write(f"ray: lost a worker on node {name} ({reason}); others take over", file=sys.stderr)
+        log.warning("ray: lost a worker on node %s (%s); others take over", name, reason)
         return numbers

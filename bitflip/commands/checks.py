@@ -13,7 +13,7 @@ from bitflip.faults import faultlist
 from bitflip.faults.flips import Target
 from bitflip.network import devices, layers, models
 from bitflip.results import tables
-from bitflip.settings import hyperparameters
+from bitflip.settings import hyperparameters, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
 
@@ -23,7 +23,7 @@ def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
     Raises:
         BadInput: with all mistakes together.
     """
-    settings, problems = hyperparameters.read(argv)
+    settings, problems = reading.read(argv)
     name = str(settings.model_name)
     custom = models.is_custom(name)  # may hold float64 values, and layer classes of its own
     checks: list[tuple[set[str], Callable[[], list[str]]]] = [

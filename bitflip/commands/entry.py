@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitflip import terminal
 from bitflip.errors import BadInput, refuse
-from bitflip.settings import hyperparameters
+from bitflip.settings import reading
 
 
 def main(target: Literal["neuron", "weight"], prefix: str) -> int:
@@ -21,7 +21,7 @@ def main(target: Literal["neuron", "weight"], prefix: str) -> int:
     """
     with terminal.outliving_readers():
         try:
-            hyperparameters.read(sys.argv[1:])
+            reading.read(sys.argv[1:])
             from bitflip.commands import run
         except BadInput as error:
             return refuse(error)

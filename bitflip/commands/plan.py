@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
 from bitflip.files import replacing
-from bitflip.settings import hyperparameters
+from bitflip.settings import hyperparameters, reading
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
     from bitflip.campaign.experiment import Experiment
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=["neuron", "weight"], default="neuron", help="where bits flip")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="also write the table of layers to a file")
     margin = f"half the width of the interval, in percentage points; default {MARGIN:g}"
-    hyperparameters.add_flags(parser, hyperparameters.names(lambda role: not role.planned), margin=margin)
+    reading.add_flags(parser, hyperparameters.names(lambda role: not role.planned), margin=margin)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None and not arguments.csv.parent.is_dir():
         raise BadInput(f"csv (--csv): expected a file in a folder that is there, got {arguments.csv}")
     # Unless told, results go nowhere in particular.
-    flags = ["--output-path", tempfile.gettempdir(), *hyperparameters.flags_of(arguments)]
+    flags = ["--output-path", tempfile.gettempdir(), *reading.flags_of(arguments)]
     settings = checks.checked(flags, arguments.target)
     prepared = experiment.prepare(settings, arguments.target)
     if not prepared.targets:

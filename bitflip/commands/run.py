@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from bitflip import terminal
 from bitflip.campaign import experiment, identity, loop, publishing, saving
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.executor import Executor, Here
@@ -32,8 +33,9 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
         argv: command line arguments; None for those of the process.
     """
     try:
-        settings = checks.checked(sys.argv[1:] if argv is None else argv, target)
-        return run(settings, target, prefix).code
+        with terminal.speaking():
+            settings = checks.checked(sys.argv[1:] if argv is None else argv, target)
+            return run(settings, target, prefix).code
     except BadInput as error:
         return refuse(error)
     except (RuntimeError, MemoryError) as error:

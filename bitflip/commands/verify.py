@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
-from bitflip.settings import hyperparameters
+from bitflip.settings import hyperparameters, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
@@ -31,7 +31,7 @@ NOT_JUDGED = "Masked shares are not part of the verdict; --masked is for where b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags: those of ``weight.py`` that a fault list leaves a choice of, and its own."""
-    hyperparameters.add_flags(parser, hyperparameters.names(lambda role: role.sampling))
+    reading.add_flags(parser, hyperparameters.names(lambda role: role.sampling))
     parser.add_argument(
         "--results",
         metavar="FILE",
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput("faults (--faults): expected the path of a published fault list")
     if arguments.results is not None:
         return _read(Path(arguments.faults), arguments.results, arguments.tolerance, masked=arguments.masked)
-    settings = checks.checked(hyperparameters.flags_of(arguments), "weight")
+    settings = checks.checked(reading.flags_of(arguments), "weight")
     return _run(settings, arguments.tolerance, masked=arguments.masked)
 
 

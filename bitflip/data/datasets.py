@@ -12,22 +12,19 @@ from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets as tv
 from torchvision import transforms
 
 from bitflip.data import digits
 from bitflip.errors import BadInput, first_line
-from bitflip.network.models import NUM_CLASSES
 from bitflip.settings.hyperparameters import Hyperparameters
 
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
 MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.507, 0.4865, 0.4409), "imagenet": (0.485, 0.456, 0.406)}
 STD = {"cifar10": (0.2023, 0.1994, 0.201), "cifar100": (0.2673, 0.2564, 0.2761), "imagenet": (0.229, 0.224, 0.225)}
 CIFAR = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}
-MANY_IMAGES = 5000  # from here on, decoding image files in worker processes pays
 
 
 class TestSet(Protocol):
@@ -73,25 +70,6 @@ def load(settings: Hyperparameters) -> TestSet:
     if settings.dataset == "folder":
         return _folder(settings.input_path, preprocessing(settings))
     return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
-
-
-def batches(test_set: TestSet, batch_size: int, count: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images (B, C, H, W) and labels (B,), in order, from image ``first`` up to image ``count``.
-
-    Raises:
-        BadInput: if an image file can't be read.
-    """
-    files = isinstance(test_set, tv.ImageFolder) and len(test_set) >= MANY_IMAGES
-    loader: DataLoader[Any] = DataLoader(
-        Subset(cast("Dataset[Any]", test_set), range(first, count)),
-        batch_size,
-        num_workers=min(8, os.cpu_count() or 1) if files else 0,
-        pin_memory=torch.cuda.is_available(),
-    )
-    try:
-        yield from loader
-    except BadInput as error:  # a worker process puts its whole traceback before the sentence
-        raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None
 
 
 def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +14,8 @@ from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
 from bitflip.outcomes import batch as outcomes
 from bitflip.outcomes.batch import BatchOutcomes
+
+log = logging.getLogger(__name__)
 
 _SIGNS = (  # of a lack of memory in the words of a RuntimeError
     "can't allocate memory",
@@ -76,9 +78,8 @@ class Portions:
             if size <= 1:
                 raise BadInput(f"device (--device): the memory does not suffice for one image at a time ({found})")
             self.most = (size + 1) // 2
-            print(
-                f"not enough memory for {size} images at a time: going on with {self.most}; the faults stay the same",
-                file=sys.stderr,
+            log.warning(
+                "not enough memory for %d images at a time: going on with %d; the faults stay the same", size, self.most
             )
         return outcomes.join(done, flips)
 

@@ -4,7 +4,7 @@ Our own format is CSV with the header ``target,layer,call,index,bit,image``, one
 
 ========  ==============================================================================================
 target    ``neuron``, or the name of the parameter that is flipped, such as ``weight``
-layer     the module's path in the model; for neurons, ``input`` is the image
+layer     the module's path in the model, empty for the model itself; for neurons, ``input`` is the image
 call      0 for the module's first call in a forward pass, 1 for its second, ...
 index     coordinates in one image's output, or in the parameter, joined by ``;``: ``3;0;2;1``
 bit       counted from the most significant bit: of a float32, 0 is the sign, 1-8 exponent, 9-31 mantissa
@@ -358,7 +358,7 @@ class Columns:
         index = self.row["index"]
         return Fault(
             self.name("target"),
-            self.name("layer"),
+            self.row["layer"],  # empty: the model itself
             self.number("call"),
             self.numbers("index", index.split(";") if index else [], "3;0;2;1"),
             self.number("bit", most=63),

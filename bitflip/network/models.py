@@ -21,6 +21,7 @@ import torchvision
 from torch import Tensor, nn
 
 from bitflip.data import digits
+from bitflip.data.datasets import NUM_CLASSES
 from bitflip.errors import BadInput, nearest
 from bitflip.network import bits, code
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -34,7 +35,6 @@ HUB_MODELS = (
     *("repvgg_a0", "repvgg_a1", "repvgg_a2"),
 )
 TIMM = "timm:"
-NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def read(path: Path) -> Read:
     cells: list[tuple[Key, int, int]] = []
     for columns in _table(beside, IMAGES_HEADER):
         image = seen.setdefault(columns.number("image"), len(seen))
-        if columns.row["layer"]:
+        if columns.row["target"]:
             key = columns.row["target"], columns.row["layer"], columns.number("call"), columns.number("bit")
             cells.append((key, image, columns.number("critical")))
     by_image: dict[Key, NDArray[np.int64]] = {}

@@ -1,0 +1,155 @@
+"""Reading hyperparameters: defaults, overridden by environment variables, overridden by the command line.
+
+This module imports nothing slow, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from bitflip.errors import BadInput, nearest
+from bitflip.settings.hyperparameters import Hyperparameters, role_of
+
+
+class _Sources(Hyperparameters, BaseSettings):
+    __doc__ = Hyperparameters.__doc__  # which --help shows
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        case_sensitive=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+
+def _plain(sources: _Sources) -> Hyperparameters:
+    """The values alone, with those filled in that depend on others."""
+    return Hyperparameters.model_construct(**dict(sources)).resolved()
+
+
+class _Help(argparse.HelpFormatter):
+    """Names each flag's environment variable beside its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = (action.help or "").replace(" (default: None)", "")
+        if not action.option_strings or action.dest == "help":
+            return text
+        variables = [flag[2:].replace("-", "_") for flag in action.option_strings if not flag.startswith("--no-")]
+        return f"{text} [variable: {', '.join(variables)}]"
+
+
+def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters, dict[str, str]]:
+    """Read the settings from the environment and ``argv``.
+
+    Returns:
+        The settings, and one sentence per setting that has a bad value, by its name, and per unknown flag. A bad
+        value is replaced by the default, so that the caller can look for further mistakes before reporting all.
+
+    Raises:
+        SystemExit: for ``--help`` (code 0).
+        BadInput: if a flag has no value.
+    """
+    flags = [_flag(re.sub(r"^--[a-z_-]+", lambda m: m[0].replace("_", "-"), arg)) for arg in argv]
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        _Sources, cli_prog_name=prog, cli_exit_on_error=False, formatter_class=_Help
+    )
+    try:
+        known, unknown = source.root_parser.parse_known_args(flags)
+    except SettingsError as error:  # argparse's words: "argument --seed: expected one argument"
+        raise BadInput(f"{str(error).rpartition('error parsing CLI: ')[2]}; --help lists all flags") from error
+    given = source(parsed_args=known)()
+    problems = _unknown(unknown)
+    if len([name for name in ("seed", "seeds") if given.get(name) or os.environ.get(name)]) == 2:
+        problems["seeds"] = "seeds (--seeds): expected either seed or seeds, got both"
+    if rerun := given.get("rerun") or os.environ.get("rerun"):  # noqa: SIM112
+        earlier, problem = _earlier(Path(str(rerun)))
+        given = {**earlier, **given}
+        problems |= {"rerun": problem} if problem else {}
+    try:
+        return _plain(_Sources(**given)), problems
+    except ValidationError as error:
+        for item in error.errors():
+            name = "layer_num" if item["loc"][0] == "layer_nums" else str(item["loc"][0])
+            field = Hyperparameters.model_fields[name]
+            extra = field.json_schema_extra
+            valid = extra["valid"] if isinstance(extra, dict) else ""
+            problems[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
+    defaults = {name: field.default for name, field in Hyperparameters.model_fields.items() if name in problems}
+    return _plain(_Sources(**{**given, **defaults})), problems
+
+
+def add_flags(parser: argparse.ArgumentParser, without: Container[str], **texts: str) -> None:
+    """Give a command the settings as flags, to be read by :func:`flags_of`.
+
+    Args:
+        parser: of the command.
+        without: names of settings that mean nothing to it.
+        texts: what the help says of settings that mean something else to it, by name.
+    """
+    for name, setting in Hyperparameters.model_fields.items():
+        if name in without:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        text = texts.get(name, setting.description or "").replace("%", "%%")
+        if setting.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=text)
+
+
+def flags_of(arguments: argparse.Namespace) -> list[str]:
+    """The flags of :func:`add_flags` that were given, as a script takes them."""
+    flags = []
+    for name in Hyperparameters.model_fields:
+        value = getattr(arguments, name, None)
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{flag}")
+        elif value is not None:
+            flags.append(f"--{flag}={value}")
+    return flags
+
+
+def _earlier(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The settings of an earlier run, and one sentence if its file is none."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return {k: v for k, v in settings.items() if k in Hyperparameters.model_fields and role_of(k).rerun}, None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no such file, or damaged"
+        return {}, f"rerun (--rerun): expected the .json of an earlier run, got {path} ({reason})"
+
+
+def _flag(argument: str) -> str:
+    """A switch given as ``--drop-last=true``, as a sweep may write it, as ``--drop-last``."""
+    name, _, value = argument.partition("=")
+    field = Hyperparameters.model_fields.get(name[2:].replace("-", "_"))
+    if field is None or field.annotation is not bool:
+        return argument
+    if value.lower() in ("true", "on", "yes", "1"):
+        return name
+    return f"--no-{name[2:]}" if value.lower() in ("false", "off", "no", "0") else argument
+
+
+def _unknown(arguments: Sequence[str]) -> dict[str, str]:
+    """One sentence per argument that is no flag, nor the value of an unknown one."""
+    valid = [f"--{name.replace('_', '-')}" for name in Hyperparameters.model_fields]
+    problems = {}
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag = argument.partition("=")[0]
+        if flag.startswith("-"):
+            problems[flag] = f"{flag}: unknown flag; {nearest(flag, valid)}"
+        elif not before.startswith("-") or "=" in before:
+            problems[argument] = f"{argument!r}: expected flags and their values only; --help lists all flags"
+    return problems
