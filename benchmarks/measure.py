@@ -152,7 +152,7 @@ def engine(task: Task) -> Ready:
     return Ready(
         task.engine if task.engine == "as_they_come" else prepared.engine.name,
         prepared.placement.device,
-        load_batches(task, prepared.together, prepared.placement.images),
+        load_batches(task, prepared.together, prepared.placement.inputs),
         [layer.path + (f"#{layer.call}" if layer.call else "") for layer in layers],
         len(prepared.layers),
         run,

@@ -57,7 +57,7 @@ def images() -> Tensor:
 @pytest.fixture(scope="module")
 def injector() -> Injector:
     settings, _ = hyperparameters.read([str(argument) for argument in ARGUMENTS])
-    return Injector(models.load(settings).model, 250, (3, 32, 32))
+    return Injector(models.load(settings).model, 250, torch.zeros(1, 3, 32, 32))
 
 
 def top1(injector: Injector, images: Tensor) -> Tensor:

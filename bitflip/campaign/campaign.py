@@ -14,6 +14,7 @@ from bitflip.engines.memory import Portions
 from bitflip.faults.faultlist import Fault
 from bitflip.faults.flips import BitShares, Flips, Target, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
+from bitflip.network.inputs import Inputs
 from bitflip.network.layers import Layer, Numbered
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.statistics.sampling import allocation
@@ -78,7 +79,7 @@ class Sampling:
 
 def run(
     engine: Engine,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Inputs, Tensor]],
     flips: Callable[[int, int], list[Flips]],
     *,
     placement: Placement,
@@ -89,7 +90,7 @@ def run(
 
     Args:
         engine: what runs the faults.
-        batches: images (B, C, H, W) and labels (B,), in the order of the test set.
+        batches: images, such as (B, C, H, W), and labels (B,), in the order of the test set.
         flips: gives the flips of a batch from the index of its first image and its size, when its turn comes.
         placement: where to run.
         progress: called with the number of further faulty images whose outcome is known; with a negative one, if they
@@ -101,19 +102,19 @@ def run(
     """
     fitting = portions(engine, placement)
     for images, labels in batches:
-        yield fitting.run(images, labels, flips(first, len(images)), first, progress)
-        first += len(images)
+        yield fitting.run(images, labels, flips(first, len(labels)), first, progress)
+        first += len(labels)
 
 
 def portions(engine: Engine, placement: Placement) -> Portions:
     """What runs batches on an engine, whole or as many images at a time as fit the memory."""
 
     def attempt(
-        images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]
+        images: Inputs, labels: Tensor, flips: list[Flips], first: int, progress: Callable[[int], None]
     ) -> BatchOutcomes:
         outcomes = BatchOutcomes(labels.to(placement.device), flips, first, progress)
         with torch.no_grad():
-            engine.run(placement.images(images), outcomes.flips, outcomes)
+            engine.run(placement.inputs(images), outcomes.flips, outcomes)
         outcomes.to_host()
         return outcomes
 

@@ -154,11 +154,8 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
         classifier = models.load(settings, classes)
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
-    injector = Injector(
-        WithInput(model) if target == "neuron" else model,
-        settings.batch_size,
-        (settings.channels, settings.img_size, settings.img_size),
-    )
+    example = torch.zeros(1, settings.channels, settings.img_size, settings.img_size)
+    injector = Injector(WithInput(model) if target == "neuron" else model, settings.batch_size, example)
     if len(injector.logits_shape) != 2 or injector.logits_shape[1] < classes:
         raise BadInput(
             f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
@@ -173,9 +170,8 @@ def assemble(settings: Hyperparameters, target: Target, test_set: TestSet) -> Ex
     for item in layers.targets(chosen, target, settings.parameter_names):
         if problems := hyperparameters.check_bit(settings, item.bits):
             raise BadInput(*problems)
-    size = (1, settings.channels, settings.img_size, settings.img_size)
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
-    engine, note = engines.build(settings.engine, injector, placement.images(torch.zeros(size)), pool_bytes)
+    engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes)
     if note is not None:
         print(note, file=sys.stderr)
     together = settings.batch_size
