@@ -155,7 +155,7 @@ def engine(task: Task) -> Ready:
     return Ready(
         task.engine if task.engine == "as_they_come" else network.engine.name,
         network.placement.device,
-        load_batches(task, prepared.cut.together, network.placement.images),
+        load_batches(task, prepared.cut.together, network.placement.inputs),
         [layer.path + (f"#{layer.call}" if layer.call else "") for layer in layers],
         len(prepared.targets),
         run,

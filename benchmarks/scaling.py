@@ -82,7 +82,7 @@ def sizes() -> None:
 
     torch.set_num_threads(1)
     model, batch = torchvision.models.resnet50().eval(), 256
-    injector = Injector(WithInput(model), batch, (3, 224, 224))
+    injector = Injector(WithInput(model), batch, torch.zeros(1, 3, 224, 224))
     items = [Numbered(i, layer) for i, layer in enumerate(injector.layers)]
     sampling = Sampling("neuron", (1,), batch, 1, None)
 

@@ -52,13 +52,15 @@ def test_scripts_find_the_published_clean_accuracy(
 def images() -> Tensor:
     """The first 1000 test images, preprocessed."""
     settings, _ = reading.read([str(argument) for argument in ARGUMENTS])
-    return Images(datasets.load(settings), 1000).first(1000)
+    images = Images(datasets.load(settings), 1000).first(1000)
+    assert isinstance(images, torch.Tensor)
+    return images
 
 
 @pytest.fixture(scope="module")
 def injector() -> Injector:
     settings, _ = reading.read([str(argument) for argument in ARGUMENTS])
-    return Injector(models.load(settings).model, 250, (3, 32, 32))
+    return Injector(models.load(settings).model, 250, torch.zeros(1, 3, 32, 32))
 
 
 def top1(injector: Injector, images: Tensor) -> Tensor:

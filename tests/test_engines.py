@@ -198,12 +198,11 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, int]:
         images = digits.load("test").tensors[0][:8]
     else:
         images = torch.randn(3, 3, chosen.size, chosen.size)
-    return model, PLACEMENT.images(images), chosen.layers
+    return model, PLACEMENT.inputs(images), chosen.layers
 
 
 def built(model: nn.Module, target: Target, images: Tensor) -> tuple[Injector, Program]:
-    size = (images.shape[1], images.shape[2], images.shape[3])
-    injector = Injector(WithInput(model) if target == "neuron" else model, len(images), size)
+    injector = Injector(WithInput(model) if target == "neuron" else model, len(images), images[:1])
     return injector, Program(injector.original_model, injector.modules, injector.layers, images)
 
 
@@ -232,7 +231,7 @@ def test_wave_equals_reference(case: tuple[nn.Module, Tensor, int], target: Targ
 def test_budget_changes_nothing(build: Callable[[], nn.Module], budget: Budget, windowed: bool) -> None:
     torch.manual_seed(0)
     model = PLACEMENT.model(lively(build()))
-    images = PLACEMENT.images(digits.load("test").tensors[0][:6])
+    images = PLACEMENT.inputs(digits.load("test").tensors[0][:6])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
     expected, _ = record(Reference(injector), images, flips)
@@ -243,7 +242,7 @@ def test_budget_changes_nothing(build: Callable[[], nn.Module], budget: Budget, 
 def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPatch, no_verdicts: None) -> None:
     """A kernel that rounds a window unlike the whole map is given whole maps."""
     model = PLACEMENT.model(trained_digits())
-    images = PLACEMENT.images(digits.load("test").tensors[0][:8])
+    images = PLACEMENT.inputs(digits.load("test").tensors[0][:8])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
     expected, _ = record(Reference(injector), images, flips)
@@ -264,7 +263,7 @@ def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPat
 
 def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     model = PLACEMENT.model(trained_digits())
-    images = PLACEMENT.images(digits.load("test").tensors[0][:16])
+    images = PLACEMENT.inputs(digits.load("test").tensors[0][:16])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100)
     expected, _ = record(Reference(injector), images, flips)
@@ -438,8 +437,8 @@ def test_awkward_models(name: str, dtype: torch.dtype, target: Target) -> None:
     torch.manual_seed(3)
     placement = Placement(torch.device("cpu"), dtype)
     model = placement.model(AWKWARD[name]().to(dtype).eval().requires_grad_(False))
-    images = placement.images(torch.randn(3, 3, 18, 18))
-    injector = Injector(WithInput(model) if target == "neuron" else model, 3, (3, 18, 18))
+    images = placement.inputs(torch.randn(3, 3, 18, 18))
+    injector = Injector(WithInput(model) if target == "neuron" else model, 3, torch.zeros(1, 3, 18, 18))
     flips = sampled(injector, target, len(images), 100, repeats=4)
     before = images.clone()
     expected, _ = record(Reference(injector), images, flips)
@@ -500,7 +499,7 @@ def test_random_models(seed: int) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
     height, width = rng.randint(12, 24), rng.randint(12, 24)
-    images = PLACEMENT.images(torch.randn(rng.choice([1, 2, 5]), 3, height, width))
+    images = PLACEMENT.inputs(torch.randn(rng.choice([1, 2, 5]), 3, height, width))
     model = random_model(rng)
     try:
         model.eval()(images)
@@ -545,7 +544,7 @@ class ChangesWhatIsNeeded(DataDependent):
 )
 def test_what_cannot_be_traced_runs_on_the_reference_engine(model: type[nn.Module], reason: str) -> None:
     images = torch.randn(2, 3, 8, 8)
-    injector = Injector(model(), 2, (3, 8, 8))
+    injector = Injector(model(), 2, torch.zeros(1, 3, 8, 8))
     with pytest.raises(Untraceable, match=reason):
         Program(injector.original_model, injector.modules, injector.layers, images)
     engine, note = engines.build("wave", injector, images)
@@ -555,7 +554,7 @@ def test_what_cannot_be_traced_runs_on_the_reference_engine(model: type[nn.Modul
 
 
 def test_traced_models_run_on_the_wave_engine() -> None:
-    injector = Injector(WithInput(trained_digits()), 2, (3, 32, 32))
+    injector = Injector(WithInput(trained_digits()), 2, torch.zeros(1, 3, 32, 32))
     engine, note = engines.build("wave", injector, torch.randn(2, 3, 32, 32))
     assert (engine.name, note) == ("wave", None)
 
@@ -597,7 +596,7 @@ def test_engines_write_the_same_files(target: Target, tmp_path: Path, few_digits
 def test_the_pool_stays_within_its_budget(mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many layers there are; one layer's fork and one chunk may come on top."""
     model = PLACEMENT.model(trained_digits())
-    images = PLACEMENT.images(digits.load("test").tensors[0][:32])
+    images = PLACEMENT.inputs(digits.load("test").tensors[0][:32])
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100, repeats=6)
     most = 0
@@ -636,7 +635,7 @@ def _forgetting(walk: Callable[..., None]) -> Callable[..., None]:
 def test_weight_flips_travel_as_one_channel(exact: bool, monkeypatch: pytest.MonkeyPatch, no_verdicts: None) -> None:
     """As long as only one channel differs; where a kernel makes it to other bits, the whole layer is run."""
     model = PLACEMENT.model(trained_digits())
-    images = PLACEMENT.images(digits.load("test").tensors[0][:8])
+    images = PLACEMENT.inputs(digits.load("test").tensors[0][:8])
     injector, program = built(model, "weight", images)
     flips = sampled(injector, "weight", len(images), 100, repeats=4)
     expected, _ = record(Reference(injector), images, flips)

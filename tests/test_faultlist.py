@@ -147,7 +147,7 @@ class TwoLayers(nn.Sequential):
 
 
 def test_bad_rows_are_reported_together(tmp_path: Path) -> None:
-    injector = Injector(TwoLayers(), 2, (1, 1, 5))
+    injector = Injector(TwoLayers(), 2, torch.zeros(1, 1, 1, 5))
     path = tmp_path / "faults.csv"
     path.write_text("\n".join([HEADER, "weight,layer1,0,0;0,1,all", *(row for row, _ in BAD_ROWS.values())]))
     with pytest.raises(BadInput) as refused:
@@ -232,7 +232,7 @@ def test_each_fault_does_what_it_does_alone(neurons: bool, engine: str, tiny: nn
     """Whatever faults and images it is run together with."""
     images = random_images(9, 3, 8, 8)
     model = CPU.model(WithInput(tiny) if neurons else tiny)
-    injector = Injector(model, 4, (3, 8, 8))
+    injector = Injector(model, 4, torch.zeros(1, 3, 8, 8))
     program = Program(model, injector.modules, injector.layers, images)
     chosen: Engine = Wave(injector, program, Budget(16, 1 << 28)) if engine == "wave" else Reference(injector)
     faults = some_faults(injector, len(images), neurons)
@@ -243,7 +243,7 @@ def test_each_fault_does_what_it_does_alone(neurons: bool, engine: str, tiny: nn
         span = slice(task.images.start, task.images.stop)
         outcomes = BatchOutcomes(labels[span], task.flips, span.start, lambda count: None)
         with torch.no_grad():
-            chosen.run(CPU.images(images[span]), outcomes.flips, outcomes)
+            chosen.run(CPU.inputs(images[span]), outcomes.flips, outcomes)
         outcomes.to_host()
         again = PerFault(faults, len(images))
         again.restore(found.state())

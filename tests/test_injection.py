@@ -65,7 +65,7 @@ class Turn(nn.Module):
 
 
 def injector_of(model: nn.Module, batch_size: int = 8, *, with_input: bool = True) -> Injector:
-    return Injector(WithInput(model) if with_input else model, batch_size, SHAPE)
+    return Injector(WithInput(model) if with_input else model, batch_size, torch.zeros(1, *SHAPE))
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -144,7 +144,7 @@ def test_no_flip_no_misclassification(target: Target, handed_over: str, digits_m
     """A model that is handed over in training mode must not be run in it, not even by PyTorchFI's dummy image."""
     images, _ = digits.load("test")[:96]
     model = copy.deepcopy(digits_model).train(handed_over == "train")
-    injector = Injector(WithInput(model) if target == "neuron" else model, 96, (3, 32, 32))
+    injector = Injector(WithInput(model) if target == "neuron" else model, 96, torch.zeros(1, 3, 32, 32))
     top1 = run_all(injector, target, images)
     assert len(top1) == (24 if target == "neuron" else 12)
     assert all(torch.equal(found, digits_model(images).argmax(dim=1)) for found in top1)
@@ -154,7 +154,7 @@ def test_no_flip_no_misclassification(target: Target, handed_over: str, digits_m
 def test_flips_do_misclassify(target: Target, digits_model: nn.Module) -> None:
     """The test above can fail."""
     images, _ = digits.load("test")[:96]
-    injector = Injector(WithInput(digits_model) if target == "neuron" else digits_model, 96, (3, 32, 32))
+    injector = Injector(WithInput(digits_model) if target == "neuron" else digits_model, 96, torch.zeros(1, 3, 32, 32))
     assert any(
         not torch.equal(found, digits_model(images).argmax(dim=1)) for found in run_all(injector, target, images)
     )
@@ -200,7 +200,7 @@ def test_constructor_leaves_logging_alone(tiny: nn.Module, monkeypatch: pytest.M
 def test_constructor_leaves_nothing_behind_when_the_model_can_not_take_the_image(tiny: nn.Module) -> None:
     before, random_state = state(tiny), torch.get_rng_state()
     with pytest.raises(BadInput, match=r"img_size, channels .*can't take 3 channels of 12 x 12 pixels: .*shapes"):
-        Injector(tiny, 8, (3, 12, 12))
+        Injector(tiny, 8, torch.zeros(1, 3, 12, 12))
     assert hooks(tiny) == 0
     assert same_state(tiny, before)
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -626,7 +626,7 @@ def test_a_weight_that_is_nan_gets_its_payload_back(tiny: nn.Module) -> None:
 def test_faults_in_all_layers_leave_nothing(target: Target, digits_model: nn.Module) -> None:
     model = copy.deepcopy(digits_model)
     before = state(model)
-    injector = Injector(WithInput(model) if target == "neuron" else model, 8, (3, 32, 32))
+    injector = Injector(WithInput(model) if target == "neuron" else model, 8, torch.zeros(1, 3, 32, 32))
     run_all(injector, target, random_images(8, 3, 32, 32))
     assert hooks(injector.original_model) == 0
     assert same_state(model, before)

@@ -206,7 +206,7 @@ def test_engines_agree_whatever_a_kernel_does(
 ) -> None:
     kernel(rounds, aten.addmm.default, aten.convolution.default)
     model, images = tiny.requires_grad_(False), random_images(7, 3, 8, 8)
-    injector = Injector(WithInput(model) if target == "neuron" else model, 7, (3, 8, 8))
+    injector = Injector(WithInput(model) if target == "neuron" else model, 7, torch.zeros(1, 3, 8, 8))
     flips = sampled(injector, target, 7)
     engine, note = engines.build("wave", injector, images)
     assert isinstance(engine, Wave), note
@@ -248,7 +248,7 @@ def test_what_can_not_be_made_even_runs_one_image_at_a_time(
 ) -> None:
     kernel(always, aten.cumsum.default)
     model, images = scatter(Sums()).eval().requires_grad_(False), random_images(6, 3, 2, 2)
-    injector = Injector(model, 6, (3, 2, 2))
+    injector = Injector(model, 6, torch.zeros(1, 3, 2, 2))
     engine, note = engines.build("wave", injector, images)
     assert note == (
         "odd rounds an image otherwise when others are run with it: images are run one at a time, by the "
@@ -288,8 +288,8 @@ def test_attention_is_the_same_in_any_company(
     """By kernels that are made even, or one image at a time."""
     model = scatter(Attends(batch_first=batch_first)).to(dtype).eval().requires_grad_(False)
     placement = Placement(CPU, dtype)
-    images, labels = placement.images(random_images(6, 8, 1, 17)), torch.zeros(6, dtype=torch.int64)
-    injector = Injector(WithInput(model), 6, (8, 1, 17))
+    images, labels = placement.inputs(random_images(6, 8, 1, 17)), torch.zeros(6, dtype=torch.int64)
+    injector = Injector(WithInput(model), 6, torch.zeros(1, 8, 1, 17))
     chosen, _ = engines.build(engine, injector, images)
     run = portions(chosen, placement).run
     items = [layer for layer in injector.layers if layer.per_image]
@@ -323,8 +323,8 @@ def test_engines_agree_on_digits(target: Target, dtype: torch.dtype, threads: in
     model = digits.build()
     model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))
     model = placement.model(model.to(dtype).eval().requires_grad_(False))
-    images = placement.images(digits.load("test").tensors[0][:7])
-    injector = Injector(WithInput(model) if target == "neuron" else model, 7, (3, 32, 32))
+    images = placement.inputs(digits.load("test").tensors[0][:7])
+    injector = Injector(WithInput(model) if target == "neuron" else model, 7, torch.zeros(1, 3, 32, 32))
     engine, note = engines.build("wave", injector, images)
     assert note is None
     flips = sampled(injector, target, 7)

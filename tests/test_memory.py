@@ -133,7 +133,7 @@ def test_progress_counts_each_faulty_image_once(
     engine: Literal["wave", "reference"], target: Target, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a batch fails after some of its faults were counted."""
-    injector = Injector(tiny, 8, (3, 8, 8))
+    injector = Injector(tiny, 8, torch.zeros(1, 3, 8, 8))
     items = layers.targets([Numbered(i, layer) for i, layer in enumerate(injector.layers)], target, ("weight",))
     images, labels = random_images(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
     sampling = Sampling(target, (1, 2), 8, 1, None)

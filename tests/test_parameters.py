@@ -94,7 +94,7 @@ def full_name(item: Numbered) -> str:
 @pytest.mark.parametrize("with_input", [True, False], ids=["with input", "without input"])
 def test_every_parameter_is_a_target_once(with_input: bool) -> None:
     model = attends()
-    injector = Injector(WithInput(model) if with_input else model, 2, SHAPE)
+    injector = Injector(WithInput(model) if with_input else model, 2, torch.zeros(1, *SHAPE))
     names = [full_name(item) for item in every(injector)]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters()), SCALARS
     tensors = [injector.tensor_of(item.layer, item.parameter) for item in every(injector)]
@@ -106,7 +106,7 @@ def test_every_parameter_is_a_target_once(with_input: bool) -> None:
 
 
 def test_what_only_holds_parameters_comes_after_all_calls() -> None:
-    injector = Injector(attends(), 2, SHAPE)
+    injector = Injector(attends(), 2, torch.zeros(1, *SHAPE))
     positions = [layer.position for layer in [*injector.layers, *injector.holders]]
     assert positions == list(range(len(positions)))
     assert [layer.path for layer in injector.holders] == [
@@ -117,7 +117,7 @@ def test_what_only_holds_parameters_comes_after_all_calls() -> None:
 
 
 def test_a_shared_tensor_is_listed_with_the_first_layer() -> None:
-    injector = Injector(attends(), 2, SHAPE)
+    injector = Injector(attends(), 2, torch.zeros(1, *SHAPE))
     twice = [layer for layer in injector.layers if layer.path == "twice"]
     assert [[parameter.name for parameter in layer.parameters] for layer in twice] == [["weight", "bias"], []]
     (tied,) = (layer for layer in injector.layers if layer.path == "tied")
@@ -125,7 +125,7 @@ def test_a_shared_tensor_is_listed_with_the_first_layer() -> None:
 
 
 def test_only_layers_with_a_chosen_parameter() -> None:
-    injector = Injector(attends(), 2, SHAPE)
+    injector = Injector(attends(), 2, torch.zeros(1, *SHAPE))
     layers = [*injector.layers, *injector.holders]
     assert [layer.path for layer in with_parameters(layers, ["class_token", "gamma"])] == ["", "scale"]
     with pytest.raises(BadInput, match=r"parameters \(--parameters\): .* tensor wieght; valid: all, .*gamma"):
@@ -133,7 +133,7 @@ def test_only_layers_with_a_chosen_parameter() -> None:
 
 
 def test_unread_parameters_are_known() -> None:
-    injector = Injector(attends(), 2, SHAPE)
+    injector = Injector(attends(), 2, torch.zeros(1, *SHAPE))
     unread = {full_name(item) for item in every(injector) if not injector.reads(item.layer, item.parameter)}
     assert unread == {"unread.weight", "unread.bias"}
 
@@ -164,7 +164,7 @@ def test_the_documented_counter() -> None:
 
 def test_one_bit_of_one_parameter_differs_and_is_restored() -> None:
     model = attends()
-    injector = Injector(model, 2, SHAPE)
+    injector = Injector(model, 2, torch.zeros(1, *SHAPE))
     before = copy.deepcopy(dict(model.named_parameters()))
     for item in every(injector):
         flips = parameter_flip(5, item.layer, 0, parameter=item.parameter)
@@ -184,7 +184,7 @@ def test_one_bit_of_one_parameter_differs_and_is_restored() -> None:
 
 def test_a_flip_of_attention_is_one_of_its_output() -> None:
     model, images = attends(), random_images(4, *SHAPE)
-    injector = Injector(model, 4, SHAPE)
+    injector = Injector(model, 4, torch.zeros(1, *SHAPE))
     (layer,) = (layer for layer in injector.layers if layer.type == "MultiheadAttention")
     assert (layer.shape, layer.per_image, layer.bits) == ((17, 8), True, 32)
     flips = neuron_flips(5, layer, 0, 4, bit=0)
@@ -207,7 +207,7 @@ def test_a_flip_of_attention_is_one_of_its_output() -> None:
 
 def test_attention_with_the_batch_second_has_no_output_of_one_image() -> None:
     """Its rows could not be told from images."""
-    injector = Injector(attends(batch_first=False), 2, SHAPE)
+    injector = Injector(attends(batch_first=False), 2, torch.zeros(1, *SHAPE))
     (layer,) = (layer for layer in injector.layers if layer.type == "MultiheadAttention")
     assert not layer.per_image
 
@@ -257,8 +257,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def test_engines_agree_on_every_target(name: str, dtype: torch.dtype, target: Target) -> None:
     placement = Placement(torch.device("cpu"), dtype)
     model = placement.model(MODELS[name]().to(dtype).eval().requires_grad_(False))
-    images = placement.images(random_images(3, *SHAPE))
-    injector = Injector(WithInput(model) if target == "neuron" else model, 3, SHAPE)
+    images = placement.inputs(random_images(3, *SHAPE))
+    injector = Injector(WithInput(model) if target == "neuron" else model, 3, torch.zeros(1, *SHAPE))
     if target == "neuron":
         flips = [neuron_flips(5, la, 0, 3, repeat=r) for la in injector.layers if la.per_image for r in range(4)]
     else:
@@ -276,7 +276,7 @@ def test_engines_agree_on_every_target(name: str, dtype: torch.dtype, target: Ta
 
 def test_the_wave_knows_where_a_parameter_reaches_the_images() -> None:
     model = attends()
-    injector = Injector(model, 2, SHAPE)
+    injector = Injector(model, 2, torch.zeros(1, *SHAPE))
     engine, note = engines.build("wave", injector, random_images(2, *SHAPE))
     assert note is None
     assert isinstance(engine, Wave)
@@ -290,7 +290,7 @@ def test_the_wave_knows_where_a_parameter_reaches_the_images() -> None:
 
 def test_what_tracing_read_once_runs_on_the_reference_engine() -> None:
     model = scatter(Bakes()).eval()
-    injector = Injector(model, 2, SHAPE)
+    injector = Injector(model, 2, torch.zeros(1, *SHAPE))
     program = Program(model, injector.modules, injector.layers, random_images(2, *SHAPE))
     assert program.entry(model.get_parameter("shift")) == "several"
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitflip.campaign.experiment import Experiment
+from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
 from bitflip.engines.memory import Portions
 from bitflip.faults.flips import Flips
@@ -118,10 +119,10 @@ class Here:
 def portions(engine: Engine, placement: Placement) -> Portions:
     """What runs batches on an engine, whole or as many images at a time as fit the memory."""
 
-    def attempt(images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Progress) -> BatchOutcomes:
+    def attempt(images: Inputs, labels: Tensor, flips: list[Flips], first: int, progress: Progress) -> BatchOutcomes:
         outcomes = BatchOutcomes(labels.to(placement.device), flips, first, progress)
         with torch.no_grad():
-            engine.run(placement.images(images), outcomes.flips, outcomes)
+            engine.run(placement.inputs(images), outcomes.flips, outcomes)
         outcomes.to_host()
         return outcomes
 

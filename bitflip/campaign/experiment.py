@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from bitflip import engines
-from bitflip.data import datasets
+from bitflip.data import datasets, inputs
 from bitflip.data.datasets import TestSet
 from bitflip.data.images import Images
+from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
 from bitflip.engines.injection import Injector, WithInput
 from bitflip.errors import BadInput
@@ -146,7 +147,9 @@ def assemble(
     classes = datasets.classes_of(settings, test_set)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = models.load(settings, classes)
-    network = ready(settings, target, classifier, classes)
+    assert settings.img_size is not None
+    example = torch.zeros(1, settings.channels, settings.img_size, settings.img_size)
+    network = ready(settings, target, classifier, classes, example)
     if network.note is not None:
         log.warning(network.note)
     if listed is None:
@@ -163,27 +166,33 @@ def assemble(
     return Experiment(settings, target, network, Images(test_set, count), chosen, targets, source, device)
 
 
-def ready(settings: Hyperparameters, target: Target, classifier: Classifier, classes: int) -> Network:
+def ready(settings: Hyperparameters, target: Target, classifier: Classifier, classes: int, example: Inputs) -> Network:
     """A classifier that was loaded, on its device, with its layers found and an engine chosen.
 
+    Args:
+        settings: of the run.
+        target: what faults strike.
+        classifier: the model.
+        classes: that it tells apart, at least.
+        example: some inputs, or anything of their form.
+
     Raises:
-        BadInput: if it does not take the images, or is no classifier of so many classes.
+        BadInput: if it does not take the inputs, or is no classifier of so many classes.
     """
-    assert settings.img_size is not None
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
     devices.keep_freed_memory()
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
-    shape = (settings.channels, settings.img_size, settings.img_size)
-    injector = Injector(WithInput(model) if target == "neuron" else model, settings.batch_size, shape)
+    struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
+    injector = Injector(struck, settings.batch_size, example)
     if len(injector.logits_shape) != 2 or injector.logits_shape[1] < classes:
         raise BadInput(
             f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
             f"image has the shape (1, {classes}), got {injector.logits_shape}"
         )
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
-    engine, note = engines.build(settings.engine, injector, placement.images(torch.zeros(1, *shape)), pool_bytes)
+    engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes)
     return Network(classifier, placement, injector, engine, note)
 
 

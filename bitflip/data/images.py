@@ -1,10 +1,10 @@
-"""The images of a run: decoded once if they fit the memory, in batches, with a digest."""
+"""The images, or other inputs, of a run: decoded once if they fit the memory, in batches, with a digest."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -14,38 +14,54 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets as tv
 
+from bitflip.data import inputs
 from bitflip.data.datasets import TestSet
+from bitflip.data.inputs import Inputs
 from bitflip.errors import BadInput
 
-KEPT_BYTES = 1 << 31  # test sets up to this size are decoded once
+KEPT_BYTES = 1 << 30  # test sets up to this size are decoded once
 MANY_IMAGES = 5000  # from here on, decoding image files in worker processes pays
 AT_ONCE = 256  # images that are decoded together
 
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
+Batch = tuple[Inputs, Tensor]  # images (B, C, H, W), or other inputs, and labels (B,)
 
 
 class Images:
-    """Images with their labels, in a fixed order.
+    """Images, or other inputs, with their labels, in a fixed order.
 
     Args:
         test_set: the images.
         count: how many of them are run, from the first one on.
+        collate: makes a batch of some of them; None for PyTorch's way.
+        workers: processes that decode them; None for as many as pay.
 
     Raises:
         BadInput: if they are decoded at once and one can't be read.
     """
 
-    def __init__(self, test_set: TestSet, count: int) -> None:
+    def __init__(
+        self,
+        test_set: TestSet,
+        count: int,
+        collate: Callable[[list[Any]], Any] | None = None,
+        workers: int | None = None,
+    ) -> None:
         self.test_set = test_set
         self.count = count
+        files = isinstance(test_set, tv.ImageFolder) and count >= MANY_IMAGES
+        self._collate = collate
+        self._workers = (min(8, os.cpu_count() or 1) if files else 0) if workers is None else workers
         self._kept: Batch | None = None
         if count == 0:
             return
-        image = test_set[0][0]
-        if image.numel() * image.element_size() * count <= KEPT_BYTES:
-            spans = [range(first, min(first + AT_ONCE, count)) for first in range(0, count, AT_ONCE)]
-            parts = list(self._load(spans))
-            self._kept = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+        (example, _), *_ = self._load([range(1)])
+        if sum(part.numel() * part.element_size() for part in inputs.parts(example)) * count <= KEPT_BYTES:
+            batches = list(self._load(self._spans))
+            self._kept = inputs.join([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+    @property
+    def _spans(self) -> list[range]:
+        return [range(first, min(first + AT_ONCE, self.count)) for first in range(0, self.count, AT_ONCE)]
 
     def batches(self, spans: Iterable[range]) -> Iterator[Batch]:
         """The images and labels of ranges of the test set, one after the other.
@@ -58,9 +74,10 @@ class Images:
             return
         images, labels = self._kept
         for span in spans:
-            yield images[span.start : span.stop], labels[span.start : span.stop]
+            part = slice(span.start, span.stop)
+            yield inputs.rows(images, part), labels[part]
 
-    def first(self, count: int) -> Tensor:
+    def first(self, count: int) -> Inputs:
         """The first few images."""
         ((images, _),) = self.batches([range(min(count, self.count))])
         return images
@@ -73,21 +90,22 @@ class Images:
             for path, label in self.test_set.samples[: self.count]:
                 sha.update(Path(path).read_bytes() + str(label).encode())
             return sha.hexdigest()
-        spans = [range(first, min(first + AT_ONCE, self.count)) for first in range(0, self.count, AT_ONCE)]
-        for images, labels in self.batches(spans):
-            sha.update(images.contiguous().numpy().tobytes())
-            sha.update(labels.numpy().tobytes())
+        for images, labels in self.batches(self._spans):
+            for part in (*inputs.parts(images), labels):
+                sha.update(str(part.dtype).encode())
+                sha.update(part.contiguous().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
     def _load(self, spans: Iterable[range]) -> Iterator[Batch]:
-        files = isinstance(self.test_set, tv.ImageFolder) and self.count >= MANY_IMAGES
         loader: DataLoader[Any] = DataLoader(
             cast("Dataset[Any]", self.test_set),
             batch_sampler=cast("Any", spans),
-            num_workers=min(8, os.cpu_count() or 1) if files else 0,
+            num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=self._collate,
         )
         try:
-            yield from loader
+            for images, labels in loader:
+                yield inputs.of(images), labels
         except BadInput as error:  # a worker process puts its whole traceback before the sentence
             raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs
 from bitflip.faults.flips import Flips
 from bitflip.network import bits
 from bitflip.outcomes.batch import BatchOutcomes
@@ -42,10 +44,10 @@ class Recorder(BatchOutcomes):
         return torch.stack(rows).reshape(slots, images, -1)
 
 
-def record(engine: Engine, images: Tensor, flips: Sequence[Flips]) -> tuple[Recorder, int]:
+def record(engine: Engine, images: Inputs, flips: Sequence[Flips]) -> tuple[Recorder, int]:
     """Run flips on a batch; return the logits of all faults, and the number of faults that the engine reported."""
     done: list[int] = []
-    recorder = Recorder(torch.zeros(len(images), dtype=torch.int64), list(flips), 0, done.append)
+    recorder = Recorder(torch.zeros(inputs.count(images), dtype=torch.int64), list(flips), 0, done.append)
     with torch.no_grad():
         engine.run(images, flips, recorder)
     return recorder, sum(done)

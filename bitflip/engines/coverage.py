@@ -91,7 +91,7 @@ def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: bool
     placement = Placement(torch.device("cpu"), bits.dtype_of(model))
     model = placement.model(enlivened(model).eval().requires_grad_(False))
     size, injector = _fitting(model, sizes)
-    images = placement.images(torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(SEED)))
+    images = placement.inputs(torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(SEED)))
     engine, note = engines.build("wave", injector, images)
     outputs = targets(_numbered(injector.layers), "neuron", None)
     tensors = targets(_numbered(injector.everything), "weight", None)
@@ -148,7 +148,7 @@ def _fitting(model: nn.Module, sizes: Iterable[int]) -> tuple[int, Injector]:
     reason = ""
     for size in sizes:
         try:
-            return size, Injector(WithInput(model), IMAGES, (3, size, size))
+            return size, Injector(WithInput(model), IMAGES, torch.zeros(1, 3, size, size))
         except BadInput as error:
             reason = first_line(error)
     raise BadInput(reason or "no image size to try")

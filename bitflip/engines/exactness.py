@@ -7,6 +7,7 @@ this layer and this size, the wave runs whole maps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -56,15 +57,15 @@ class Exactness:
         tried = self._spread if step.kind is Kind.SPREAD else self._pointwise
         return self._known(step, ("window", size, channel is None), clean, lambda: tried(step, size, channel, clean))
 
-    def channel(self, step: Step, clean: Tensor) -> bool:
+    def channel(self, step: Step, clean: object) -> bool:
         """Whether single channels of a layer's output, from its whole input, are exact.
 
         Args:
             step: any step that calls a module.
-            clean: its input, of which only the form counts.
+            clean: its input, of which only the form counts; anything.
         """
         module = self._program.module(step.node)
-        if step.layout != Rows(0, 1) or clean.dim() != 4 or not is_plain(module):
+        if step.layout != Rows(0, 1) or not _is_map(clean) or not is_plain(module):
             return False
         return self._known(step, ("channel",), clean, lambda: self._channels(module, clean))
 
@@ -120,6 +121,11 @@ class Exactness:
                 if alone is None or not _same(alone, whole[:, channel : channel + 1]):
                     return False
         return True
+
+
+def _is_map(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor (B, C, H, W) of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs, Packed
 from bitflip.engines import strides
 from bitflip.engines.injection import storage
 from bitflip.engines.invariance import Invariant, close
@@ -111,26 +113,26 @@ class Program:
         model: in eval mode.
         modules: the leaf modules by the paths that the layers have.
         layers: the layers of the model, in call order.
-        images: any batch of at least one image, for shape, type and device.
+        images: any batch of at least one image, for its form and device; see :func:`bitflip.data.inputs.random`.
 
     Raises:
         Untraceable: if the model can't be run step by step.
     """
 
     def __init__(
-        self, model: nn.Module, modules: dict[str, nn.Module], layers: Sequence[Layer], images: Tensor
+        self, model: nn.Module, modules: dict[str, nn.Module], layers: Sequence[Layer], images: Inputs
     ) -> None:
-        self.model = model
-        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self.model = Packed(model, images)
+        self._modules: dict[str, nn.Module] = dict(self.model.named_modules())
         try:
-            graph = _LeafTracer().trace(model)
+            graph = _LeafTracer().trace(self.model)
         except Exception as error:  # tracing runs the model's own code on stand-ins, and that can raise anything
             raise Untraceable(f"torch.fx can't trace it ({type(error).__name__}: {first_line(error)})") from error
         paths = {id(module): path for path, module in modules.items()}
         nodes = list(graph.nodes)
         self.placeholder, logits = nodes[0], nodes[-1].args[0]
-        if sum(node.op == "placeholder" for node in nodes) != 1 or not isinstance(logits, fx.Node):
-            raise Untraceable("it does not take one tensor and return one tensor")
+        if not isinstance(logits, fx.Node):
+            raise Untraceable("it does not return one tensor")
         self.logits: fx.Node = logits
         last_use = {used: i for i, node in enumerate(nodes) for used in node.all_input_nodes}
         self._bytes: dict[fx.Node, int] = {}
@@ -165,7 +167,7 @@ class Program:
             raise Untraceable(f"its traced form does not call {sorted(missing)[0][0]}")
         self._reads = [self._parameters_read(step.node) for step in self.steps]
         # Values that tracing computed, perhaps from parameters that it read outside of the graph.
-        made = [getattr(model, str(n.target)) for n in nodes if str(n.target).startswith("_tensor_constant")]
+        made = [getattr(self.model, str(n.target)) for n in nodes if str(n.target).startswith("_tensor_constant")]
         self._baked = any(value.is_floating_point() for value in made)
         self._entries: dict[int, Entry | Literal["none", "several"]] = {}
 
@@ -241,12 +243,12 @@ class Program:
             return {storage(value)} if isinstance(value, Tensor) else set()
         return set()
 
-    def _rehearse(self, nodes: list[fx.Node], dead: dict[int, list[fx.Node]], images: Tensor) -> dict[fx.Node, Layout]:
-        generator = torch.Generator().manual_seed(0)
-        three = torch.randn(3, *images.shape[1:], generator=generator).to(images)
-        two = three[[1, 0]]
-        layouts: dict[fx.Node, Layout] = {nodes[0]: Rows(0, 1)}
-        a, b = {nodes[0]: two}, {nodes[0]: three}
+    def _rehearse(self, nodes: list[fx.Node], dead: dict[int, list[fx.Node]], images: Inputs) -> dict[fx.Node, Layout]:
+        three = inputs.random(3, images)
+        two = inputs.rows(three, torch.tensor([1, 0], device=inputs.device(three)))
+        a: dict[fx.Node, Any] = {nodes[0]: self.model.pack(two)}
+        b: dict[fx.Node, Any] = {nodes[0]: self.model.pack(three)}
+        layouts: dict[fx.Node, Layout] = {nodes[0]: _layout(a[nodes[0]], b[nodes[0]], "the input")}
         with torch.no_grad():
             for i, node in enumerate(nodes[1:-1], start=1):
                 versions = {n: _version(v) for n, v in b.items()}
@@ -269,7 +271,7 @@ class Program:
                         raise Untraceable(f"{node} changes {other} in place, which is still needed")
             # Tracing takes x += y for x = x + y, and one branch of every isinstance: see that it did no harm.
             with self.mode:
-                whole = self.model(three.clone())
+                whole = self.model(self.model.pack(inputs.clone(three)))
             if not close(whole, b[self.logits]):
                 raise Untraceable("its traced form computes something else")
         if layouts[self.logits] != Rows(0, 1):

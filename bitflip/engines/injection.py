@@ -1,9 +1,10 @@
 """PyTorchFI's injector with the gaps of release 0.6.0 closed.
 
-What 0.6.0 lacks, and this subclass adds: layer types without a weight and ``all`` (its constructor reads
-``layer.weight`` of every chosen layer), one layer per call of a reused module, attention, every parameter tensor of the
-model with any number of dimensions (BatchNorm's have one), a constructor that leaves model, random state and logging as
-they were, and faults that are undone, bit for bit, without a copy of the model.
+What 0.6.0 lacks, and this subclass adds: inputs other than one tensor of floating-point values (its constructor draws
+one), layer types without a weight and ``all`` (it reads ``layer.weight`` of every chosen layer), one layer per call of
+a reused module, attention, every parameter tensor of the model with any number of dimensions (BatchNorm's have one), a
+constructor that leaves model, random state and logging as they were, and faults that are undone, bit for bit, without
+a copy of the model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs
 from bitflip.engines import memory
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
@@ -34,17 +37,42 @@ from bitflip.network.layers import Layer, Parameter, is_leaf, printable
 
 
 class WithInput(nn.Module):
-    """A model with an Identity in front, so that layer 0 is the input image."""
+    """A model with an Identity in front, so that layer 0 is the input image; of several inputs, one for each.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: any.
+        names: of its inputs if it takes several, see :func:`bitflip.data.inputs.names`.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.input = nn.Identity()
+        self.input = nn.Module() if names else nn.Identity()
+        for name in names:
+            self.input._modules[name] = nn.Identity()  # `add_module` refuses the names that modules have for themselves
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch of images, (B, C, H, W) -> (B, classes)."""
-        logits: Tensor = self.model(self.input(x))
-        return logits
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Logits of a batch, such as (B, C, H, W) -> (B, classes)."""
+        by_place = [self._through(str(place), x) for place, x in enumerate(args)]
+        return self.model(*by_place, **{name: self._through(name, x) for name, x in kwargs.items()})
+
+    def _through(self, name: str, x: Any) -> Any:
+        identity = self.input._modules.get(name, self.input)
+        assert identity is not None
+        return identity(x)
+
+
+class _Given(nn.Module):
+    """A model that runs on a given batch, whatever it is called with."""
+
+    def __init__(self, model: nn.Module, batch: Inputs) -> None:
+        super().__init__()
+        self.model = model
+        self.batch = batch
+
+    def forward(self, image: Tensor) -> Any:
+        """What the model returns for the given batch."""
+        return inputs.call(self.model, self.batch)
 
 
 @dataclass
@@ -59,12 +87,12 @@ class Injector(fault_injection):
     """Finds the injectable layers of a model and flips bits of their outputs or weights.
 
     Args:
-        model: any classifier of image batches; put into eval mode, and left there, before anything runs through it.
+        model: any classifier of batches; put into eval mode, and left there, before anything runs through it.
         batch_size: images per batch, for PyTorchFI's bounds checks and summary.
-        input_shape: (C, H, W) of one image.
+        example: a batch of at least one image, for its form; see :func:`bitflip.data.inputs.random`.
 
     Raises:
-        BadInput: if the model can't take such an image.
+        BadInput: if the model can't take such images.
 
     Attributes:
         layers: every call of every leaf module that returns floating-point values, in call order. Of what attention
@@ -74,7 +102,7 @@ class Injector(fault_injection):
         logits_shape: shape of the model's output for one image; empty if that is no tensor.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, input_shape: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, batch_size: int, example: Inputs) -> None:
         # PyTorchFI's constructor runs a dummy image through the model: in training mode that would shift the
         # statistics of BatchNorm, and the faulty model would be wrong with no fault at all.
         model.eval()
@@ -89,27 +117,22 @@ class Injector(fault_injection):
         self._seen: dict[tuple[str, int], Tensor] | None = None
         self._profiling: list[RemovableHandle] = []
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        example = inputs.to(inputs.of(example), device, bits.dtype_of(model))
         try:
             with (
                 _logging_untouched(),
                 torch.random.fork_rng([device] if device.type == "cuda" else []),
                 torch.no_grad(),
             ):
-                super().__init__(
-                    model, batch_size, list(input_shape), layer_types=["all"], use_cuda=device.type == "cuda"
-                )
-                images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
-                self._find_shared_outputs(images.to(device=device, dtype=bits.dtype_of(model)))
+                profiled, shape = _for_a_dummy(model, example)
+                super().__init__(profiled, batch_size, shape, layer_types=["all"], use_cuda=device.type == "cuda")
+                self.original_model, self._input_shape = model, _shape(example)
+                self._find_shared_outputs(inputs.random(2, example))
             self._find_holders()
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
             if memory.ran_out(error):
                 raise
-            channels, size, _ = input_shape
-            reason = first_line(error)
-            raise BadInput(
-                f"img_size, channels (--img-size, --channels): the model can't take {channels} channels of "
-                f"{size} x {size} pixels: {reason}"
-            ) from error
+            raise BadInput(f"{_refused(example)}: {first_line(error)}") from error
         finally:
             for handle in self._profiling:
                 handle.remove()
@@ -118,6 +141,7 @@ class Injector(fault_injection):
         self, model: nn.Module, layer_types: Sequence[Any]
     ) -> tuple[list[RemovableHandle], list[Any], list[Any]]:
         """PyTorchFI's hook for its dummy pass: record the layers of the model, in call order."""
+        model = model.model if isinstance(model, _Given) else model
         inside: set[nn.Module] = set()  # of a leaf
         for name, module in model.named_modules():
             path = printable(self._path_in(model, name))
@@ -140,20 +164,23 @@ class Injector(fault_injection):
         path = name.removeprefix("model.")
         return name if path in self._paths else path  # the model has an ``input`` of its own
 
-    def _find_shared_outputs(self, images: Tensor) -> None:
+    def _find_shared_outputs(self, images: Inputs) -> None:
         """Mark the layers in whose output there is nothing of one image to flip.
 
         It does not grow with the batch, or is folded in an order in which the first image does not come first.
         """
         both: dict[tuple[str, int], Tensor] = {}
         alone: dict[tuple[str, int], Tensor] = {}
-        for seen, batch in ((both, images), (alone, images[:1])):
+        for seen, batch in ((both, images), (alone, inputs.rows(images, slice(1)))):
             self._seen = seen
             self._calls.clear()
             with self._read:
-                self.original_model(batch.clone())
+                inputs.call(self.original_model, inputs.clone(batch))
         for i, layer in enumerate(self.layers):
-            one, two = alone[layer.path, layer.call], both[layer.path, layer.call]
+            key = layer.path, layer.call
+            if key not in alone or key not in both:
+                raise BadInput(f"model_name (--model-name): {layer.path} of the model is run for some inputs only")
+            one, two = alone[key], both[key]
             per_image = len(two) == 2 * len(one)
             if per_image and len(one) > 1:  # folded
                 scale = float(one.abs().nan_to_num().max())
@@ -279,6 +306,30 @@ class Injector(fault_injection):
                 yield Injected(original.reshape(1), error.reshape(1))
             finally:
                 weight[index] = original
+
+
+def _for_a_dummy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[int]]:
+    """What PyTorchFI can profile, and the shape that it makes its dummy image in, of floating-point values."""
+    if isinstance(example, Tensor) and example.is_floating_point():
+        return model, list(example.shape[1:])
+    return _Given(model, inputs.random(1, example)), [1]
+
+
+def _shape(example: Inputs) -> list[Any]:
+    """The shape of one image, or the shapes of its parts."""
+    shapes = [list(part.shape[1:]) for part in inputs.parts(example)]
+    return shapes[0] if isinstance(example, Tensor) else shapes
+
+
+def _refused(example: Inputs) -> str:
+    """That the model can't take such images, in the words of who chose them."""
+    if isinstance(example, Tensor) and example.is_floating_point() and example.dim() == 4:
+        channels, height, width = example.shape[1:]
+        return (
+            f"img_size, channels (--img-size, --channels): the model can't take {channels} channels of "
+            f"{height} x {width} pixels"
+        )
+    return f"inputs: the model can't take {inputs.described(example)}"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs
 from bitflip.engines import kernels, strides, verdicts
 from bitflip.engines.kernels import aten, is_tensor
 from bitflip.engines.loops import Loops, is_on_values
@@ -125,7 +127,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
 
 
-def uneven(model: nn.Module, images: Tensor) -> str | None:
+def uneven(model: nn.Module, images: Inputs) -> str | None:
     """The first module whose rows are rounded otherwise in other company even so, or None if there is none.
 
     What differs by more than rounding, since it mixes images or chooses its way by them, is not looked for here.
@@ -137,10 +139,12 @@ def uneven(model: nn.Module, images: Tensor) -> str | None:
     Returns:
         Its path, or the type of the model if it is in no leaf module.
     """
-    together = _watched(model, images)
-    for start, stop in ((0, 1), (1, 2), (1, len(images))):
-        for (path, whole), (_, some) in zip(together, _watched(model, images[start:stop]), strict=False):
-            fold, rest = divmod(len(whole), len(images)) if whole.dim() else (0, 1)
+    count, together = inputs.count(images), _watched(model, images)
+    for start, stop in ((0, 1), (1, 2), (1, count)):
+        for (path, whole), (_, some) in zip(
+            together, _watched(model, inputs.rows(images, slice(start, stop))), strict=False
+        ):
+            fold, rest = divmod(len(whole), count) if whole.dim() else (0, 1)
             if rest or len(some) != fold * (stop - start):
                 continue  # its first dimension is not that of the images
             expected = whole[fold * start : fold * stop]
@@ -151,7 +155,7 @@ def uneven(model: nn.Module, images: Tensor) -> str | None:
     return None
 
 
-def _watched(model: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
+def _watched(model: nn.Module, images: Inputs) -> list[tuple[str, Tensor]]:
     """The outputs of all leaf modules, and of the model."""
     seen: list[tuple[str, Tensor]] = []
 
@@ -165,7 +169,7 @@ def _watched(model: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
     handles = [module.register_forward_hook(watch(path)) for path, module in leaves]
     try:
         with torch.no_grad(), Invariant():
-            output = model(images.clone())
+            output = inputs.call(model, inputs.clone(images))
     finally:
         for handle in handles:
             handle.remove()

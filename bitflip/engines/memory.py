@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
 from bitflip.outcomes import batch as outcomes
@@ -26,7 +28,7 @@ _SIGNS = (  # of a lack of memory in the words of a RuntimeError
 )
 
 Progress = Callable[[int], None]
-Run = Callable[[Tensor, Tensor, list[Flips], int, Progress], BatchOutcomes]
+Run = Callable[[Inputs, Tensor, list[Flips], int, Progress], BatchOutcomes]
 
 
 def ran_out(error: BaseException) -> bool:
@@ -47,8 +49,8 @@ class Portions:
     """Runs batches in portions of as many images as fit the memory, which changes no outcome.
 
     Args:
-        run: runs images, (B, C, H, W), and labels, (B,), with flips; takes the index in the test set of the first image
-            and what to call with the number of further faulty images whose outcome is known.
+        run: runs images, such as (B, C, H, W), and labels, (B,), with flips; takes the index in the test set of the
+            first image and what to call with the number of further faulty images whose outcome is known.
         most: images of one portion; None as long as whole batches fit.
     """
 
@@ -56,7 +58,7 @@ class Portions:
         self._run = run
         self.most = most
 
-    def run(self, images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Progress) -> BatchOutcomes:
+    def run(self, images: Inputs, labels: Tensor, flips: list[Flips], first: int, progress: Progress) -> BatchOutcomes:
         """The outcomes of one batch, on the host.
 
         Raises:
@@ -64,12 +66,12 @@ class Portions:
         """
         done: list[BatchOutcomes] = []
         start = 0
-        while start < len(images) or not done:
-            left = len(images) - start
+        while start < len(labels) or not done:
+            left = len(labels) - start
             size = left if self.most is None else -(-left // -(-left // self.most))  # of about the same size each
             part = slice(start, start + size)
             cut = [_cut(one, part) for one in flips]
-            found = self._attempt(images[part], labels[part], cut, first + start, progress)
+            found = self._attempt(inputs.rows(images, part), labels[part], cut, first + start, progress)
             if isinstance(found, BatchOutcomes):
                 done.append(found)
                 start += size
@@ -84,7 +86,7 @@ class Portions:
         return outcomes.join(done, flips)
 
     def _attempt(
-        self, images: Tensor, labels: Tensor, flips: list[Flips], first: int, progress: Progress
+        self, images: Inputs, labels: Tensor, flips: list[Flips], first: int, progress: Progress
     ) -> BatchOutcomes | str:
         """The outcomes, or why the memory did not suffice."""
         reported = 0
@@ -95,7 +97,7 @@ class Portions:
             progress(faulty)
 
         try:
-            return self._run(images.clone(), labels, flips, first, report)  # some models change their input
+            return self._run(inputs.clone(images), labels, flips, first, report)  # some models change their input
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs
 from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant
 from bitflip.faults.flips import Flips
@@ -29,24 +31,25 @@ class Reference:
         self.most = most
         self._mode = Invariant()
 
-    def run(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
+    def run(self, images: Inputs, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
         outcomes.clean(self._logits(images))
         for slot, one in enumerate(flips):
             if len(one):
                 self.run_slot(images, slot, one, outcomes)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Inputs) -> Tensor:
         with self._mode:
-            logits: Tensor = self.injector.original_model(images.clone())  # some models change their input
+            logits: Tensor = inputs.call(self.injector.original_model, inputs.clone(images))  # some change their input
         return logits
 
-    def run_slot(self, images: Tensor, slot: int, flips: Flips, outcomes: BatchOutcomes) -> None:
+    def run_slot(self, images: Inputs, slot: int, flips: Flips, outcomes: BatchOutcomes) -> None:
         """Run the flips of one slot; the outcomes have to know the clean logits, or to be told."""
         with self.injector.injected(flips) as injected:
             logits = self._logits(images)
         outcomes.struck(slot, injected.original, injected.error)
         rows = flips.rows
-        image = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
-        image = image.to(images.device)
-        outcomes.finished(image + slot * len(images), logits if rows is None else logits[image])
+        count = inputs.count(images)
+        image = torch.arange(count) if rows is None else torch.from_numpy(rows)
+        image = image.to(logits.device)
+        outcomes.finished(image + slot * count, logits if rows is None else logits[image])

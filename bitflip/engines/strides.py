@@ -80,8 +80,8 @@ def like(value: Tensor, other: Tensor) -> Tensor:
     return value.permute(dims).contiguous().permute(inverse(dims))
 
 
-def random(count: int, form: Tensor) -> Tensor:
-    """So many rows of normal values, always the same ones, in the form of those of another tensor."""
-    generator = torch.Generator().manual_seed(0)
+def random(count: int, form: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """So many rows of normal values, in the form of those of another tensor; always the same without a generator."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     drawn = torch.randn(count, *form.shape[1:], generator=generator, dtype=torch.float64)
     return like(drawn.to(form.device, form.dtype), form)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from bitflip.data.inputs import Inputs
 from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Entry, Program, Rows, Step, by_image, bytes_of, is_data, take
@@ -73,7 +74,7 @@ class Wave:
         self._step_of = {step.layer: i for i, step in enumerate(program.steps) if step.layer is not None}
         self._reference = Reference(injector)
 
-    def run(self, images: Tensor, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
+    def run(self, images: Inputs, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
         tensors = {i: self.injector.tensor_of(one.layer, one.parameter) for i, one in enumerate(flips) if one.parameter}
         entries = {slot: self.program.entry(tensor) for slot, tensor in tensors.items()}
@@ -93,7 +94,7 @@ class Wave:
             if found == "none" and not self.injector.reads(one.layer, one.parameter):
                 with self.injector.injected(one) as injected:
                     outcomes.struck(slot, injected.original, injected.error)
-                outcomes.masked(len(images))
+                outcomes.masked(len(outcomes.labels))
             elif not isinstance(found, Entry):
                 # A weight that several steps read changes all of them, and a step that works in place can't be forked;
                 # those few faults take the obvious way.
@@ -138,13 +139,13 @@ class Wave:
         assert output is not None
         return output
 
-    def _sweep(self, images: Tensor, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork) -> None:
+    def _sweep(self, images: Inputs, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork) -> None:
         """Run the slots that fork at the given places in the program."""
         forks: dict[int, list[int]] = {}
         for slot, place in places.items():
             forks.setdefault(place, []).append(slot)
         _Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive).walk(
-            0, {self.program.placeholder: images}, []
+            0, {self.program.placeholder: self.program.model.pack(images)}, []
         )
 
 

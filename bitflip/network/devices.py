@@ -9,8 +9,10 @@ import platform
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bitflip.data import inputs
+from bitflip.data.inputs import Batch
 from bitflip.settings.hyperparameters import Precision
 
 AMPERE = (8, 0)  # compute capability of the first GPUs that have TF32
@@ -61,28 +63,33 @@ def resolve(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and in which form a run keeps its model and images.
+    """Where and in which form a run keeps its model and inputs.
 
     Attributes:
         device: where.
-        dtype: of the images, which is that of the model's parameters.
+        dtype: of floating-point inputs, such as images, which is that of the model's parameters.
     """
 
     device: torch.device
     dtype: torch.dtype
 
     @property
-    def memory_format(self) -> torch.memory_format:
-        """Channels last on the CPU, where convolutions and pooling are faster so; it changes no value's meaning."""
-        return torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+    def channels_last(self) -> bool:
+        """On the CPU, where convolutions and pooling of images are faster so; it changes no value's meaning."""
+        return self.device.type == "cpu"
 
     def model(self, model: nn.Module) -> nn.Module:
         """The model, in place."""
-        return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        model = model.to(self.device)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.dim() == 4:  # `nn.Module.to` would do it to those of five as well, which have no such format
+                tensor.data = tensor.data.to(memory_format=memory_format)
+        return model
 
-    def images(self, images: Tensor) -> Tensor:
-        """A batch of images, (B, C, H, W)."""
-        return images.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)
+    def inputs(self, batch: Batch) -> Batch:
+        """A batch of inputs, such as images (B, C, H, W)."""
+        return inputs.to(batch, self.device, self.dtype, channels_last=self.channels_last)
 
 
 def pin_arithmetic(precision: Precision) -> None:

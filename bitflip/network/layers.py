@@ -60,7 +60,8 @@ class Layer:
     Attributes:
         position: place in the model's full call order; it keys the layer's random numbers, so that a choice
             of layers changes no fault.
-        path: the module's path in the model, such as ``features.3``; ``input`` is the input image.
+        path: the module's path in the model, such as ``features.3``; ``input`` is the input image, or other tensor, and
+            ``input.0`` or ``input.NAME`` one of several.
         call: 0 for the module's first call in a forward pass, 1 for its second, ...
         type: class name of the module, such as ``Conv2d``.
         shape: shape of one image's output, without the batch dimension; of a tuple, of its first tensor.
