@@ -1,4 +1,4 @@
-"""``python -m bitflip COMMAND``: what can be done beside the three scripts."""
+"""``bitflip COMMAND``, or ``python -m bitflip COMMAND``: two of the scripts, and what can be done beside them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
-from bitflip import terminal
-from bitflip.errors import BadInput, refuse
+from bitflip import __version__, terminal
+from bitflip.commands import entry
+from bitflip.commands.exits import Exit
 
+SCRIPTS: dict[Literal["neuron", "weight"], str] = {
+    "neuron": "flip one bit of one neuron per image in each layer, as neuron.py does",
+    "weight": "flip one bit of one weight per batch in each layer that has a weight, as weight.py does",
+}
 COMMANDS = {
     "plan": "how many faults a margin of error takes, and how long they take here",
     "report": "pictures and a page of a run, from its result files; many seeds joined into one",
@@ -22,23 +29,29 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 for bad input, 130 when interrupted."""
     given = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="python -m bitflip", description="Single-bit-flip fault injection.")
+    prog = "bitflip" if Path(sys.argv[0]).stem == "bitflip" else "python -m bitflip"
+    for target in SCRIPTS:
+        if given[:1] == [target]:
+            return entry.main(target, f"{target}_", given[1:], f"{prog} {target}")
+    with terminal.outliving_readers(), terminal.speaking(), Exit() as end:
+        arguments = _parser(prog, given[:1]).parse_args(given)
+        end.device = hasattr(arguments, "device")
+        end.code = int(arguments.run(arguments))
+    return end.code
+
+
+def _parser(prog: str, chosen: Sequence[str]) -> argparse.ArgumentParser:
+    """All commands, of which only the chosen one has its arguments: others are not even imported."""
+    parser = argparse.ArgumentParser(prog=prog, description="Single-bit-flip fault injection.")
+    parser.add_argument("--version", action="version", version=f"bitflip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, meaning in COMMANDS.items():
+    for name, meaning in [*SCRIPTS.items(), *COMMANDS.items()]:
         command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
-        if given[:1] == [name]:  # others are not even imported
+        if [name] == chosen:
             module = importlib.import_module(f"bitflip.commands.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    with terminal.outliving_readers():
-        arguments = parser.parse_args(given)
-        try:
-            return int(arguments.run(arguments))
-        except BadInput as error:
-            return refuse(error)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+    return parser
 
 
 if __name__ == "__main__":

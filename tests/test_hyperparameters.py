@@ -280,7 +280,7 @@ def test_nothing_happens_when_a_script_is_imported(script: str) -> None:
 
 
 def test_ctrl_c_while_torch_is_imported_is_no_traceback(run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(argv: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(reading, "read", interrupt)

@@ -6,9 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bitflip.engines import coverage
 from bitflip.errors import BadInput
-from bitflip.network import models
 
 INTRODUCTION = """\
 # Coverage
@@ -45,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; the exit code is 1 if a parameter is out of reach, or the engines disagree."""
+    from bitflip.engines import coverage
+    from bitflip.network import models
+
     if not all(part.strip().isdigit() and int(part) for part in arguments.sizes.split(",") if arguments.sizes):
         raise BadInput(f"--sizes: expected whole numbers of at least 1, comma-separated, got {arguments.sizes!r}")
     sizes = tuple(map(int, arguments.sizes.split(","))) if arguments.sizes else None

@@ -16,8 +16,8 @@ from bitflip.campaign.loop import Done
 from bitflip.cluster import joining
 from bitflip.cluster.driver import Cluster
 from bitflip.commands import checks
-from bitflip.engines import memory
-from bitflip.errors import BadInput, first_line, refuse
+from bitflip.commands.exits import Exit
+from bitflip.errors import BadInput, refuse
 from bitflip.faults.flips import Target
 from bitflip.results import provenance, tracking
 from bitflip.results.paths import Paths
@@ -32,19 +32,11 @@ def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) ->
         prefix: of the result files' names.
         argv: command line arguments; None for those of the process.
     """
-    try:
-        with terminal.speaking():
-            settings = checks.checked(sys.argv[1:] if argv is None else argv, target)
-            return run(settings, target, prefix).code
-    except BadInput as error:
-        return refuse(error)
-    except (RuntimeError, MemoryError) as error:
-        if not memory.ran_out(error):
-            raise
-        return refuse(BadInput(f"device (--device): the memory does not suffice for the run ({first_line(error)})"))
-    except KeyboardInterrupt:
-        print("interrupted before the first batch was finished; nothing was written", file=sys.stderr)
-        return 130
+    interrupted = "interrupted before the first batch was finished; nothing was written"
+    with terminal.speaking(), Exit(interrupted) as end:
+        settings = checks.checked(sys.argv[1:] if argv is None else argv, target)
+        end.code = run(settings, target, prefix).code
+    return end.code
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,19 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit that the program runs from, with ``-dirty`` if files differ from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    """The commit that the program runs from, with ``-dirty`` if files differ from it; None outside a checkout.
+
+    A checkout that holds an installed package without tracking it, such as the user's own project, says nothing of it.
+    """
+    here = Path(__file__)
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        _git("ls-files", "--error-unmatch", here.name, folder=here.parent)
+        said = _git("describe", "--always", "--dirty", "--abbrev=40", "--match=", folder=here.parent)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return said or None
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
