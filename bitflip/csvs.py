@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -111,14 +112,22 @@ class Table:
         """The header, for messages."""
         return repr(",".join(self.header)[:200]) if self.header else "an empty file"
 
-    def require(self, columns: Sequence[str]) -> None:
-        """See that columns are there, and none twice.
+    def require(self, needed: Sequence[str], known: Sequence[str] = ()) -> None:
+        """See that columns are there, none twice, and none under a name that was damaged.
+
+        Args:
+            needed: columns without which the file is something else.
+            known: all that are known; an earlier version's file has fewer, and a later version's has others, too.
 
         Raises:
             BadInput: that names what is missing.
         """
-        if missing := [name for name in columns if name not in self.header]:
-            expected = f"expected the header {','.join(columns)}"
+        missing = [name for name in needed if name not in self.header]
+        strange = [name for name in self.header if name not in known]
+        for name in (name for name in known if name not in self.header):
+            missing += [name] if difflib.get_close_matches(name, strange, cutoff=0.75) else []
+        if missing:
+            expected = f"expected the header {','.join(known or needed)}"
             raise BadInput(f"{self.where}: {expected}, {missing[0]} is missing, got {self.got}")
         if len(set(self.header)) != len(self.header):
             raise BadInput(f"{self.where}: expected columns of different names, got {self.got}")

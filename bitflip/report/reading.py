@@ -10,12 +10,10 @@ from typing import Any
 
 from bitflip import csvs
 from bitflip.errors import BadInput, first_line
-from bitflip.report.runs import COUNTS, Mean, Outcomes, Place, Rate, Row, Run, parameters_of
+from bitflip.report.runs import Mean, Outcomes, Place, Rate, Row, Run, parameters_of
+from bitflip.results import columns
 from bitflip.results.paths import Paths
 
-OLDEST = ("index", "name", "layer", "path", "call", "misclassified", "correct")  # columns that every table has
-BITS = ("layer", "name", "path", "call", "parameter", "bit", "misclassified", "correct", *COUNTS, "largest_change")
-SQUARES = ("mm", "mn", "nn")
 ROUNDING = 1e-3  # percent, of the ends of an interval in a file
 
 
@@ -125,7 +123,8 @@ def _row(row: csvs.Row, rate: str, bit: int | None = None) -> Row:
     found = Row(place, wrong, correct, Rate(value, low, high), outcomes, bit)
     if wrong > correct:
         row.wrong.append(f"expected misclassified <= correct, got {wrong} and {correct}")
-    if outcomes and outcomes.masked + outcomes.benign + outcomes.sdc1 != outcomes.injections:
+    kinds = [outcomes[name] for name in ("masked", "benign", "sdc1")] if outcomes else []
+    if outcomes and None not in kinds and sum(filter(None, kinds)) != outcomes.injections:
         row.wrong.append("expected masked + benign + sdc1 to be injections")
     if value is not None and found.rate.interval:
         low, high = found.rate.interval
@@ -136,20 +135,20 @@ def _row(row: csvs.Row, rate: str, bit: int | None = None) -> Row:
 
 
 def _outcomes(row: csvs.Row) -> Outcomes | None:
-    if "flips" not in row:
+    if "flips" not in row or "injections" not in row:
         return None
-    counts = {name: row.count(name) for name in COUNTS}
-    squares = tuple(row.count(name) for name in SQUARES) if all(name in row for name in SQUARES) else None
-    return Outcomes(**counts, largest_change=row.number("largest_change", 1) or 0.0, squares=squares)
+    counts = {name: row.count(name) for name in columns.COUNTS if name in row}
+    sums = tuple(row.count(name) for name in columns.SUMS) if all(name in row for name in columns.SUMS) else None
+    return Outcomes(counts, row.number(columns.CHANGE, 1), sums)
 
 
 def _read_table(path: Path) -> tuple[int, tuple[Row, ...]]:
     table = csvs.Table(path, ended=True)
-    header = table.header
-    seeds = [name for name in header if name.startswith("seed_")]
+    seeds = [name for name in table.header if name.startswith("seed_")]
     if len(seeds) != 1 or not seeds[0][5:].isdecimal() or len(seeds[0]) > 30:
         raise BadInput(f"{path}: expected the table of one seed, with a column seed_N, got {table.got}")
-    table.require([*OLDEST, *([*COUNTS, "largest_change"] if "flips" in header else [])])
+    seed = int(seeds[0][5:])
+    table.require(("index", *columns.NEEDED), columns.of_layers(seeds[0][5:]))
 
     def parse(row: csvs.Row) -> tuple[int, Row]:
         return row.count("index"), _row(row, seeds[0])
@@ -163,12 +162,12 @@ def _read_table(path: Path) -> tuple[int, tuple[Row, ...]]:
         raise BadInput(f"{path}: expected each layer once")
     if not rows:
         raise BadInput(f"{path}: expected a row per layer, got none")
-    return int(seeds[0][5:]), rows
+    return seed, rows
 
 
 def _read_bits(path: Path) -> Iterator[Row]:
     table = csvs.Table(path, ended=True)
-    table.require((*BITS, "rate"))
+    table.require(("bit", "rate", *columns.NEEDED), columns.of_bits())
     seen = set()
     for line, row in table.values(lambda row: _row(row, "rate", row.count("bit", 63))):
         if (row.place, row.bit) in seen:

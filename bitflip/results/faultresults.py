@@ -20,6 +20,7 @@ from bitflip.results.paths import LISTED_FAULTS, Paths
 
 CHANGE = "largest_change"
 HEADER = (*faultlist.HEADER, faultlist.REPEAT, *COUNTS, CHANGE)
+NEEDED = ("images", "masked", "critical")  # what is compared
 SETTING = "results (--results)"
 IMAGES_HEADER = ("image", "correct", "target", "layer", "call", "bit", "critical")
 
@@ -65,7 +66,7 @@ class Read:
 
     Attributes:
         faults: of the list.
-        counts: of each fault, by the names of :data:`COUNTS`, (F,) each.
+        counts: of each fault, by those names of :data:`COUNTS` that the file has, (F,) each.
         by_image: critical inferences of each image that was run, (images,), by (target, path, call, bit).
     """
 
@@ -90,15 +91,15 @@ def read(path: Path) -> Read:
         raise BadInput(f"{SETTING}: expected a file whose name ends in {LISTED_FAULTS}, got {path}")
     beside = Paths(path.parent, path.name.removesuffix(LISTED_FAULTS)).listed_images
     table = csvs.Table(path, SETTING, ended=True)
-    table.require(HEADER)
+    table.require((*faultlist.HEADER, *NEEDED), HEADER)
     rows = [row for _, row in table.values(_fault)]
     if not rows:
         raise BadInput(f"{SETTING}: expected at least one fault in {path}, got a header only")
-    by_name = dict(zip(COUNTS, np.array([counts for _, counts in rows]).T, strict=True))
+    by_name = {name: np.array([counts[name] for _, counts in rows]) for name in rows[0][1]}
     if (by_name["images"] == 0).any():
         raise BadInput(f"{SETTING}: expected at least one image for each fault in {path}")
     images = csvs.Table(beside, SETTING, ended=True)
-    images.require(IMAGES_HEADER)
+    images.require(IMAGES_HEADER, IMAGES_HEADER)
     seen: dict[int, int] = {}
     cells: list[tuple[Key, int, int]] = []
     for _, (image, key, critical) in images.values(_image):
@@ -113,8 +114,8 @@ def read(path: Path) -> Read:
     return Read(tuple(fault for fault, _ in rows), by_name, by_image)
 
 
-def _fault(row: Row) -> tuple[Fault, list[int]]:
-    found = faultlist.own(row), [row.count(name) for name in COUNTS]
+def _fault(row: Row) -> tuple[Fault, dict[str, int]]:
+    found = faultlist.own(row), {name: row.count(name) for name in COUNTS if name in row}
     row.finish()
     return found
 
