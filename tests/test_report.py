@@ -24,7 +24,8 @@ from bitflip import report
 from bitflip.__main__ import main
 from bitflip.errors import BadInput
 from bitflip.report import damage, joined, page, plots, reading, scale, summary, words
-from bitflip.report.runs import Rate, Run
+from bitflip.report.runs import Run
+from bitflip.statistics.rates import Rate
 
 HOSTILE = "\"><script>alert(1)</script>&'$x$\x1b[31m\u202e"
 

@@ -269,8 +269,8 @@ def _open(experiment: Experiment, counts: Counts, turn: int, first: int) -> list
         found.item
         for found in experiment.estimates(counts)
         if found.tally.flips == before
-        and found.rate is not None
-        and not sampling.enough(Interval(found.rate.low, found.rate.high), margin)
+        and found.rate.interval is not None
+        and not sampling.enough(Interval(*found.rate.interval), margin)
     ]
 
 

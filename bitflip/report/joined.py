@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bitflip.errors import BadInput
-from bitflip.report.runs import Place, Rate, Row, Run
-from bitflip.report.summary import interval, mean, means_of, parts_of, spread, total
+from bitflip.report.runs import Place, Row, Run
+from bitflip.report.summary import means_of, parts_of, spread, sums, total
 from bitflip.results import columns
 from bitflip.results.paths import Paths
+from bitflip.statistics import rates
+from bitflip.statistics.rates import Rate
 
 FREE = {
     *("seed", "seeds", "input_path", "output_path", "hub_path", "weights", "device", "ray", "engine", "pool_mib"),
@@ -165,12 +167,12 @@ def _rate(values: Sequence[float | None], rows: Sequence[Row], parts: Sequence[R
     """The mean of the seeds' rates; where they have different numbers of images (bits), that of the images."""
     have = [value for value in values if value is not None]
     if not have:
-        return Rate(None)
+        return Rate()
     pooled = 100 * sum(row.misclassified for row in rows) / sum(row.correct for row in rows)
     value = pooled if rows[0].bit is not None else statistics.fmean(have)
     if run.weighted and rows[0].bit is None:
-        return mean(parts_of(parts, run), run.confidence)
-    low, high = interval(parts, run.target, run.confidence)
+        return rates.mean([parts_of(parts, run)], run.confidence)
+    low, high = rates.of(sums(parts, run.target), run.target, run.confidence).interval or (value, value)
     return Rate(value, min(low, value), max(high, value))
 
 

@@ -14,11 +14,12 @@ from urllib.parse import quote
 
 from bitflip.report import drawing
 from bitflip.report.damage import Worst, worst
-from bitflip.report.runs import Rate, Row, Run
+from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions, slots
 from bitflip.report.summary import Bit, by_bit, means, spread, total
 from bitflip.report.words import command, findings, script
 from bitflip.results.columns import CHANGE
+from bitflip.statistics.rates import Rate
 
 EN_DASH = "\N{EN DASH}"
 HERE = Path(__file__).parent

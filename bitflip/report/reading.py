@@ -10,9 +10,10 @@ from typing import Any
 
 from bitflip import csvs
 from bitflip.errors import BadInput, first_line
-from bitflip.report.runs import Mean, Outcomes, Place, Rate, Row, Run, parameters_of
+from bitflip.report.runs import Mean, Outcomes, Place, Row, Run, parameters_of
 from bitflip.results import columns
 from bitflip.results.paths import Paths
+from bitflip.statistics.rates import Rate
 
 ROUNDING = 1e-3  # percent, of the ends of an interval in a file
 

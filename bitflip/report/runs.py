@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitflip.network.names import label
 from bitflip.results import columns
 from bitflip.results.paths import Paths
+from bitflip.statistics.rates import Rate
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,7 @@ class Place:
     @property
     def label(self) -> str:
         """The place for people: ``layer1.0.relu (2nd call)``, ``conv1.bias``."""
-        name = f"{self.path}.{self.parameter}" if self.parameter not in ("", "weight") else self.path
-        return f"{name} ({ordinal(self.call + 1)} call)" if self.call else name
-
-
-def ordinal(number: int) -> str:
-    """1 -> 1st, 2 -> 2nd, 11 -> 11th."""
-    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A misclassification rate with its confidence interval, in percent; None where there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Both ends."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
+        return label(self.path, self.call, self.parameter)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from bitflip.report.runs import Rate, Row, Run
+from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions
 from bitflip.report.summary import Bit, by_bit, means, total
+from bitflip.statistics.rates import Rate
 
 SCRIPTS = {"neuron_": "neuron.py", "weight_": "weight.py"}
 

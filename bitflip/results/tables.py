@@ -48,7 +48,7 @@ def result_lines(chosen: Sequence[Numbered], estimates: Sequence[LayerEstimate])
             name = item.layer.type
             if found.item.parameter not in ("", "weight"):
                 name += f" {found.item.parameter}"
-            if found.rate is None:
+            if found.rate.value is None:
                 lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {name}")
                 continue
             count = f"{found.tally.misclassified} / {found.tally.correct}"
@@ -89,14 +89,14 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object
         writer.writerows(rows)
 
 
-def _cells(item: Numbered, tally: Tally, rate: Rate | None, column: str) -> dict[str, object]:
+def _cells(item: Numbered, tally: Tally, rate: Rate, column: str) -> dict[str, object]:
     """What both tables have in a row, by column; ``column`` is that of the rate."""
-    layer, ends = item.layer, (None, None, None) if rate is None else (rate.value, rate.low, rate.high)
+    layer = item.layer
     return {
         **dict(zip(columns.PLACE, (item.number, layer.type, layer.path, layer.call), strict=True)),
         "parameter": item.parameter,
         **{name: getattr(tally, name) for name in (*columns.HITS, *columns.COUNTS, *columns.SUMS)},
-        **dict(zip((column, *columns.INTERVAL), map(decimal, ends), strict=True)),
+        **dict(zip((column, *columns.INTERVAL), map(decimal, (rate.value, rate.low, rate.high)), strict=True)),
         columns.CHANGE: decimal(tally.largest_change),
     }
 
