@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, FewDigits
 
 from bitflip import __main__ as program
-from bitflip.campaign import campaign
+from bitflip.commands import plan
 from bitflip.commands.exits import INSTALL, Exit
 from bitflip.errors import BadInput
 from bitflip.report import reading
@@ -72,7 +72,7 @@ def test_a_plan_without_enough_memory(
         raise error
 
     few_digits(8)
-    monkeypatch.setattr(campaign, "run", fail)
+    monkeypatch.setattr(plan, "measure", fail)
     assert program.main(["plan", "--dataset=digits", "--layer-num=1"]) == 2
     assert capsys.readouterr().err == f"error: device (--device): {NO_MEMORY} ({error})\n"
 
@@ -152,6 +152,6 @@ def test_a_failed_import_of_somebody_else_is_raised_on(few_digits: FewDigits, mo
         raise ModuleNotFoundError("No module named 'theirs'", name="theirs")
 
     few_digits(8)
-    monkeypatch.setattr(campaign, "run", fail)
+    monkeypatch.setattr(plan, "measure", fail)
     with pytest.raises(ModuleNotFoundError, match="theirs"):
         program.main(["plan", "--dataset=digits", "--layer-num=1"])

@@ -607,10 +607,15 @@ def test_results_are_read_back(run_script: RunScript, few_digits: FewDigits, tmp
         (good.replace(",10,", ",ten,"), "expected a whole number"),
         (good.partition("\n")[2], "expected the header"),
         ("", "expected the header"),
+        (good.replace(",masked", ",mask", 1), "masked is missing"),
+        (good[:-3], "cut off"),
     ):
         results.write_text(bad)
         with pytest.raises(BadInput, match=sentence):
             faultresults.read(results)
+    later = [f"{line},{'?' if i else 'new'}\n" for i, line in enumerate(good.splitlines())]
+    results.write_text("".join(later))
+    assert faultresults.read(results).counts["critical"].tolist() == read.counts["critical"].tolist()
 
 
 # --- what was saved can be run again, whatever holds the parameters ---

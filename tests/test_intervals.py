@@ -26,6 +26,7 @@ from benchmarks.intervals import (
 )
 from bitflip.faults.sampled import allocation
 from bitflip.statistics import intervals
+from bitflip.statistics import rates as rates_of_layers
 from bitflip.statistics.intervals import (
     Estimate,
     Interval,
@@ -408,3 +409,12 @@ def test_so_many_faults_make_the_interval_that_narrow() -> None:
     n = sample_size(10**12, 0.01)
     assert enough(wilson(n // 2, n), 0.01)
     assert not enough(wilson(n // 2 - 200, n - 400), 0.01)
+
+
+def test_layers_count_the_same_in_a_mean_however_many_parts_they_have() -> None:
+    one, two = [Sums.single(4.0, 10.0)], [Sums.single(1.0, 10.0), Sums.single(3.0, 10.0)]
+    found = rates_of_layers.mean([one, two], 0.95)
+    assert found.value == pytest.approx((40 + 20) / 2)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 30 < found.high

@@ -24,7 +24,8 @@ from bitflip import report
 from bitflip.__main__ import main
 from bitflip.errors import BadInput
 from bitflip.report import damage, joined, page, plots, reading, scale, summary, words
-from bitflip.report.runs import Rate, Run
+from bitflip.report.runs import Run
+from bitflip.statistics.rates import Rate
 
 HOSTILE = "\"><script>alert(1)</script>&'$x$\x1b[31m\u202e"
 
@@ -32,6 +33,10 @@ HOSTILE = "\"><script>alert(1)</script>&'$x$\x1b[31m\u202e"
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def rows_of_text(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
 
 
 def edited(path: Path, edit: Callable[[str], str]) -> Path:
@@ -72,6 +77,57 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert run.layers[0].outcomes is None
 
 
+def without(column: str) -> Callable[[str], str]:
+    """Cut a column out of a table."""
+
+    def cut(text: str) -> str:
+        rows = list(csv.reader(text.splitlines()))
+        at = rows[0].index(column)
+        return "".join(f"{','.join(row[:at] + row[at + 1 :])}\n" for row in rows)
+
+    return cut
+
+
+TABLES = ("net_digits_1.csv", "net_digits_1_bits.csv")
+WORDS = ["Masked, %", "were masked", "masked, bit for bit", "SDC-5", "NaN or", "Largest change"]
+
+
+def test_a_column_of_a_later_version_is_ignored(tmp_path: Path) -> None:
+    known = report.read(write_run(tmp_path))
+    for name in TABLES:
+        edited(tmp_path / name, lambda text: re.sub(r"(?m)$(?=\n)", ",?", text).replace(",?", ",new", 1))
+    assert rows_of(tmp_path / TABLES[0])[0]["new"] == "?"
+    assert report.read(tmp_path / TABLES[0]) == known
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("masked", ["Masked, %", "were masked", "masked, bit for bit"]),
+        ("sdc5", ["SDC-5"]),
+        ("nonfinite", ["NaN or"]),
+        ("largest_change", ["Largest change"]),
+        ("flips", WORDS),
+    ],
+)
+def test_a_column_that_an_earlier_version_lacked_is_left_out(tmp_path: Path, column: str, words: list[str]) -> None:
+    table = write_run(tmp_path)
+    whole = page.html(report.read(table))
+    for name in TABLES:
+        edited(tmp_path / name, without(column))
+    run = report.read(table)
+    html = page.html(run)
+    for word in WORDS:
+        assert word in whole
+        assert (word in html) == (word not in words)
+    assert html.count("<th ") == html.count("</th>")
+    cells = re.findall(r"<tr data-i.*?</tr>", html)
+    assert {row.count("<td") for row in cells} == {html.split('<table id="layers"')[1].split("</tr>")[0].count("<th ")}
+    again = report.join([run, report.read(write_run(tmp_path / "other", 2))], tmp_path)
+    assert {row.outcomes is None or row.outcomes[column] is None for row in again.layers} == {True}
+    assert rows_of_text(joined.tables(again)[again.files.table])[0][column] == ""
+
+
 CUTS = {
     "in the middle of a line": (".csv", lambda text: text[:-5], "cut off"),
     "after a line": (".csv", lambda text: text[: text[:-1].rindex("\n") + 1], "layer 6 is missing"),
@@ -102,6 +158,7 @@ WRONG = {
     ),
     "a row twice": (".csv", lambda text: text + text.splitlines()[1] + "\n", "index"),
     "a column missing": (".csv", lambda text: text.replace("misclassified", "wrong", 1), "misclassified"),
+    "a name of a column": (".csv", lambda text: text.replace("nonfinite", "nonfinitf", 1), "nonfinite is missing"),
     "a column twice": (".csv", lambda text: text.replace("low", "path", 1), "different names"),
     "two seeds": (".csv", lambda text: text.replace("low", "seed_2", 1), "one seed"),
     "the seed of another run": (".json", lambda text: text.replace('"seed": 1', '"seed": 2'), "seed"),

@@ -154,8 +154,8 @@ def _open(experiment: Experiment, tallies: Tallies, turn: int, start: int) -> li
         found.item
         for found in estimates
         if found.tally.flips == before
-        and found.rate is not None
-        and not sampling.enough(Interval(found.rate.low, found.rate.high), margin)
+        and found.rate.interval is not None
+        and not sampling.enough(Interval(*found.rate.interval), margin)
     ]
 
 

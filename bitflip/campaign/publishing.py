@@ -148,10 +148,8 @@ def drawn(paths: Paths) -> list[Path]:
 
 
 def _line(found: LayerEstimate) -> terminal.Line:
-    layer, rate = found.item.layer, found.rate
-    path = f"{layer.path}, call {layer.call + 1}" if layer.call else layer.path
-    ends = (None, None, None) if rate is None else (rate.value, rate.low, rate.high)
-    return terminal.Line(found.item.number, path, layer.type, *ends)
+    item, rate = found.item, found.rate
+    return terminal.Line(item.number, item.label, item.layer.type, rate.value, rate.low, rate.high)
 
 
 def _facts(done: Done, counts: Counts, estimates: Sequence[LayerEstimate], seed: int, started: str) -> dict[str, Any]:
@@ -222,11 +220,15 @@ def warn_of_changes(experiment: Experiment) -> None:
 def track(experiment: Experiment, estimates: Sequence[LayerEstimate], tracker: Tracker) -> None:
     """Send each layer's rate, at step = layer number, then the mean of each layer type and the seed."""
     for found in estimates:
-        if found.rate is not None:
+        if found.rate.value is not None:
             payload = {"Misclassification_rate": found.rate.value, found.item.layer.type: found.rate.value}
             tracker.log(payload, step=found.item.number)
     last = max((item.number for item in experiment.chosen), default=0)
     found_means = rates.means(estimates, experiment.settings.confidence)
-    means = {f"mean/{name}": rate.value for (of, name), rate in found_means.items() if of == "type"}
+    means = {
+        f"mean/{name}": rate.value
+        for (of, name), rate in found_means.items()
+        if of == "type" and rate.value is not None
+    }
     seed = {} if experiment.settings.seeds else {"seed": float(experiment.settings.seed)}
     tracker.log({**means, **seed}, step=last)

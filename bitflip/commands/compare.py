@@ -50,7 +50,7 @@ def _file(path: Path) -> Path:
 
 def text(found: Comparison) -> str:
     """The comparison for people."""
-    from bitflip.network.layers import printable
+    from bitflip.network.names import printable
 
     lines = [
         f"{'Paired' if found.paired else 'Not paired'}: {found.why}.",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
 from bitflip.files import replacing
+from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
@@ -208,10 +209,9 @@ def _text(experiment: Experiment, needs: Sequence[Need], goals: Sequence[Goal], 
     per = "image" if experiment.target == "neuron" else "batch"
     layers = [("layer", "type", "path", "faults there are", "enough", "enough per bit")]
     for row in needs:
-        path = row.path + (f" (call {row.call + 1})" if row.call else "")
-        path += f".{row.parameter}" if row.parameter not in ("", "weight") else ""
+        place = label(row.path, row.call, row.parameter)
         layers.append(
-            (str(row.layer), row.type, path, f"{row.population:,}", f"{row.faults:,}", f"{row.faults_per_bit:,}")
+            (str(row.layer), row.type, place, f"{row.population:,}", f"{row.faults:,}", f"{row.faults_per_bit:,}")
         )
     wanted = [("to know", "faults", f"flips per {per} and layer", "time")]
     wanted += [(goal.name, f"{goal.faults:,}", f"{goal.rounds:,}", duration(goal.seconds)) for goal in goals]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
+from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
@@ -223,7 +224,7 @@ def _layer(name: object) -> str:
     if not isinstance(name, tuple):
         return str(name)
     target, path, call = name
-    return f"{path}{f' call {call}' if call else ''}{f' {target}' if target != 'weight' else ''}"
+    return label(path, call, target)
 
 
 def _span(numbers: Sequence[int]) -> str:

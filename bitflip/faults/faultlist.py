@@ -22,15 +22,15 @@ least significant end; they are converted here and nowhere else.
 from __future__ import annotations
 
 import csv
-import io
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
+from bitflip import csvs
+from bitflip.csvs import BadRow, Row
 from bitflip.errors import BadInput, nearest
 from bitflip.network.layers import Layer
 from bitflip.settings.hyperparameters import Hyperparameters, names
@@ -43,8 +43,6 @@ SETTING = "faults (--faults)"
 SHOWN = 20  # bad rows that are printed
 
 Key = tuple[str, str, int, int]  # target, path, call, bit
-
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -244,31 +242,24 @@ def read(path: Path) -> FaultList:
     Raises:
         BadInput: if the file can't be read, is no fault list, or holds no row.
     """
-    table = rows(path)
-    header = table[0][1] if table else []
-    names = tuple(name.strip() for name in header)
-    if names == PUBLISHED_HEADER:
-        parse: Callable[[dict[str, str]], tuple[Fault, Published | None]] = _published
-    elif names in (HEADER, (*HEADER, REPEAT)):
-        parse = _own
-    else:
-        got = "an empty file" if not table else repr(",".join(header)[:200])
+    table = csvs.Table(path, SETTING)
+    names = tuple(name.strip() for name in table.header)
+    if names not in (PUBLISHED_HEADER, HEADER, (*HEADER, REPEAT)):
         raise BadInput(
-            f"faults (--faults): expected the header {','.join(HEADER)} or {','.join(PUBLISHED_HEADER)} "
-            f"in {path}, got {got}"
+            f"{SETTING}: expected the header {','.join(HEADER)} or {','.join(PUBLISHED_HEADER)} in {path}, "
+            f"got {table.got}"
         )
+
+    def parse(row: Row) -> tuple[Fault, Published | None]:
+        row.cells = {name.strip(): text.strip() for name, text in row.cells.items()}
+        found = _published(row) if names == PUBLISHED_HEADER else (own(row), None)
+        row.finish()
+        return found
+
     faults: dict[Fault, int] = {}
     published: list[Published] = []
     problems: list[tuple[int, str]] = []
-    for line, row in table[1:]:
-        if len(row) != len(names):
-            problems.append((line, f"expected {len(names)} columns, got {len(row)}"))
-            continue
-        try:
-            fault, known = parse({name: value.strip() for name, value in zip(names, row, strict=True)})
-        except BadRow as error:
-            problems += [(line, sentence) for sentence in error.args]
-            continue
+    for line, (fault, known) in table.values(parse, problems):
         if fault in faults:
             problems.append((line, f"the same fault as in line {faults[fault]}"))
             continue
@@ -276,8 +267,8 @@ def read(path: Path) -> FaultList:
         if known is not None:
             published.append(known)
     if not faults and not problems:
-        raise BadInput(f"faults (--faults): expected at least one fault in {path}, got a header only")
-    known_of_all = tuple(published) if parse is _published else None
+        raise BadInput(f"{SETTING}: expected at least one fault in {path}, got a header only")
+    known_of_all = tuple(published) if names == PUBLISHED_HEADER else None
     return FaultList(tuple(faults), tuple(faults.values()), known_of_all, tuple(problems))
 
 
@@ -307,133 +298,58 @@ def stratified(faults: Sequence[Fault], count: int, seed: int) -> list[int]:
     return sorted(order[min(int((start + k) * len(faults) / count), len(faults) - 1)] for k in range(count))
 
 
-class BadRow(Exception):
-    """What is wrong with a row; a sentence for each column."""
+def own(row: Row) -> Fault:
+    """The fault of a row in our own format; what is wrong is noted there."""
+    index = row["index"]
+    return Fault(
+        row.name("target"),
+        row["layer"],  # empty: the model itself
+        row.count("call"),
+        _coordinates(row, "index", index.split(";") if index else [], "3;0;2;1"),
+        row.count("bit", most=63),
+        _images(row),
+        row.count(REPEAT) if REPEAT in row else 0,
+    )
 
 
-class Columns:
-    """Reads the columns of a row, and collects what is wrong with them."""
-
-    def __init__(self, row: dict[str, str]) -> None:
-        self.row = row
-        self.wrong: list[str] = []
-
-    def number(self, name: str, most: int | None = None) -> int:
-        """A whole number from 0."""
-        text = self.row[name]
-        value = int(text) if _NUMBER.fullmatch(text) else -1
-        if value < 0 or (most is not None and value > most):
-            upper = "" if most is None else f" to {most}"
-            self.wrong.append(f"{name}: expected a whole number from 0{upper}, got {text[:40]!r}")
-            return 0
-        return value
-
-    def name(self, name: str) -> str:
-        """A text that is not empty."""
-        text = self.row[name]
-        if not text:
-            self.wrong.append(f"{name}: expected a name, got nothing")
-        return text
-
-    def numbers(self, name: str, texts: list[str] | None, example: str) -> tuple[int, ...]:
-        """Coordinates from their texts; None if they can't be told apart."""
-        if texts is not None and all(_NUMBER.fullmatch(text.strip()) for text in texts):
-            return tuple(int(text) for text in texts)
-        self.wrong.append(f"{name}: expected coordinates such as {example}, got {self.row[name][:40]!r}")
-        return ()
-
-    def images(self) -> range | None:
-        """The images of a fault in our own format; None for all."""
-        text = self.row["image"]
-        ends = [int(end) for end in text.split("-") if _NUMBER.fullmatch(end)]
-        if text == "all":
-            return None
-        if len(ends) == text.count("-") + 1 <= 2 and ends[0] <= ends[-1]:
-            return range(ends[0], ends[-1] + 1)
-        self.wrong.append(f"image: expected an index, a range such as 0-255, or all, got {text[:40]!r}")
-        return None
-
-    def fault(self) -> Fault:
-        """The fault of a row in our own format."""
-        index = self.row["index"]
-        return Fault(
-            self.name("target"),
-            self.row["layer"],  # empty: the model itself
-            self.number("call"),
-            self.numbers("index", index.split(";") if index else [], "3;0;2;1"),
-            self.number("bit", most=63),
-            self.images(),
-            self.number(REPEAT) if REPEAT in self.row else 0,
-        )
-
-    def finish(self) -> None:
-        """See that nothing was wrong.
-
-        Raises:
-            BadRow: with a sentence for each column.
-        """
-        if self.wrong:
-            raise BadRow(*self.wrong)
-
-
-def _own(row: dict[str, str]) -> tuple[Fault, None]:
-    columns = Columns(row)
-    fault = columns.fault()
-    columns.finish()
-    return fault, None
-
-
-def _published(row: dict[str, str]) -> tuple[Fault, Published]:
-    columns = Columns(row)
+def _published(row: Row) -> tuple[Fault, Published]:
     text = row["TensorIndex"]
     inside = text[1:-1].strip().removesuffix(",")
-    parts = (inside.split(",") if inside else []) if text[:1] + text[-1:] == "()" else None
+    parts = (inside.split(",") if inside else []) if text[:1] + text[-1:] == "()" else ["?"]
     fault = Fault(
         "weight",
-        columns.name("Layer"),
+        row.name("Layer"),
         0,
-        columns.numbers("TensorIndex", parts, "(3, 0, 2, 1)"),
-        PUBLISHED_WIDTH - 1 - columns.number("Bit", most=PUBLISHED_WIDTH - 1),
+        _coordinates(row, "TensorIndex", parts, "(3, 0, 2, 1)"),
+        PUBLISHED_WIDTH - 1 - row.count("Bit", most=PUBLISHED_WIDTH - 1),
     )
-    names = ("Injection", "n_injections", "masked", "non_critical", "critical")
-    known = Published(*(columns.number(name) for name in names))
-    if not columns.wrong and (known.images == 0 or known.masked + known.non_critical + known.critical != known.images):
-        columns.wrong.append(
+    known = Published(
+        *(row.count(name) for name in ("Injection", "n_injections", "masked", "non_critical", "critical"))
+    )
+    row.finish()
+    if known.images == 0 or known.masked + known.non_critical + known.critical != known.images:
+        raise BadRow(
             f"masked, non_critical, critical: expected a sum of n_injections, more than 0, got {known.masked} + "
             f"{known.non_critical} + {known.critical} of {known.images}"
         )
-    columns.finish()
     return fault, known
 
 
-def rows(path: Path, setting: str = SETTING) -> list[tuple[int, list[str]]]:
-    """The rows of a CSV file that are not empty, each with its line; ``setting`` names it in messages."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{setting}: {path} can't be read ({error.strerror})") from error
-    wrong, where = "", 0
-    try:
-        text = data.decode("utf-8-sig")
-        wrong, where = ("a NUL byte", data.index(b"\0")) if "\0" in text else ("", 0)
-    except UnicodeDecodeError as error:
-        text, wrong, where = "", "bytes that are not UTF-8", error.start
-    if wrong:
-        line = data.count(b"\n", 0, where) + 1
-        raise BadInput(f"{setting}: expected text in {path}, got {wrong} in line {line}")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found = []
-    try:
-        for row in reader:
-            if row:
-                found.append((reader.line_num, row))
-    except csv.Error as error:
-        raise BadInput(f"{setting}: {path}, line {reader.line_num}: {error}") from error
-    return found
+def _coordinates(row: Row, column: str, texts: Sequence[str], example: str) -> tuple[int, ...]:
+    found = tuple(number for text in texts if (number := csvs.whole(text.strip())) is not None)
+    return found if len(found) == len(texts) else row.unlike(column, f"coordinates such as {example}", ())
+
+
+def _images(row: Row) -> range | None:
+    first, *more = map(csvs.whole, row["image"].split("-"))
+    last = first if not more else more[0]
+    if first is not None and last is not None and first <= last and len(more) < 2:
+        return range(first, last + 1)
+    return None if row["image"] == "all" else row.unlike("image", "an index, a range such as 0-255, or all", None)
 
 
 def sentences(path: Path, problems: Sequence[tuple[int, str]]) -> list[str]:
     """What is wrong with the lines of a file, in words; the first :data:`SHOWN` of them."""
-    shown = [f"faults (--faults): {path}, line {line}: {sentence}" for line, sentence in problems[:SHOWN]]
+    shown = [f"{SETTING}: {path}, line {line}: {sentence}" for line, sentence in problems[:SHOWN]]
     left = len(problems) - len(shown)
-    return [*shown, f"faults (--faults): {path}: and {left} more"] if left else shown
+    return [*shown, f"{SETTING}: {path}: and {left} more"] if left else shown

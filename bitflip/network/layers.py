@@ -10,15 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bitflip.errors import BadInput, nearest
-
-
-def printable(name: str) -> str:
-    r"""A name that can't end its line, nor pass for something else on a terminal; a path or class name can be anything.
-
-    >>> print(printable("conv1\nLayer #0: 0 / 100"))
-    conv1\nLayer #0: 0 / 100
-    """
-    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name)
+from bitflip.network.names import label
+from bitflip.network.names import printable as printable
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -101,6 +94,11 @@ class Numbered:
     def where(self) -> tuple[Layer, str]:
         """What flips hit; equal to :attr:`bitflip.faults.flips.Flips.where` of flips there."""
         return self.layer, self.parameter
+
+    @property
+    def label(self) -> str:
+        """What flips hit, for people: ``layer1.0.relu (2nd call)``, ``conv1.bias``."""
+        return label(self.layer.path, self.layer.call, self.parameter)
 
     @property
     def bits(self) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 
-from bitflip.report.runs import Rate, Row, Run
+from bitflip.report.runs import Row, Run
 from bitflip.report.scale import Scale, bit_ticks, number, percent, plain, regions, scale_of, slots
 from bitflip.report.summary import Bit
+from bitflip.statistics.rates import Rate
 
 HEIGHT = 250  # pixels of the plots by layer and by bit
 FEW = 40  # layers whose names stand beside the heat map, and whose points are large

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from bitflip.errors import BadInput
-from bitflip.report.runs import COUNTS, Place, Rate, Row, Run
-from bitflip.report.summary import interval, mean, means_of, parts_of, spread, total
+from bitflip.report.runs import Place, Row, Run
+from bitflip.report.summary import means_of, parts_of, spread, sums, total
+from bitflip.results import columns
 from bitflip.results.paths import Paths
 from bitflip.settings.hyperparameters import role_of
+from bitflip.statistics import rates
+from bitflip.statistics.rates import Rate
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -161,12 +164,12 @@ def _rate(values: Sequence[float | None], rows: Sequence[Row], parts: Sequence[R
     """The mean of the seeds' rates; where they have different numbers of images (bits), that of the images."""
     have = [value for value in values if value is not None]
     if not have:
-        return Rate(None)
+        return Rate()
     pooled = 100 * sum(row.misclassified for row in rows) / sum(row.correct for row in rows)
     value = pooled if rows[0].bit is not None else statistics.fmean(have)
     if run.weighted and rows[0].bit is None:
-        return mean(parts_of(parts, run), run.confidence)
-    low, high = interval(parts, run.target, run.confidence)
+        return rates.mean([parts_of(parts, run)], run.confidence)
+    low, high = rates.of(sums(parts, run.target), run.target, run.confidence).interval or (value, value)
     return Rate(value, min(low, value), max(high, value))
 
 
@@ -175,19 +178,20 @@ def _rate(values: Sequence[float | None], rows: Sequence[Row], parts: Sequence[R
 
 def tables(run: Run) -> dict[Path, str]:
     """The CSV files and the JSON of joined seeds, as text by path."""
-    place = ["layer", "name", "path", "call", "parameter"]
-    measured = ["seeds", "misclassified", "correct", "rate", "low", "high", "sd", "min", "max"]
-    each = [f"seed_{seed}" for seed in run.seeds]
+    place = [*columns.PLACE, "parameter"]
+    measured = ["seeds", *columns.HITS, "rate", *columns.INTERVAL, "sd", "min", "max"]
+    each = [columns.rate_of(seed) for seed in run.seeds]
+    outcomes = [*columns.COUNTS, columns.CHANGE]
     found = {
-        run.files.table: _csv([*place, *measured, *COUNTS, "largest_change", *each], (_row(row) for row in run.layers)),
+        run.files.table: _csv([*place, *measured, *outcomes, *each], (_row(row) for row in run.layers)),
         run.files.means: _csv(
-            ["of", "name", "seeds", "rate", "low", "high", "sd", "min", "max", *each],
+            ["of", "name", "seeds", *measured[3:], *each],
             ([m.of, m.name, *_numbers(m.rate, m.seeds), *map(_text, m.seeds)] for m in run.means),
         ),
         run.files.run: json.dumps({**run.facts, "seeds": run.seeds, "left_out": run.left_out}, indent=2) + "\n",
     }
     if run.bits:
-        header = [*place, "bit", *measured, *COUNTS, "largest_change", *each]
+        header = [*place, "bit", *measured, *outcomes, *each]
         found[run.files.bits] = _csv(header, (_row(row) for row in run.bits))
     return found
 
@@ -199,11 +203,8 @@ def _row(row: Row) -> list[object]:
         *(p.layer, p.type, p.path, p.call, p.parameter),
         *([] if row.bit is None else [row.bit]),
         *(seeds, row.misclassified, row.correct, *rest),
-        *(
-            [""] * (len(COUNTS) + 1)
-            if o is None
-            else [*(getattr(o, name) for name in COUNTS), f"{o.largest_change:.6f}"]
-        ),
+        *(None if o is None else o[name] for name in columns.COUNTS),
+        _text(None if o is None else o.largest_change),
         *map(_text, row.seeds),
     ]
 

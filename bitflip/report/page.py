@@ -14,10 +14,12 @@ from urllib.parse import quote
 
 from bitflip.report import drawing
 from bitflip.report.damage import Worst, worst
-from bitflip.report.runs import Rate, Row, Run
+from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions, slots
 from bitflip.report.summary import Bit, by_bit, means, spread, total
 from bitflip.report.words import command, findings, script
+from bitflip.results.columns import CHANGE
+from bitflip.statistics.rates import Rate
 
 EN_DASH = "\N{EN DASH}"
 HERE = Path(__file__).parent
@@ -147,7 +149,8 @@ def _numbers(run: Run) -> str:
         items.append((f"{percent(network.rate.value)} %", f"mean misclassification rate of the layers{interval}"))
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     if whole is not None and whole.injections and not run.weighted:
-        items.append((f"{100 * whole.masked / whole.injections:.1f} %", "of faulty inferences masked, bit for bit"))
+        if (masked := whole.share("masked")) is not None:
+            items.append((f"{masked:.1f} %", "of faulty inferences masked, bit for bit"))
         items.append((f"{whole.injections:,}", "faulty inferences"))
         if run.target == "weight":
             items.append((f"{whole.flips:,}", "flips"))
@@ -168,15 +171,17 @@ def _interval(rate: Rate) -> str:
 def _shares(run: Run) -> str:
     """What happened to all faulty inferences, as one bar."""
     whole = total(row.outcomes for row in run.layers if row.outcomes)
-    if whole is None or not whole.injections or run.weighted:
+    if whole is None or run.weighted:
         return ""
     x, bars, keys = 0.0, [], []
-    for name, count, meaning in (
-        ("masked", whole.masked, "masked: the logits are the same, bit for bit"),
-        ("benign", whole.benign, "benign: logits differ, the class does not"),
-        ("sdc", whole.sdc1, "SDC-1: the class differs"),
+    for name, column, meaning in (
+        ("masked", "masked", "masked: the logits are the same, bit for bit"),
+        ("benign", "benign", "benign: logits differ, the class does not"),
+        ("sdc", "sdc1", "SDC-1: the class differs"),
     ):
-        share = 100 * count / whole.injections
+        share = whole.share(column)
+        if share is None:
+            return ""
         bars.append(f'<rect class="{name}" x="{x:.3f}%" width="{share:.3f}%" height="100%"/>')
         keys.append(
             f'<span><svg aria-hidden="true"><rect class="{name}" width="100%" height="100%"/></svg>'
@@ -205,7 +210,6 @@ def _number_cell(value: float | None, text: str) -> str:
 
 
 def _layer_table(run: Run) -> str:
-    detailed = any(row.outcomes for row in run.layers)
     joined = len(run.seeds) > 1
     header = [("#", "n"), ("Layer", ""), ("Type", ""), ("Rate, %", "n")]
     if run.has_intervals:
@@ -213,9 +217,10 @@ def _layer_table(run: Run) -> str:
     if joined:
         header += [("SD over seeds", "n"), ("Least", "n"), ("Most", "n")]
     header += [("Misclassified", "n"), ("Of", "n")]
-    if detailed:
-        header += [("Flips", "n")] if run.target == "weight" else []
-        header += [("Masked, %", "n"), ("SDC-5", "n"), ("NaN or ∞", "n"), ("Largest change", "n")]
+    whole = total(row.outcomes for row in run.layers if row.outcomes)
+    known = [outcome for outcome in OUTCOMES if whole is not None and whole[outcome[0]] is not None]
+    shown = [outcome for outcome in known if outcome[0] != "flips" or run.target == "weight"]
+    header += [(words, "n") for _, words, _ in shown]
     top = max((row.rate.value or 0 for row in run.layers), default=0) or 1.0
     slot = slots(run.types)
     rows = []
@@ -233,28 +238,26 @@ def _layer_table(run: Run) -> str:
         if joined:
             cells += [_number_cell(x, percent(x)) for x in spread(row.seeds)]
         cells += [_number_cell(x, f"{x:,}") for x in (row.misclassified, row.correct)]
-        if detailed:
-            if run.target == "weight":
-                cells.append(
-                    _number_cell(row.outcomes.flips, f"{row.outcomes.flips:,}") if row.outcomes else "<td></td>"
-                )
-            cells += _outcome_cells(row)
+        cells += [_outcome_cell(row, *outcome) for outcome in shown]
         rows.append(f'<tr data-i="{i}" class="s{slot[row.place.type]}">{"".join(cells)}</tr>')
     note = "<p>Click a header to sort; click a layer in a plot to find it here.</p>"
     return note + _table("layers", header, rows)
 
 
-def _outcome_cells(row: Row) -> list[str]:
+OUTCOMES = (
+    ("flips", "Flips", ","),
+    ("masked", "Masked, %", ".1f"),
+    ("sdc5", "SDC-5", ","),
+    ("nonfinite", "NaN or ∞", ","),
+    (CHANGE, "Largest change", ".3f"),
+)
+"""What the table of layers shows of outcomes, as far as it is known: column, header and format."""
+
+
+def _outcome_cell(row: Row, column: str, words: str, form: str) -> str:
     o = row.outcomes
-    if o is None:
-        return [_number_cell(None, "")] * 4
-    masked = 100 * o.masked / o.injections if o.injections else None
-    return [
-        _number_cell(masked, "" if masked is None else f"{masked:.1f}"),
-        _number_cell(o.sdc5, f"{o.sdc5:,}"),
-        _number_cell(o.nonfinite, f"{o.nonfinite:,}"),
-        _number_cell(o.largest_change, f"{o.largest_change:.3f}"),
-    ]
+    value = None if o is None else o.share(column) if words.endswith("%") else o[column]
+    return _number_cell(value, "" if value is None else format(value, form))
 
 
 def _bit_table(run: Run, found: Sequence[Bit]) -> str:

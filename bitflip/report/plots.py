@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bitflip.report.runs import Rate, Run
+from bitflip.report.runs import Run
 from bitflip.report.scale import OKABE_ITO, Scale, bit_ticks, number, percent, plain, regions, scale_of, short, slots
 from bitflip.report.summary import by_bit
+from bitflip.statistics.rates import Rate
 
 if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is drawn
     from matplotlib.axes import Axes

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from bitflip import csvs
 from bitflip.errors import BadInput, first_line
-from bitflip.report.runs import COUNTS, Mean, Outcomes, Place, Rate, Row, Run, parameters_of
+from bitflip.report.runs import Mean, Outcomes, Place, Row, Run, parameters_of
+from bitflip.results import columns
 from bitflip.results.paths import Paths
+from bitflip.statistics.rates import Rate
 
-T = TypeVar("T")
-
-OLDEST = ("index", "name", "layer", "path", "call", "misclassified", "correct")  # columns that every table has
-BITS = ("layer", "name", "path", "call", "parameter", "bit", "misclassified", "correct", *COUNTS, "largest_change")
-SQUARES = ("mm", "mn", "nn")
 ROUNDING = 1e-3  # percent, of the ends of an interval in a file
-LARGEST = 10**15  # count that a file may hold; larger ones are damage
 
 
 def find(folder: Path) -> list[Path]:
@@ -120,147 +115,71 @@ def _check_facts(files: Paths, seed: int, layers: Sequence[Row], facts: Mapping[
         )
 
 
-class _Reader:
-    """The cells of one row of a CSV file; a cell that can't be is a sentence that names file, line and column."""
-
-    def __init__(self, path: Path, line: int, cells: Mapping[str, str]) -> None:
-        self.where = f"{path}, line {line}"
-        self.cells = cells
-
-    def __contains__(self, column: str) -> bool:
-        return column in self.cells
-
-    def text(self, column: str) -> str:
-        return self.cells[column]
-
-    def _parsed(self, column: str, parse: Callable[[str], T], expected: str) -> T:
-        try:
-            return parse(self.cells[column])
-        except ValueError:
-            text = self.cells[column]
-            shown = repr(text if len(text) < 40 else f"{text[:40]}…")
-            raise BadInput(f"{self.where}: {column}: expected {expected}, got {shown}") from None
-
-    def count(self, column: str) -> int:
-        def parse(text: str) -> int:
-            if not (text.isascii() and text.isdecimal() and len(text) < 17) or int(text) > LARGEST:
-                raise ValueError
-            return int(text)
-
-        return self._parsed(column, parse, "a whole number")
-
-    def number(self, column: str, largest: float) -> float:
-        def parse(text: str) -> float:
-            value = float(text)
-            if not 0 <= value <= largest:
-                raise ValueError
-            return value
-
-        return self._parsed(column, parse, f"a number from 0 to {largest:g}")
-
-    def optional(self, column: str, largest: float) -> float | None:
-        return self.number(column, largest) if self.cells.get(column) else None
-
-    def rate(self, column: str) -> Rate:
-        rate = Rate(*(self.optional(name, 100) for name in (column, "low", "high")))
-        if rate.value is not None and rate.interval:
-            low, high = rate.interval
-            if not low - ROUNDING <= rate.value <= high + ROUNDING:
-                raise BadInput(f"{self.where}: expected low <= rate <= high, got {low:g}, {rate.value:g}, {high:g}")
-        return rate
-
-    def outcomes(self) -> Outcomes | None:
-        if "flips" not in self:
-            return None
-        counts = {name: self.count(name) for name in COUNTS}
-        squares = tuple(self.count(name) for name in SQUARES) if all(name in self for name in SQUARES) else None
-        return Outcomes(**counts, largest_change=self.optional("largest_change", 1) or 0.0, squares=squares)
-
-    def row(self, rate: str, bit: int | None = None) -> Row:
-        place = Place(
-            self.count("layer"),
-            self.text("name"),
-            self.text("path"),
-            self.count("call"),
-            self.text("parameter") if "parameter" in self else "",
-        )
-        wrong, correct, outcomes = self.count("misclassified"), self.count("correct"), self.outcomes()
-        if wrong > correct:
-            raise BadInput(f"{self.where}: expected misclassified <= correct, got {wrong} and {correct}")
-        if outcomes and outcomes.masked + outcomes.benign + outcomes.sdc1 != outcomes.injections:
-            raise BadInput(f"{self.where}: expected masked + benign + sdc1 to be injections")
-        return Row(place, wrong, correct, self.rate(rate), outcomes, bit)
+def _row(row: csvs.Row, rate: str, bit: int | None = None) -> Row:
+    """A row of either table, given the column of its rate."""
+    place = Place(row.count("layer"), row["name"], row["path"], row.count("call"), row.get("parameter"))
+    wrong, correct, outcomes = row.count("misclassified"), row.count("correct"), _outcomes(row)
+    value, low, high = (row.number(name, 100) for name in (rate, "low", "high"))
+    row.finish()
+    found = Row(place, wrong, correct, Rate(value, low, high), outcomes, bit)
+    if wrong > correct:
+        row.wrong.append(f"expected misclassified <= correct, got {wrong} and {correct}")
+    kinds = [outcomes[name] for name in ("masked", "benign", "sdc1")] if outcomes else []
+    if outcomes and None not in kinds and sum(filter(None, kinds)) != outcomes.injections:
+        row.wrong.append("expected masked + benign + sdc1 to be injections")
+    if value is not None and found.rate.interval:
+        low, high = found.rate.interval
+        if not low - ROUNDING <= value <= high + ROUNDING:
+            row.wrong.append(f"expected low <= rate <= high, got {low:g}, {value:g}, {high:g}")
+    row.finish()
+    return found
 
 
-def _rows(path: Path) -> Iterator[_Reader]:
-    """The rows of a CSV file, the header (with an empty list of cells) left out."""
-    text = _text(path)
-    if not text.endswith("\n"):
-        raise BadInput(f"{path}: expected a whole file, its last line is cut off" if text else f"{path}: it is empty")
-    try:
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    except (csv.Error, ValueError) as error:
-        raise BadInput(f"{path}: expected a CSV file ({first_line(error)})") from error
-    if len(set(header)) != len(header):
-        raise BadInput(f"{path}: expected columns of different names, got {', '.join(header)[:200]}")
-    yield _Reader(path, 1, dict.fromkeys(header, ""))
-    for number, cells in enumerate(rows, start=2):
-        if len(cells) != len(header):
-            raise BadInput(f"{path}, line {number}: expected {len(header)} columns, got {len(cells)}")
-        yield _Reader(path, number, dict(zip(header, cells, strict=True)))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise BadInput(f"{path}: expected a file that can be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
+def _outcomes(row: csvs.Row) -> Outcomes | None:
+    if "flips" not in row or "injections" not in row:
+        return None
+    counts = {name: row.count(name) for name in columns.COUNTS if name in row}
+    sums = tuple(row.count(name) for name in columns.SUMS) if all(name in row for name in columns.SUMS) else None
+    return Outcomes(counts, row.number(columns.CHANGE, 1), sums)
 
 
 def _read_table(path: Path) -> tuple[int, tuple[Row, ...]]:
-    rows = _rows(path)
-    header = list(next(rows).cells)
-    missing = [name for name in OLDEST if name not in header]
-    seeds = [name for name in header if name.startswith("seed_")]
-    if missing or len(seeds) != 1 or not seeds[0][5:].isdecimal() or len(seeds[0]) > 30:
-        wanted = "index,name,seed_N,layer,path,call,…,misclassified,correct"
-        raise BadInput(
-            f"{path}: expected the table of one seed, with the columns {wanted}, got {','.join(header)[:200]}"
-        )
-    if "flips" in header and (lost := [name for name in (*COUNTS, "largest_change") if name not in header]):
-        raise BadInput(f"{path}: expected a column {lost[0]}")
-    read = []
-    for index, reader in enumerate(rows):
-        if reader.count("index") != index:
-            raise BadInput(f"{reader.where}: index: expected {index}, got {reader.text('index')!r}")
-        read.append(reader.row(seeds[0]))
-    if len({row.place for row in read}) != len(read):
+    table = csvs.Table(path, ended=True)
+    seeds = [name for name in table.header if name.startswith("seed_")]
+    if len(seeds) != 1 or not seeds[0][5:].isdecimal() or len(seeds[0]) > 30:
+        raise BadInput(f"{path}: expected the table of one seed, with a column seed_N, got {table.got}")
+    seed = int(seeds[0][5:])
+    table.require(("index", *columns.NEEDED), columns.of_layers(seeds[0][5:]))
+
+    def parse(row: csvs.Row) -> tuple[int, Row]:
+        return row.count("index"), _row(row, seeds[0])
+
+    found = list(table.values(parse))
+    for expected, (line, (index, _)) in enumerate(found):
+        if index != expected:
+            raise BadInput(f"{path}, line {line}: index: expected {expected}, got {index}")
+    rows = tuple(row for _, (_, row) in found)
+    if len({row.place for row in rows}) != len(rows):
         raise BadInput(f"{path}: expected each layer once")
-    if not read:
+    if not rows:
         raise BadInput(f"{path}: expected a row per layer, got none")
-    return int(seeds[0][5:]), tuple(read)
+    return seed, rows
 
 
 def _read_bits(path: Path) -> Iterator[Row]:
-    rows = _rows(path)
-    header = list(next(rows).cells)
-    if missing := [name for name in (*BITS, "rate") if name not in header]:
-        raise BadInput(f"{path}: expected the columns {','.join(BITS)}, {missing[0]} is missing")
+    table = csvs.Table(path, ended=True)
+    table.require(("bit", "rate", *columns.NEEDED), columns.of_bits())
     seen = set()
-    for reader in rows:
-        bit = reader.count("bit")
-        row = reader.row("rate", bit)
-        if bit > 63 or (row.place, bit) in seen:
-            raise BadInput(f"{reader.where}: bit: expected a new bit from 0 to 63, got {bit}")
-        seen.add((row.place, bit))
+    for line, row in table.values(lambda row: _row(row, "rate", row.count("bit", 63))):
+        if (row.place, row.bit) in seen:
+            raise BadInput(f"{path}, line {line}: bit: expected each bit of a layer once, got {row.bit} again")
+        seen.add((row.place, row.bit))
         yield row
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(_text(path))
+        facts = json.loads(csvs.text(path))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: expected the whole JSON of a run ({first_line(error)})") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("settings"), dict):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitflip.network.names import label
+from bitflip.results import columns
 from bitflip.results.paths import Paths
-
-COUNTS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")
+from bitflip.statistics.rates import Rate
 
 
 @dataclass(frozen=True)
@@ -33,57 +34,50 @@ class Place:
     @property
     def label(self) -> str:
         """The place for people: ``layer1.0.relu (2nd call)``, ``conv1.bias``."""
-        name = f"{self.path}.{self.parameter}" if self.parameter not in ("", "weight") else self.path
-        return f"{name} ({ordinal(self.call + 1)} call)" if self.call else name
-
-
-def ordinal(number: int) -> str:
-    """1 -> 1st, 2 -> 2nd, 11 -> 11th."""
-    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A misclassification rate with its confidence interval, in percent; None where there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Both ends."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
+        return label(self.path, self.call, self.parameter)
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What happened to the faulty inferences of a row; ``sdc5`` to ``nonfinite`` are counted beside the first three.
+    """What happened to the faulty inferences of a row, as far as its file says.
 
     Attributes:
+        counts: by column of :data:`bitflip.results.columns.COUNTS`; flips and injections are always there.
+        largest_change: of the clean top-1 class's probability, 0 to 1; None if not known.
         squares: sums over flips that clustered intervals need, see :class:`bitflip.outcomes.counts.Tally`; None if not
             known.
     """
 
-    flips: int
-    injections: int
-    masked: int
-    benign: int
-    sdc1: int
-    sdc5: int
-    sdc10: int
-    sdc20: int
-    nonfinite: int
-    largest_change: float
+    counts: Mapping[str, int]
+    largest_change: float | None
     squares: tuple[int, ...] | None = None
 
+    def __getitem__(self, column: str) -> float | None:
+        return self.largest_change if column == columns.CHANGE else self.counts.get(column)
+
+    @property
+    def flips(self) -> int:
+        """Flips that were made."""
+        return self.counts["flips"]
+
+    @property
+    def injections(self) -> int:
+        """Images that were run with a flip."""
+        return self.counts["injections"]
+
+    def share(self, column: str) -> float | None:
+        """Percent of the injections that a count is; None if it is not known, or there are none."""
+        count = self[column]
+        return None if count is None or not self.injections else 100 * count / self.injections
+
     def __add__(self, other: Outcomes) -> Outcomes:
-        counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
-        squares = None
+        counts = {name: count + other.counts[name] for name, count in self.counts.items() if name in other.counts}
+        change = squares = None
+        if self.largest_change is not None and other.largest_change is not None:
+            change = max(self.largest_change, other.largest_change)
         if self.squares is not None and other.squares is not None:
             squares = tuple(a + b for a, b in zip(self.squares, other.squares, strict=True))
-        return Outcomes(**counts, largest_change=max(self.largest_change, other.largest_change), squares=squares)
+        return Outcomes(counts, change, squares)
 
 
 @dataclass(frozen=True)

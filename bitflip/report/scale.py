@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bitflip.report.runs import Rate
+from bitflip.statistics.rates import Rate
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Colours that stay apart for colour-blind readers, less the yellow, which paper swallows.

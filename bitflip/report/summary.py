@@ -1,15 +1,15 @@
-"""What rows add up to: intervals, means over layer types, rates by bit, the spread over seeds."""
+"""What rows add up to: means over layer types, rates by bit, the spread over seeds."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bitflip.report.runs import Mean, Outcomes, Place, Rate, Row, Run
-from bitflip.statistics import intervals
+from bitflip.report.runs import Mean, Outcomes, Place, Row, Run
+from bitflip.statistics import rates
 from bitflip.statistics.intervals import Sums
+from bitflip.statistics.rates import Rate
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ def by_bit(run: Run) -> list[Bit]:
     for bit in sorted({row.bit for row in run.bits if row.bit is not None}):
         rows = [row for row in run.bits if row.bit == bit]
         wrong, correct = sum(row.misclassified for row in rows), sum(row.correct for row in rows)
-        rate = Rate(None)
-        if correct:
-            rate = Rate(100 * wrong / correct, *interval(rows, run.target, run.confidence))
+        rate = rates.of(sums(rows, run.target), run.target, run.confidence)
         found.append(Bit(bit, wrong, correct, rate, total(row.outcomes for row in rows if row.outcomes)))
     return found
 
@@ -66,16 +64,6 @@ def sums(rows: Sequence[Row], target: str) -> Sums[float]:
     return Sums(flips, wrong, correct, mm, mn, nn)
 
 
-def interval(rows: Sequence[Row], target: str, confidence: float) -> tuple[float, float]:
-    """The interval, in percent, of the rate of all images of some rows."""
-    s = sums(rows, target)
-    if target == "neuron":
-        found = intervals.wilson(s.m, s.n, confidence)
-    else:
-        found = intervals.clustered(s.flips, s.m, s.n, s.mm, s.mn, s.nn, confidence)
-    return 100 * found.low, 100 * found.high
-
-
 def parts_of(rows: Sequence[Row], run: Run) -> list[Sums[float]]:
     """The parts that the rate of a layer is the mean of: one, or one for each bit where bits were not drawn alike.
 
@@ -87,12 +75,6 @@ def parts_of(rows: Sequence[Row], run: Run) -> list[Sums[float]]:
         return [sums(rows, run.target)]
     width = run.width_of(rows[0].place)
     return [sums([row for row in rows if row.bit == bit], run.target) for bit in range(width)]
-
-
-def mean(parts: Sequence[Sums[float]], confidence: float) -> Rate:
-    """The mean of the rates of parts of equal weight."""
-    found = intervals.mean(parts, confidence=confidence)
-    return Rate(None) if math.isnan(found.rate) else Rate(100 * found.rate, 100 * found.low, 100 * found.high)
 
 
 def total(outcomes: Iterable[Outcomes]) -> Outcomes | None:
@@ -117,8 +99,7 @@ def means_of(run: Run, parts: Mapping[Place, Sequence[Sums[float]]] | None = Non
         known = [row for row in rows if row.rate.value is not None]
         rate = Rate(statistics.fmean(row.rate.value or 0.0 for row in known) if known else None)
         if known and parts is not None:
-            ends = mean([part for row in known for part in parts[row.place]], run.confidence)
-            rate = Rate(rate.value, ends.low, ends.high)
+            rate = replace(rates.mean([parts[row.place] for row in known], run.confidence), value=rate.value)
         found.append(Mean(of, name, rate))
     return found
 

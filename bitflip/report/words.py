@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from bitflip.report.runs import Rate, Row, Run
+from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions
 from bitflip.report.summary import Bit, by_bit, means, total
+from bitflip.statistics.rates import Rate
 
 SCRIPTS = {"neuron_": "neuron.py", "weight_": "weight.py"}
 
@@ -137,10 +138,13 @@ def _about_outcomes(run: Run) -> list[str]:
         ]
     if whole is None or not whole.injections:
         return []
-    masked, nonfinite = (100 * count / whole.injections for count in (whole.masked, whole.nonfinite))
-    sentence = f"{percent(masked)} % of {whole.injections:,} faulty inferences were masked: "
-    sentence += "their logits equal the clean ones bit for bit"
-    return [f"{sentence}; {percent(nonfinite)} % had NaN or infinity among the logits."]
+    found = []
+    if (masked := whole.share("masked")) is not None:
+        of = f"of {whole.injections:,} faulty inferences were masked"
+        found.append(f"{percent(masked)} % {of}: their logits equal the clean ones bit for bit")
+    if (nonfinite := whole.share("nonfinite")) is not None:
+        found.append(f"{percent(nonfinite)} % had NaN or infinity among the logits")
+    return [f"{'; '.join(found)}."] if found else []
 
 
 def script(run: Run) -> str:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitflip import csvs
+from bitflip.csvs import Row
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
-from bitflip.faults.faultlist import Columns, Fault, Key
+from bitflip.faults.faultlist import Fault, Key
 from bitflip.files import replacing
 from bitflip.outcomes.per_fault import COUNTS, PerFault
 from bitflip.results.paths import LISTED_FAULTS, Paths
 
 CHANGE = "largest_change"
 HEADER = (*faultlist.HEADER, faultlist.REPEAT, *COUNTS, CHANGE)
+NEEDED = ("images", "masked", "critical")  # what is compared
 SETTING = "results (--results)"
 IMAGES_HEADER = ("image", "correct", "target", "layer", "call", "bit", "critical")
 
@@ -64,7 +66,7 @@ class Read:
 
     Attributes:
         faults: of the list.
-        counts: of each fault, by the names of :data:`COUNTS`, (F,) each.
+        counts: of each fault, by those names of :data:`COUNTS` that the file has, (F,) each.
         by_image: critical inferences of each image that was run, (images,), by (target, path, call, bit).
     """
 
@@ -88,39 +90,39 @@ def read(path: Path) -> Read:
     if not path.name.endswith(LISTED_FAULTS):
         raise BadInput(f"{SETTING}: expected a file whose name ends in {LISTED_FAULTS}, got {path}")
     beside = Paths(path.parent, path.name.removesuffix(LISTED_FAULTS)).listed_images
-    faults: list[Fault] = []
-    counts: list[list[int]] = []
-    for columns in _table(path, HEADER):
-        faults.append(columns.fault())
-        counts.append([columns.number(name) for name in COUNTS])
-    if not faults:
+    table = csvs.Table(path, SETTING, ended=True)
+    table.require((*faultlist.HEADER, *NEEDED), HEADER)
+    rows = [row for _, row in table.values(_fault)]
+    if not rows:
         raise BadInput(f"{SETTING}: expected at least one fault in {path}, got a header only")
-    by_name = dict(zip(COUNTS, np.array(counts).T, strict=True))
+    by_name = {name: np.array([counts[name] for _, counts in rows]) for name in rows[0][1]}
     if (by_name["images"] == 0).any():
         raise BadInput(f"{SETTING}: expected at least one image for each fault in {path}")
+    images = csvs.Table(beside, SETTING, ended=True)
+    images.require(IMAGES_HEADER, IMAGES_HEADER)
     seen: dict[int, int] = {}
     cells: list[tuple[Key, int, int]] = []
-    for columns in _table(beside, IMAGES_HEADER):
-        image = seen.setdefault(columns.number("image"), len(seen))
-        if columns.row["target"]:
-            key = columns.row["target"], columns.row["layer"], columns.number("call"), columns.number("bit")
-            cells.append((key, image, columns.number("critical")))
+    for _, (image, key, critical) in images.values(_image):
+        place = seen.setdefault(image, len(seen))
+        if key is not None:
+            cells.append((key, place, critical))
     by_image: dict[Key, NDArray[np.int64]] = {}
     for key, image, critical in cells:
         by_image.setdefault(key, np.zeros(len(seen), dtype=np.int64))[image] = critical
     if sum(int(counted.sum()) for counted in by_image.values()) != by_name["critical"].sum():
         raise BadInput(f"{SETTING}: {path} and {beside} are not of one run")
-    return Read(tuple(faults), by_name, by_image)
+    return Read(tuple(fault for fault, _ in rows), by_name, by_image)
 
 
-def _table(path: Path, header: Sequence[str]) -> Iterator[Columns]:
-    rows = faultlist.rows(path, SETTING)
-    if not rows or tuple(rows[0][1]) != tuple(header):
-        raise BadInput(f"{SETTING}: expected the header {','.join(header)} in {path}")
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise BadInput(f"{SETTING}: {path}, line {line}: expected {len(header)} columns, got {len(row)}")
-        columns = Columns(dict(zip(header, row, strict=True)))
-        yield columns
-        if columns.wrong:
-            raise BadInput(*(f"{SETTING}: {path}, line {line}: {sentence}" for sentence in columns.wrong))
+def _fault(row: Row) -> tuple[Fault, dict[str, int]]:
+    found = faultlist.own(row), {name: row.count(name) for name in COUNTS if name in row}
+    row.finish()
+    return found
+
+
+def _image(row: Row) -> tuple[int, Key | None, int]:
+    """An image, what was struck, and how many faults there were critical; None where none was."""
+    key = (row["target"], row["layer"], row.count("call"), row.count("bit")) if row["target"] else None
+    found = row.count("image"), key, row.count("critical")
+    row.finish()
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bitflip.network import bits
 from bitflip.network.layers import Numbered
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.outcomes.counts import Tally
+from bitflip.results import columns
 from bitflip.statistics.rates import LayerEstimate, Rate
 
 
@@ -45,7 +46,7 @@ def result_lines(chosen: Sequence[Numbered], estimates: Sequence[LayerEstimate])
             name = item.layer.type
             if found.item.parameter not in ("", "weight"):
                 name += f" {found.item.parameter}"
-            if found.rate is None:
+            if found.rate.value is None:
                 lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {name}")
                 continue
             count = f"{found.tally.misclassified} / {found.tally.correct}"
@@ -62,49 +63,45 @@ def write_summary(path: Path, heading: str, seed: int, bit: int | None, lines: S
         file.writelines(f"{line}\n" for line in lines)
 
 
-LAYER_COLUMNS = ("layer", "path", "call", "parameter")
-RATE_COLUMNS = ("low", "high")
-COUNT_COLUMNS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "largest_change")
-SUM_COLUMNS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.outcomes.counts.Tally
-
-
 def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate]) -> None:
-    """Write the ``.csv``: one row per layer that was run; rates are in percent, empty with nothing to divide by."""
-    with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        head = ["index", "name", f"seed_{seed}", *LAYER_COLUMNS, "misclassified", "correct", *RATE_COLUMNS]
-        writer.writerow([*head, "flips", "injections", *COUNT_COLUMNS, *SUM_COLUMNS])
-        for index, found in enumerate(estimates):
-            tally, (rate, low, high) = found.tally, _rate_texts(found.rate)
-            row = [index, found.item.layer.type, rate, *_layer_texts(found.item), tally.misclassified, tally.correct]
-            writer.writerow([*row, low, high, tally.flips, tally.injections, *_count_texts(tally)])
+    """Write the ``.csv``: one row per layer that was run."""
+    rate = columns.rate_of(seed)
+    rows = ({"index": i, **_cells(found.item, found.tally, found.rate, rate)} for i, found in enumerate(estimates))
+    _write(path, columns.of_layers(seed), rows)
 
 
 def write_bits(path: Path, estimates: Sequence[LayerEstimate]) -> None:
-    """Write the ``_bits.csv``: one row per layer and bit that was flipped in it; rates are in percent."""
+    """Write the ``_bits.csv``: one row per layer and bit that was flipped in it."""
+    rows = (
+        {"bit": bit, **_cells(found.item, tally, rate, "rate")}
+        for found in estimates
+        for bit, (tally, rate) in found.by_bit.items()
+    )
+    _write(path, columns.of_bits(), rows)
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        head = ["layer", "name", "path", "call", "parameter", "bit", "flips", "injections", "misclassified", "correct"]
-        writer.writerow([*head, "rate", *RATE_COLUMNS, *COUNT_COLUMNS, *SUM_COLUMNS])
-        for found in estimates:
-            number, *where = _layer_texts(found.item)
-            for bit, (tally, rate) in found.by_bit.items():
-                row = [number, found.item.layer.type, *where, bit, tally.flips, tally.injections]
-                counts = [tally.misclassified, tally.correct]
-                writer.writerow([*row, *counts, *_rate_texts(rate), *_count_texts(tally)])
+        writer = csv.DictWriter(file, header, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def _layer_texts(item: Numbered) -> list[object]:
-    return [item.number, item.layer.path, item.layer.call, item.parameter]
+def _cells(item: Numbered, tally: Tally, rate: Rate, column: str) -> dict[str, object]:
+    """What both tables have in a row, by column; ``column`` is that of the rate."""
+    layer = item.layer
+    return {
+        **dict(zip(columns.PLACE, (item.number, layer.type, layer.path, layer.call), strict=True)),
+        "parameter": item.parameter,
+        **{name: getattr(tally, name) for name in (*columns.HITS, *columns.COUNTS, *columns.SUMS)},
+        **dict(zip((column, *columns.INTERVAL), map(decimal, (rate.value, rate.low, rate.high)), strict=True)),
+        columns.CHANGE: decimal(tally.largest_change),
+    }
 
 
-def _rate_texts(rate: Rate | None) -> list[str]:
-    return ["", "", ""] if rate is None else [f"{value:.6f}" for value in (rate.value, rate.low, rate.high)]
-
-
-def _count_texts(tally: Tally) -> list[object]:
-    *counts, change = (getattr(tally, name) for name in COUNT_COLUMNS)
-    return [*counts, f"{change:.6f}", *(getattr(tally, name) for name in SUM_COLUMNS)]
+def decimal(value: float | None) -> str:
+    """A number as tables hold it; empty where there is none."""
+    return "" if value is None else f"{value:.6f}"
 
 
 def write_run(path: Path, run: Mapping[str, Any]) -> None:

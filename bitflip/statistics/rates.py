@@ -1,24 +1,63 @@
-"""Misclassification rates with their confidence intervals, from counts."""
+"""Misclassification rates with their confidence intervals: one way from sums to rates, for runs and reports alike."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from bitflip.faults.flips import Target
-from bitflip.network.layers import Numbered
-from bitflip.outcomes.counts import Counts, Tally
 from bitflip.statistics import intervals
-from bitflip.statistics.intervals import Estimate, Interval, Sums
+from bitflip.statistics.intervals import Interval, Sums
+
+if TYPE_CHECKING:  # reports are made without torch, which takes seconds to import
+    from bitflip.faults.flips import Target
+    from bitflip.network.layers import Numbered
+    from bitflip.outcomes.counts import Counts, Tally
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate in percent, with the ends of its confidence interval."""
+    """A rate in percent, with the ends of its confidence interval; None with nothing to divide by, or where not known.
 
-    value: float
-    low: float
-    high: float
+    >>> Rate().value is None
+    True
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+def of(sums: Sums[float], target: str, confidence: float) -> Rate:
+    """The rate of some faults that were drawn alike."""
+    s = sums
+    if not s.n:
+        return Rate()
+    found: Interval[float]
+    if target == "neuron":
+        found = intervals.wilson(s.m, s.n, confidence)
+    else:
+        found = intervals.clustered(s.flips, s.m, s.n, s.mm, s.mn, s.nn, confidence)
+    return Rate(100 * (s.m / s.n), 100 * found.low, 100 * found.high)
+
+
+def mean(layers: Sequence[Sequence[Sums[float]]], confidence: float) -> Rate:
+    """The mean rate of layers, each of which counts the same, whatever its size.
+
+    Args:
+        layers: the parts of each, of equal weight: one, or one per bit when bits were drawn unequally. One without
+            images can have any rate.
+        confidence: of the interval.
+    """
+    weights = [1 / len(parts) for parts in layers for _ in parts]
+    found = intervals.mean([part for parts in layers for part in parts], weights, confidence)
+    return Rate() if math.isnan(found.rate) else Rate(100 * found.rate, 100 * found.low, 100 * found.high)
 
 
 @dataclass(frozen=True)
@@ -28,17 +67,17 @@ class LayerEstimate:
     Attributes:
         item: the layer.
         tally: counts over all its faults.
-        rate: misclassification rate of a random fault; None with no image that could be misclassified.
+        rate: misclassification rate of a random fault.
         by_bit: the same for each bit that was flipped.
-        parts: the tallies that make up the rate, each with its weight: one, or one per bit when bits were drawn
-            unequally, so that the rate is no longer misclassified / correct.
+        parts: what the rate is the mean of, see :func:`mean`; if there are several, it is no longer
+            misclassified / correct.
     """
 
     item: Numbered
     tally: Tally
-    rate: Rate | None
-    by_bit: dict[int, tuple[Tally, Rate | None]]
-    parts: list[tuple[Tally, float]]
+    rate: Rate
+    by_bit: dict[int, tuple[Tally, Rate]]
+    parts: list[Sums[float]]
 
     @property
     def weighted(self) -> bool:
@@ -60,49 +99,25 @@ def of_layers(
     """
     found = []
     for place, item in enumerate(counts.items):
-        tally = counts.layer(seed, place)
-        by_bit = {bit: (one, of_tally(one, target, confidence)) for bit, one in counts.bits(seed, place).items()}
-        rate = of_tally(tally, target, confidence)
-        parts = [(tally, 1.0)]
-        if weighted and rate is not None:
-            parts = [(by_bit[bit][0] if bit in by_bit else Tally(), 1 / item.bits) for bit in range(item.bits)]
-            rate = mean(parts, confidence)
+        tally, bits = counts.layer(seed, place), counts.bits(seed, place)
+        by_bit = {bit: (one, of(_sums(one), target, confidence)) for bit, one in bits.items()}
+        parts = [_sums(tally)]
+        if weighted and tally.correct:
+            parts = [_sums(bits[bit]) if bit in bits else Sums.single(0.0, 0.0) for bit in range(item.bits)]
+        rate = mean([parts], confidence) if len(parts) > 1 else of(parts[0], target, confidence)
         found.append(LayerEstimate(item, tally, rate, by_bit, parts))
     return found
 
 
-def of_tally(tally: Tally, target: Target, confidence: float) -> Rate | None:
-    """The rate of some faults that were drawn alike; None with no image that could be misclassified."""
-    if tally.correct == 0:
-        return None
-    interval: Interval[float]
-    if target == "neuron":
-        interval = intervals.wilson(tally.misclassified, tally.correct, confidence)
-    else:
-        t = tally
-        interval = intervals.clustered(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn, confidence)
-    value = tally.misclassified / tally.correct
-    return _percent(Estimate(value, interval.low, interval.high))
-
-
-def mean(parts: Sequence[tuple[Tally, float]], confidence: float) -> Rate:
-    """The weighted mean of the rates of tallies; one that is empty can have any rate."""
-    sums = [Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn) for t, _ in parts]
-    return _percent(intervals.mean(sums, [weight for _, weight in parts], confidence))
+def _sums(t: Tally) -> Sums[float]:
+    return Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn)
 
 
 def means(estimates: Sequence[LayerEstimate], confidence: float) -> dict[tuple[str, str], Rate]:
-    """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME).
-
-    Each layer counts the same, whatever its size.
-    """
-    parts: dict[tuple[str, str], list[tuple[Tally, float]]] = {}
+    """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME)."""
+    parts: dict[tuple[str, str], list[list[Sums[float]]]] = {}
     for found in estimates:
-        if found.rate is not None:
-            parts.setdefault(("network", "all"), []).extend(found.parts)
-            parts.setdefault(("type", found.item.layer.type), []).extend(found.parts)
-    return {name: mean(tallies, confidence) for name, tallies in parts.items()}
-
-
-def _percent(estimate: Estimate[float]) -> Rate:
-    return Rate(100.0 * estimate.rate, 100.0 * estimate.low, 100.0 * estimate.high)
+        if found.rate.value is not None:
+            parts.setdefault(("network", "all"), []).append(found.parts)
+            parts.setdefault(("type", found.item.layer.type), []).append(found.parts)
+    return {name: mean(layers, confidence) for name, layers in parts.items()}

@@ -1,0 +1,32 @@
+"""The columns of a run's tables: declared here, written by :mod:`bitflip.results.tables`, and asked for by reports.
+
+A reader takes the columns that it knows of those that are there: a file of an earlier version has fewer, one of a later
+version may have more. So a column that is added here is missing in today's files, and that is no mistake of theirs.
+"""
+
+from __future__ import annotations
+
+PLACE = ("layer", "name", "path", "call")
+INTERVAL = ("low", "high")
+EFFECTS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")
+COUNTS = ("flips", "injections", *EFFECTS)
+CHANGE = "largest_change"
+SUMS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.outcomes.counts.Tally
+HITS = ("misclassified", "correct")
+NEEDED = (*PLACE, *HITS)  # what even the oldest files have
+
+
+def of_layers(seed: int | str) -> tuple[str, ...]:
+    """Those of the ``.csv``; rates are in percent, empty with nothing to divide by."""
+    front = ("index", "name", rate_of(seed), "layer", "path", "call", "parameter")
+    return (*front, *HITS, *INTERVAL, *COUNTS, CHANGE, *SUMS)
+
+
+def of_bits() -> tuple[str, ...]:
+    """Those of the ``_bits.csv``."""
+    return (*PLACE, "parameter", "bit", "flips", "injections", *HITS, "rate", *INTERVAL, *EFFECTS, CHANGE, *SUMS)
+
+
+def rate_of(seed: int | str) -> str:
+    """The column of a seed's rate."""
+    return f"seed_{seed}"
