@@ -96,7 +96,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "faults.csv"
     path.write_bytes(data)
     with pytest.raises(BadInput) as refused:  # if only because a model without layers has no fault
-        faultlist.read(path).check(path, [], 10, neurons=False)
+        faultlist.read(path).check([], 10, neurons=False)
     assert 0 < len(refused.value.problems) <= faultlist.SHOWN + 1
     assert all(problem.startswith("faults (--faults): ") for problem in refused.value.problems)
 
@@ -151,7 +151,7 @@ def test_bad_rows_are_reported_together(tmp_path: Path) -> None:
     path = tmp_path / "faults.csv"
     path.write_text("\n".join([HEADER, "weight,layer1,0,0;0,1,all", *(row for row, _ in BAD_ROWS.values())]))
     with pytest.raises(BadInput) as refused:
-        faultlist.read(path).check(path, injector.layers, 7, neurons=False)
+        faultlist.read(path).check(injector.layers, 7, neurons=False)
     assert len(refused.value.problems) == len(BAD_ROWS)
     for line, (problem, (_, sentence)) in enumerate(zip(refused.value.problems, BAD_ROWS.values(), strict=True), 3):
         assert problem.startswith(f"faults (--faults): {path}, line {line}: ")
@@ -162,7 +162,7 @@ def test_many_bad_rows_are_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "faults.csv"
     path.write_text("\n".join([HEADER, *["weight"] * 100]))
     with pytest.raises(BadInput) as refused:
-        faultlist.read(path).check(path, [], 1, neurons=False)
+        faultlist.read(path).check([], 1, neurons=False)
     assert len(refused.value.problems) == faultlist.SHOWN + 1
     assert refused.value.problems[-1].endswith("and 80 more")
 

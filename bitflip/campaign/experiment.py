@@ -12,7 +12,6 @@ import torch
 
 from bitflip import engines
 from bitflip.data import datasets, inputs
-from bitflip.data.datasets import TestSet
 from bitflip.data.images import Images
 from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
@@ -36,6 +35,7 @@ from bitflip.statistics.rates import LayerEstimate
 
 log = logging.getLogger(__name__)
 
+EXAMPLES = 5  # inputs that a network of unknown inputs is tried on
 BLOCK_ROWS = {"cpu": 1 << 14, "cuda": 1 << 17}  # faulty images of a list's task: enough to share a clean pass
 
 
@@ -132,13 +132,6 @@ def prepare(settings: Hyperparameters, target: Target) -> Experiment:
     listed = None if settings.faults is None else faultlist.read(settings.faults)
     with contextlib.redirect_stdout(sys.stderr):  # what downloads say does not belong into the table
         test_set = datasets.load(settings)
-    return assemble(settings, target, test_set, listed)
-
-
-def assemble(
-    settings: Hyperparameters, target: Target, test_set: TestSet, listed: FaultList | None = None
-) -> Experiment:
-    """The experiment of settings on a test set, with the faults of a list, if there is one; see :func:`prepare`."""
     count = datasets.size_of(test_set, settings.batch_size, drop_last=settings.drop_last)
     if count == 0:
         raise BadInput(
@@ -147,9 +140,21 @@ def assemble(
     classes = datasets.classes_of(settings, test_set)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = models.load(settings, classes)
+    devices.keep_freed_memory()
     assert settings.img_size is not None
     example = torch.zeros(1, settings.channels, settings.img_size, settings.img_size)
     network = ready(settings, target, classifier, classes, example)
+    return of(settings, target, network, Images(test_set, count), listed)
+
+
+def of(
+    settings: Hyperparameters, target: Target, network: Network, images: Images, listed: FaultList | None = None
+) -> Experiment:
+    """The experiment of a network that is ready: with the faults of a list, if there is one, or sampled ones.
+
+    Raises:
+        BadInput: if the settings, or the rows of the list, don't fit the network.
+    """
     if network.note is not None:
         log.warning(network.note)
     if listed is None:
@@ -160,10 +165,10 @@ def assemble(
             if problems := hyperparameters.check_bit(settings, item.bits):
                 raise BadInput(*problems)
     else:
-        source = _listed(settings, target, listed, network.injector.everything, count)
+        source = _listed(settings, target, listed, network.injector.everything, images.count)
         chosen = targets = source.targets
     device = devices.describe(network.placement.device)
-    return Experiment(settings, target, network, Images(test_set, count), chosen, targets, source, device)
+    return Experiment(settings, target, network, images, chosen, targets, source, device)
 
 
 def ready(settings: Hyperparameters, target: Target, classifier: Classifier, classes: int, example: Inputs) -> Network:
@@ -181,7 +186,6 @@ def ready(settings: Hyperparameters, target: Target, classifier: Classifier, cla
     """
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
-    devices.keep_freed_memory()
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
     struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
@@ -225,8 +229,7 @@ def _listed(
     Raises:
         BadInput: with all rows that are no faults of this model and test set.
     """
-    assert settings.faults is not None
-    listed.check(settings.faults, found, images, target == "neuron")
+    listed.check(found, images, target == "neuron")
     if settings.limit is not None:
         listed = listed.only(faultlist.stratified(listed.faults, settings.limit, settings.seed))
     return Listed(listed, found)

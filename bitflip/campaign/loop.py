@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.executor import Executor, Progress
@@ -64,10 +64,19 @@ class Done:
         return f"{main.images} of {self.experiment.images.count} images"
 
 
-def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, executor: Executor) -> Done:
+def execute(
+    experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, executor: Executor, *, bar: bool | None = None
+) -> Done:
     """Run the campaign, or what is left of it.
 
     Ctrl-C, a full disk or an image that can't be read ends it after the tasks that were finished.
+
+    Args:
+        experiment: that is run.
+        checkpoint: where it was, and is.
+        tracker: for running rates.
+        executor: that runs the tasks.
+        bar: whether to show a progress bar; None for on a terminal only.
 
     Raises:
         KeyboardInterrupt, BadInput: if not even one task was finished.
@@ -85,13 +94,14 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, ex
         if _margin(experiment) is None:
             total = experiment.source.inferences(experiment.targets, experiment.images.count)
         before = tallies.main.inferences if total else 0
-        bar = stack.enter_context(tqdm(total=total, initial=before, unit="img", unit_scale=True, disable=None))
+        hidden = None if bar is None else not bar
+        shown = stack.enter_context(tqdm(total=total, initial=before, unit="img", unit_scale=True, disable=hidden))
         if checkpoint.resumed:
             log.info("going on after %s", done.where)
         reported = time.monotonic()
 
         def advance(faulty: int) -> None:
-            bar.update(faulty)
+            shown.update(faulty)
 
         try:
             for task, batch in _outcomes(experiment, tallies, checkpoint, executor, cut, advance):
@@ -100,7 +110,7 @@ def execute(experiment: Experiment, checkpoint: Checkpoint, tracker: Tracker, ex
                     saver.after(task.turn)
                 rate = tallies.main.rate
                 if rate is not None:
-                    bar.set_postfix_str(f"misclassified {rate:.3f} %")
+                    shown.set_postfix_str(f"misclassified {rate:.3f} %")
                     if time.monotonic() - reported > RUNNING_RATE_EVERY:
                         reported = time.monotonic()
                         tracker.log({"running/Misclassification_rate": rate}, step=tallies.main.images)

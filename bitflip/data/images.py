@@ -77,6 +77,11 @@ class Images:
             part = slice(span.start, span.stop)
             yield inputs.rows(images, part), labels[part]
 
+    @property
+    def labels(self) -> Tensor | None:
+        """All labels, (N,), if they are known without reading anything."""
+        return None if self._kept is None else self._kept[1]
+
     def first(self, count: int) -> Inputs:
         """The first few images."""
         ((images, _),) = self.batches([range(min(count, self.count))])
@@ -103,6 +108,7 @@ class Images:
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
             collate_fn=self._collate,
+            generator=torch.Generator(),  # else it draws from the one that everybody shares
         )
         try:
             for images, labels in loader:

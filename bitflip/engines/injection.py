@@ -411,8 +411,10 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
 @contextlib.contextmanager
 def _logging_untouched() -> Iterator[None]:
     """PyTorchFI sets up the root logger with a format that no ordinary record can fill; undo that."""
-    before = list(logging.root.handlers)
+    before, disabled = list(logging.root.handlers), logging.root.manager.disable
+    logging.disable(max(disabled, logging.INFO))  # and it logs the layers, to whoever listens
     try:
         yield
     finally:
         logging.root.handlers[:] = before
+        logging.disable(disabled)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -113,12 +113,14 @@ class FaultList:
         lines: the line of each.
         published: what is known of each, in a file of the published format, else None.
         problems: (line, sentence) of each row that is no fault; empty once :meth:`check` has passed.
+        path: of the file.
     """
 
     faults: tuple[Fault, ...]
     lines: tuple[int, ...]
     published: tuple[Published, ...] | None = None
     problems: tuple[tuple[int, str], ...] = ()
+    path: Path = Path("faults.csv")
 
     def __len__(self) -> int:
         return len(self.faults)
@@ -126,15 +128,13 @@ class FaultList:
     def only(self, chosen: Sequence[int]) -> FaultList:
         """Some of the faults, given by their places."""
         published = None if self.published is None else tuple(self.published[i] for i in chosen)
-        return FaultList(
-            tuple(self.faults[i] for i in chosen), tuple(self.lines[i] for i in chosen), published, self.problems
-        )
+        faults, lines = tuple(self.faults[i] for i in chosen), tuple(self.lines[i] for i in chosen)
+        return replace(self, faults=faults, lines=lines, published=published)
 
-    def check(self, path: Path, layers: Sequence[Layer], images: int, neurons: bool) -> None:
+    def check(self, layers: Sequence[Layer], images: int, neurons: bool) -> None:
         """See that every fault can be injected.
 
         Args:
-            path: of the file, for messages.
             layers: of the model.
             images: in the test set.
             neurons: whether neuron faults are to be run, or faults of parameters.
@@ -147,7 +147,7 @@ class FaultList:
         for line, fault in zip(self.lines, self.faults, strict=True):
             problems += [(line, sentence) for sentence in check(fault)]
         if problems:
-            raise BadInput(*sentences(path, sorted(problems)))
+            raise BadInput(*sentences(self.path, sorted(problems)))
 
 
 class _Check:
@@ -269,7 +269,7 @@ def read(path: Path) -> FaultList:
     if not faults and not problems:
         raise BadInput(f"{SETTING}: expected at least one fault in {path}, got a header only")
     known_of_all = tuple(published) if names == PUBLISHED_HEADER else None
-    return FaultList(tuple(faults), tuple(faults.values()), known_of_all, tuple(problems))
+    return FaultList(tuple(faults), tuple(faults.values()), known_of_all, tuple(problems), path)
 
 
 def write(file: TextIO, faults: Iterable[Fault], *, repeats: bool | None = None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,43 @@ class Placement:
     def inputs(self, batch: Batch) -> Batch:
         """A batch of inputs, such as images (B, C, H, W)."""
         return inputs.to(batch, self.device, self.dtype, channels_last=self.channels_last)
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """A model that may be moved and put into eval mode, and is as it was when the block ends, tensor by tensor."""
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    own = [(dict(module._parameters), dict(module._buffers)) for module in modules]
+    values = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    finally:
+        for module, mode, (parameters, buffers) in zip(modules, modes, own, strict=True):
+            module.training = mode
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        for tensor, value in values:
+            tensor.data = value
+
+
+@contextlib.contextmanager
+def as_they_were() -> Iterator[None]:
+    """PyTorch's settings are as they were when the block ends: those that :func:`pin_arithmetic` makes, and the GPU."""
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    fast = torch.backends.mha.get_fastpath_enabled()
+    nnpack = torch.backends.nnpack.set_flags(False)  # type: ignore[no-untyped-call] # the only way to ask
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.nnpack.set_flags(*nnpack)  # type: ignore[no-untyped-call]
+        if device is not None:
+            torch.cuda.set_device(device)
 
 
 def pin_arithmetic(precision: Precision) -> None:

@@ -182,6 +182,14 @@ def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
     return Classifier(model, source, weights, _digest(model), code.sha256(file))
 
 
+def given(model: nn.Module) -> Classifier:
+    """A model that is there already, as it is."""
+    kind = type(model)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    source = f"{kind.__module__}.{kind.__qualname__}"
+    return Classifier(model, source, "as given", _digest(model), code.sha256(None if file is None else Path(file)))
+
+
 def _file_of(name: str) -> Path | None:
     """The file of a user's own model, which has been imported."""
     place = name.rpartition(":")[0]

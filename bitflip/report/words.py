@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import get_args
 
 from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions
@@ -154,9 +155,10 @@ def script(run: Run) -> str:
 
 def command(run: Run) -> str | None:
     """The command line that repeats a run; None when its settings are not known."""
-    if not run.settings:
+    from bitflip.settings.hyperparameters import DatasetName, Hyperparameters
+
+    if run.settings.get("dataset") not in get_args(DatasetName):  # not known, or not made by a script
         return None
-    from bitflip.settings.hyperparameters import Hyperparameters
 
     fields = Hyperparameters.model_fields
     arguments = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
@@ -382,6 +382,17 @@ def role_of(name: str) -> Role:
 def names(chosen: Callable[[Role], bool]) -> list[str]:
     """The settings whose role is chosen."""
     return [name for name in Hyperparameters.model_fields if chosen(role_of(name))]
+
+
+def problems(error: ValidationError) -> dict[str, str]:
+    """One sentence per setting that has a bad value, by its name."""
+    found = {}
+    for item in error.errors():
+        name = "layer_num" if item["loc"][0] == "layer_nums" else str(item["loc"][0])
+        extra = Hyperparameters.model_fields[name].json_schema_extra
+        valid = extra["valid"] if isinstance(extra, dict) else ""
+        found[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
+    return found
 
 
 def _ranges(seeds: str) -> list[tuple[int, int]]:

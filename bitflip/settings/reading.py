@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from bitflip.errors import BadInput, nearest
+from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters, role_of
 
 
@@ -79,12 +80,7 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
     try:
         return _plain(_Sources(**given)), problems
     except ValidationError as error:
-        for item in error.errors():
-            name = "layer_num" if item["loc"][0] == "layer_nums" else str(item["loc"][0])
-            field = Hyperparameters.model_fields[name]
-            extra = field.json_schema_extra
-            valid = extra["valid"] if isinstance(extra, dict) else ""
-            problems[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
+        problems |= hyperparameters.problems(error)
     defaults = {name: field.default for name, field in Hyperparameters.model_fields.items() if name in problems}
     return _plain(_Sources(**{**given, **defaults})), problems
 

@@ -1,0 +1,263 @@
+"""The library: campaigns on a model and a test set of your own, in a program or a notebook.
+
+No environment variable is read and nothing is printed; what there is to say goes to the logger ``bitflip``. The model
+comes back as it was: in its mode and memory format, on its device, bit for bit; and so do PyTorch's settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
+
+from bitflip.campaign import experiment, identity, loop, publishing
+from bitflip.campaign.checkpoint import Checkpoint
+from bitflip.campaign.executor import Here
+from bitflip.campaign.experiment import Experiment
+from bitflip.data.images import Images
+from bitflip.errors import BadInput
+from bitflip.faults import faultlist
+from bitflip.faults.faultlist import FaultList
+from bitflip.faults.flips import Target
+from bitflip.network import devices, models
+from bitflip.report.result import Result, Rows
+from bitflip.results import provenance
+from bitflip.results.paths import Paths
+from bitflip.results.tracking import Tracker
+from bitflip.settings import hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Faults that are drawn at random.
+
+    Attributes:
+        target: ``neuron``, one flip per input and layer, or ``weight``, one per batch and parameter tensor.
+        seed: the same seed draws the same faults, from 0.
+        repeats: flips per input (or batch) in each layer.
+        bit: the bit to flip, counted from the most significant; None for a random one per fault.
+        bit_sampling: how random bits are drawn, ``uniform`` or ``importance``.
+        layer_type: class names of the layers; None for all.
+        layer_num: numbers of the layers among those that ``layer_type`` leaves; None for all.
+        parameters: names of the parameter tensors that weight faults strike; None for all.
+        margin: go on until half the width of every layer's interval is at most so many percentage points; None for one
+            round through the test set.
+    """
+
+    target: Target = "neuron"
+    seed: int = 0
+    repeats: int = 1
+    bit: int | None = None
+    bit_sampling: Literal["uniform", "importance"] = "uniform"
+    layer_type: Sequence[str] | None = None
+    layer_num: Sequence[int] | None = None
+    parameters: Sequence[str] | None = ("weight",)
+    margin: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same as settings of a script."""
+        return {
+            "seed": self.seed,
+            "repeats": self.repeats,
+            "bit_flip_pos": -1 if self.bit is None else self.bit,
+            "bit_sampling": self.bit_sampling,
+            "layer_type": "all" if self.layer_type is None else ",".join(self.layer_type),
+            "layer_num": "all" if self.layer_num is None else ",".join(map(str, self.layer_num)),
+            "parameters": "all" if self.parameters is None else ",".join(self.parameters),
+            "margin": self.margin,
+        }
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer that faults can strike.
+
+    Attributes:
+        number: of the layer, among all layers.
+        path: of its module in the model; ``input`` is the input.
+        call: which call of the module in a forward pass, from 0.
+        type: class name of the module.
+        shape: of the output for one input.
+        parameters: names of the parameter tensors that can be flipped.
+    """
+
+    number: int
+    path: str
+    call: int
+    type: str
+    shape: tuple[int, ...]
+    parameters: tuple[str, ...]
+
+
+class Campaign:
+    """Fault injection into one model, on one test set.
+
+    Args:
+        model: any classifier, whose output is one row of logits per input, (B, classes).
+        test_set: a ``Dataset`` of (input, label), or a ``DataLoader`` of such batches that does not shuffle. An input
+            is a tensor of a fixed shape, or a tuple or dict of tensors that the model takes as arguments.
+        batch_size: inputs that one weight flip hits; None for that of the loader, or 256.
+        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: of float32 arithmetic, ``ieee`` or ``tf32``.
+        engine: ``wave`` or ``reference``.
+        name: what files and titles call the model; None for its class.
+
+    Raises:
+        BadInput: for a loader that shuffles, or anything else that does not fit; its sentences say what.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        test_set: Any,
+        *,
+        batch_size: int | None = None,
+        device: str = "auto",
+        precision: Literal["ieee", "tf32"] = "ieee",
+        engine: Literal["wave", "reference"] = "wave",
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise BadInput(f"model: expected an nn.Module, got {type(model).__name__}")
+        if next(model.parameters(), None) is None:
+            raise BadInput("model: expected a model with parameters, got one without")
+        self._model = model
+        loader = test_set if isinstance(test_set, DataLoader) else None
+        if loader is not None:
+            test_set = loader.dataset
+            batch_size = loader.batch_size if batch_size is None else batch_size
+        if isinstance(test_set, IterableDataset) or not hasattr(test_set, "__len__"):
+            raise BadInput("test_set: expected a data set with a length, whose items have numbers")
+        if loader is not None and not isinstance(loader.sampler, SequentialSampler):
+            raise BadInput("test_set: expected a DataLoader that does not shuffle: faults are tied to places of inputs")
+        self._settings = {
+            "batch_size": 256 if batch_size is None else batch_size,
+            "device": device,
+            "precision": precision,
+            "engine": engine,
+        }
+        self._name = name or type(model).__name__
+        self._data_name = type(test_set).__name__
+        settings = _settings(self._settings)
+        if problems := [*devices.check(device), *devices.check_precision(precision, device)]:
+            raise BadInput(*problems)
+        drop_last = bool(loader is not None and loader.drop_last)
+        count = len(test_set) // settings.batch_size * settings.batch_size if drop_last else len(test_set)
+        if count == 0:
+            raise BadInput("test_set: expected at least one input")
+        self._images = (
+            Images(test_set, count)
+            if loader is None
+            else Images(test_set, count, loader.collate_fn, loader.num_workers)
+        )
+
+    @cached_property
+    def layers(self) -> Rows[LayerInfo]:
+        """All layers, as they are numbered without a choice of types; what only holds parameters comes last."""
+        with self._prepared(_settings(self._settings), "neuron", None) as found:
+            everything = found.network.injector.everything
+        return Rows(
+            LayerInfo(number, la.path, la.call, la.type, la.shape, tuple(parameter.name for parameter in la.parameters))
+            for number, la in enumerate(everything)
+        )
+
+    def run(
+        self,
+        faults: Sampled | FaultList,
+        *,
+        confidence: float = 0.95,
+        detailed_log: bool = False,
+        fault_table: bool = False,
+        progress: bool = False,
+        folder: str | Path | None = None,
+    ) -> Result:
+        """Run faults, and report what they did.
+
+        Args:
+            faults: to sample, or read from a list with :func:`bitflip.read_faults`.
+            confidence: of all intervals.
+            detailed_log: also log every misclassification.
+            fault_table: also write a row for every injection; :func:`bitflip.compare` then compares fault by fault.
+            progress: show a progress bar.
+            folder: for the files; a run that was stopped goes on from there. None: they are kept as long as the result.
+
+        Raises:
+            BadInput: for settings or faults that do not fit; its sentences say what.
+            KeyboardInterrupt: if Ctrl-C stops it.
+        """
+        target: Target
+        chosen: dict[str, Any]
+        listed = faults if isinstance(faults, FaultList) else None
+        if isinstance(faults, FaultList):
+            target = "neuron" if all(fault.target == "neuron" for fault in faults.faults) else "weight"
+            chosen = {"faults": faults.path, "seed": 0}
+        else:
+            target, chosen = faults.target, faults.settings
+            if target not in ("neuron", "weight"):
+                raise BadInput(f"target: expected neuron or weight, got {target!r}")
+            if faults.seed < 0:
+                raise BadInput(f"seed: expected a whole number from 0, got {faults.seed}")
+        holder = tempfile.TemporaryDirectory(prefix="bitflip-") if folder is None else None
+        chosen |= {"confidence": confidence, "detailed_log": detailed_log, "fault_table": fault_table, "plots": False}
+        path = Path(holder.name if holder is not None else str(folder))
+        settings = _settings({**self._settings, **chosen, "output_path": path}).model_copy(
+            update={"model_name": self._name, "dataset": self._data_name}
+        )
+        path.mkdir(parents=True, exist_ok=True)
+        table = self._run(settings, target, listed, progress=progress)
+        return Result(table, holder)
+
+    def _run(self, settings: Hyperparameters, target: Target, listed: FaultList | None, *, progress: bool) -> Path:
+        paths = Paths.of_run(settings, "")
+        shared = identity.of_settings(settings, target)
+        with (
+            Checkpoint(paths.unfinished, shared, provenance.now()) as checkpoint,
+            self._prepared(settings, target, listed) as prepared,
+        ):
+            executor = Here(prepared)
+            checkpoint.require(identity.of_experiment(prepared, executor))
+            done = loop.execute(prepared, checkpoint, Tracker(), executor, bar=progress)
+            if done.stopped is not None:
+                raise done.stopped
+            publishing.publish(done, "", checkpoint, done.tallies.counts)
+            checkpoint.discard()
+        return Paths.of_results(settings, "")[0].table
+
+    @contextlib.contextmanager
+    def _prepared(self, settings: Hyperparameters, target: Target, listed: FaultList | None) -> Iterator[Experiment]:
+        """An experiment on the model, which is as it was when the block ends."""
+        with devices.borrowed(self._model), devices.as_they_were():
+            classifier = models.given(self._model)
+            network = experiment.ready(settings, target, classifier, 1, self._images.first(experiment.EXAMPLES))
+            classes = network.injector.logits_shape[1]
+            labels = self._images.labels
+            wrong = [] if labels is None else labels[(labels < 0) | (labels >= classes)].tolist()
+            if wrong:
+                raise BadInput(f"test_set: expected labels from 0 to {classes - 1}, one for each logit, got {wrong[0]}")
+            yield experiment.of(settings, target, network, self._images, listed)
+
+
+def read_faults(path: str | Path) -> FaultList:
+    """Read a fault list, in the project's own or in the published format; see :mod:`bitflip.faults.faultlist`.
+
+    Raises:
+        BadInput: if the file can't be read, is no fault list, or holds no fault.
+    """
+    return faultlist.read(Path(path))
+
+
+def _settings(values: dict[str, Any]) -> Hyperparameters:
+    try:
+        return Hyperparameters(**values)
+    except ValidationError as error:
+        raise BadInput(*hyperparameters.problems(error).values()) from None
