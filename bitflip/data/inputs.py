@@ -159,6 +159,19 @@ class Packed(nn.Module):
         return self.model(**taken) if self._by_name else self.model(*taken.values())
 
 
+class Given(nn.Module):
+    """A model that runs on a given batch, whatever it is called with."""
+
+    def __init__(self, model: nn.Module, batch: Inputs) -> None:
+        super().__init__()
+        self.model = model
+        self._batch = batch
+
+    def forward(self, other: object) -> Any:
+        """What the model returns for the given batch."""
+        return call(self.model, self._batch)
+
+
 def _keys(batch: tuple[Tensor, ...] | dict[str, Tensor]) -> Sequence[Any]:
     return list(batch) if isinstance(batch, dict) else range(len(batch))
 

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from bitflip.data import inputs
-from bitflip.data.inputs import Inputs
+from bitflip.data.inputs import Given, Inputs
 from bitflip.engines import memory
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
@@ -60,19 +60,6 @@ class WithInput(nn.Module):
         identity = self.input._modules.get(name, self.input)
         assert identity is not None
         return identity(x)
-
-
-class _Given(nn.Module):
-    """A model that runs on a given batch, whatever it is called with."""
-
-    def __init__(self, model: nn.Module, batch: Inputs) -> None:
-        super().__init__()
-        self.model = model
-        self.batch = batch
-
-    def forward(self, image: Tensor) -> Any:
-        """What the model returns for the given batch."""
-        return inputs.call(self.model, self.batch)
 
 
 @dataclass
@@ -141,7 +128,7 @@ class Injector(fault_injection):
         self, model: nn.Module, layer_types: Sequence[Any]
     ) -> tuple[list[RemovableHandle], list[Any], list[Any]]:
         """PyTorchFI's hook for its dummy pass: record the layers of the model, in call order."""
-        model = model.model if isinstance(model, _Given) else model
+        model = model.model if isinstance(model, Given) else model
         inside: set[nn.Module] = set()  # of a leaf
         for name, module in model.named_modules():
             path = printable(self._path_in(model, name))
@@ -312,7 +299,7 @@ def _for_a_dummy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[int
     """What PyTorchFI can profile, and the shape that it makes its dummy image in, of floating-point values."""
     if isinstance(example, Tensor) and example.is_floating_point():
         return model, list(example.shape[1:])
-    return _Given(model, inputs.random(1, example)), [1]
+    return Given(model, inputs.random(1, example)), [1]
 
 
 def _shape(example: Inputs) -> list[Any]:
