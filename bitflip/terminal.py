@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
@@ -62,7 +62,28 @@ def speaking() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(speaker)
-        logger.level, logger.propagate = before
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+def padded(rows: Sequence[Sequence[str]], words: Collection[int] = ()) -> list[list[str]]:
+    """The cells of a table, all of a column as wide: those of ``words`` begin in one line, the others, numbers, end."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [cell.ljust(width) if i in words else cell.rjust(width) for i, (cell, width) in enumerate(cells)]
+        for cells in (zip(row, widths, strict=True) for row in rows)
+    ]
+
+
+def aligned(rows: Sequence[Sequence[str]], words: Collection[int] = ()) -> list[str]:
+    """The lines of a table; see :func:`padded`.
+
+    >>> print(*aligned([("layer", "rate"), ("conv1", "12.5"), ("fc", "0")], words=[0]), sep="\\n")
+    layer  rate
+    conv1  12.5
+    fc        0
+    """
+    return ["  ".join(cells).rstrip() for cells in padded(rows, words)]
 
 
 def is_pretty(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
@@ -92,31 +113,31 @@ def most_fragile(
         return ""
     # Layers with the same rate stay in the order of the network.
     worst = [line for line in sorted(known, key=lambda line: -(line.rate or 0)) if line.rate][:MOST]
-    rows = [
-        (
-            f"#{line.number}",
-            f"{line.rate:.3f} %",
-            "" if line.low is None or line.high is None else f"({line.low:.3f} to {line.high:.3f})",
-            _printable(line.type),
-            _printable(line.path),
-        )
-        for line in worst
-    ]
-    widths = [max((len(row[i]) for row in rows), default=0) for i in range(5)]
+    rows = padded(
+        [
+            (
+                f"#{line.number}",
+                f"{line.rate:.3f} %",
+                "" if line.low is None or line.high is None else f"({line.low:.3f} to {line.high:.3f})",
+                _printable(line.type),
+            )
+            for line in worst
+        ],
+        words=[3],
+    )
     columns = min(width or shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
-    room = max(12, columns - sum(widths[:4]) - 2 * 5 - (BAR + 2) * pretty)
     text = []
     if rows:
-        level = f" ({confidence * 100:g} % confidence)" if widths[2] else ""
+        level = f" ({confidence * 100:g} % confidence)" if rows[0][2] else ""
         text.append(f"{BOLD}Most fragile layers{OFF}{level}:" if pretty else f"Most fragile layers{level}:")
-    for line, (number, rate, interval, kind, path) in zip(worst, rows, strict=True):
-        cells = [f"{number:>{widths[0]}}", f"{rate:>{widths[1]}}"]
+    for line, cells in zip(worst, rows, strict=True):
+        path = _printable(line.path)
+        room = max(12, columns - sum(map(len, cells)) - 2 * 5 - (BAR + 2) * pretty)
         if pretty:
             cells[1] = f"{RED}{cells[1]}{OFF}  {_bar((line.rate or 0) / (worst[0].rate or 1))}"
-        if widths[2]:
-            cells.append(f"{DIM}{interval:>{widths[2]}}{OFF}" if pretty else f"{interval:>{widths[2]}}")
-        shown = path if len(path) <= room or not pretty else f"…{path[len(path) - room + 1 :]}"
-        text.append("  " + "  ".join([*cells, f"{kind:<{widths[3]}}", shown]))
+            cells[2] = cells[2] and f"{DIM}{cells[2]}{OFF}"
+            path = path if len(path) <= room else f"…{path[len(path) - room + 1 :]}"
+        text.append("  " + "  ".join([*filter(None, cells), path]))
     none = sum(line.rate == 0 for line in known)
     if none:
         text.append(f"  {none} of {len(known)} layers without a misclassification")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from bitflip.errors import BadInput
 from bitflip.files import replacing
+from bitflip.network.names import printable
+from bitflip.terminal import aligned
 
 if TYPE_CHECKING:
     from bitflip.report.comparison import Comparison, Difference
@@ -50,8 +52,6 @@ def _file(path: Path) -> Path:
 
 def text(found: Comparison) -> str:
     """The comparison for people."""
-    from bitflip.network.names import printable
-
     lines = [
         f"{'Paired' if found.paired else 'Not paired'}: {found.why}.",
         *(f"Not compared: {sentence}." for sentence in found.unmatched),
@@ -62,11 +62,7 @@ def text(found: Comparison) -> str:
         rows.append((f"#{place.layer}", *_cells(difference), f"{printable(place.type)}  {printable(place.label)}"))
     if found.network is not None:
         rows.append(("mean", *_cells(found.network), "of all layers"))
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    lines += [
-        ("  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[6]])).rstrip()
-        for row in rows
-    ]
+    lines += aligned(rows, words=[6])
     chance = 1 / (1 - found.confidence)
     sure = sum(difference.sure for _, difference in found.layers)
     lines.append(

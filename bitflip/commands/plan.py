@@ -17,6 +17,7 @@ from bitflip.errors import BadInput
 from bitflip.files import replacing
 from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
+from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
     from bitflip.campaign.experiment import Experiment
@@ -220,25 +221,14 @@ def _text(experiment: Experiment, needs: Sequence[Need], goals: Sequence[Goal], 
             experiment.title,
             f"For a margin of {margin:g} percentage points either way at {confidence:g} % confidence, at any rate:",
             "",
-            *_columns(layers, left=3),
+            *aligned(layers, words=range(3)),
             "",
-            *_columns(wanted, left=1),
+            *aligned(wanted, words=[0]),
             "",
             f"Times are estimates, from one batch of {trial.images} images that took {trial.seconds:.2f} s.",
             f"Rates near 0 or 100 % need fewer: --margin {margin:g} stops when the intervals are narrow enough.",
         ]
     )
-
-
-def _columns(rows: Sequence[tuple[str, ...]], left: int) -> list[str]:
-    """Rows as aligned lines; the first ``left`` columns hold words, the others numbers."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if i < left else f"{cell:>{width}}" for i, (cell, width) in enumerate(cells)
-        ).rstrip()
-        for cells in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
 
 
 def duration(seconds: float) -> str:

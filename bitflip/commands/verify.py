@@ -11,6 +11,7 @@ from bitflip.errors import BadInput
 from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
 from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
     from bitflip.faults import faultlist
@@ -156,18 +157,18 @@ def _tables(verdict: verification.Verdict, sides: verification.Sides) -> list[st
         "",
         f"Critical (top-1 changed), in percent of {_span(images)} images, published of {_span(published)}:",
         "",
-        _row("bit", "from LSB", "faults", "published", "ours", "difference", "error", "in errors", "masked", "ours"),
     ]
+    head = ("faults", "published", "ours", "difference", "error", "in errors")
+    rows: list[tuple[str, ...]] = [("bit", "from LSB", *head, "masked", "ours")]
     for group in verdict.bits:
         bit = int(str(group.name))
         masked = _percent(verdict.masked.bits[bit])
-        lines.append(_row(str(bit), str(PUBLISHED_WIDTH - 1 - bit), *_cells(group), *masked))
-    width = max(len(str(_layer(group.name))) for group in verdict.layers)
-    heads = ("faults", "published", "ours", "difference", "error", "in errors", "low bits", "ours")
-    lines += ["", f"{'layer':{width}}{_row('', '', *heads)}"]
+        rows.append((str(bit), str(PUBLISHED_WIDTH - 1 - bit), *_cells(group), *masked))
+    layers: list[tuple[str, ...]] = [("layer", *head, "low bits", "ours")]
     for group in [*verdict.layers, verdict.total]:
         masked = _percent(verdict.masked.rounded_off.get(group.name))
-        lines.append(f"{_layer(group.name):{width}}{_row('', '', *_cells(group), *masked)}")
+        layers.append((_layer(group.name), *_cells(group), *masked))
+    lines += [*aligned(rows), "", *aligned(layers, words=[0])]
     lines += ["", "low bits: the masked share of flips in bits 11 to 0 from the least significant end"]
     lines += ["", "Correlation over faults, and mean difference of their critical shares:"]
     often = [int(str(group.name)) for group in verdict.bits if group.theirs > verification.RARE]
@@ -212,12 +213,8 @@ def _cells(group: verification.Group) -> list[str]:
     return [str(group.faults), *shares, f"{100 * group.difference:+.4f}", f"{100 * group.error:.4f}", f"{group.z:+.2f}"]
 
 
-def _percent(shares: tuple[float, float] | None) -> list[str]:
-    return [] if shares is None else [f"{100 * share:.2f}" for share in shares]
-
-
-def _row(*cells: str) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (3, 10, 8, 11, 10, 12, 9, 11, 9, 8), strict=False))
+def _percent(shares: tuple[float, float] | None) -> tuple[str, str]:
+    return ("", "") if shares is None else (f"{100 * shares[0]:.2f}", f"{100 * shares[1]:.2f}")
 
 
 def _layer(name: object) -> str:

@@ -6,11 +6,14 @@ import base64
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from bitflip.report import drawing
 from bitflip.report.damage import Worst, worst
@@ -35,56 +38,91 @@ def html(run: Run, files: Sequence[Path] = ()) -> str:
     Raises:
         BadInput: if the file that names single faults is damaged.
     """
-    css, js = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     found = by_bit(run)
     several = len(found) > 1
-    sections = [
-        _head(run),
-        _section("In words", _list(findings(run)) + _shares(run)),
-        _section("By layer", drawing.legend(run) + drawing.layers(run)),
-        _section("By bit", drawing.bits(run, found) + _bit_table(run, found)) if several else "",
-        _section("By layer and bit", drawing.heatmap(run)) if several else "",
-        _section("Every layer", _layer_table(run), "long"),
-        _section("By layer type", _mean_table(run)),
-        _section("Most damaging single faults", _fault_table(worst(run)), "long"),
-        _section("How to repeat it", _repeat(run, files)),
-        _section("What the numbers mean", _meaning(run)),
-    ]
-    policy = (
-        f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(js)}'; base-uri 'none'; form-action 'none'"
-    )
-    return (
-        "<!DOCTYPE html>\n"
-        '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{_text(run.title)}</title>\n<style>{css}</style>\n</head>\n"
-        f"<body>\n{drawing.symbols()}\n<main>\n{chr(10).join(filter(None, sections))}\n</main>\n"
-        '<div id="tip"></div>\n<p id="aloud" class="unseen" aria-live="polite"></p>\n'
-        f'<script type="application/json" id="data">{_data(run, found)}</script>\n'
-        f"<script>{js}</script>\n</body>\n</html>\n"
+    css, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    single = worst(run)
+    return _TEMPLATES.get_template("page.html.j2").render(
+        run=run,
+        css=css,
+        js=js,
+        symbols=Markup(drawing.symbols()),
+        lead=_lead(run),
+        warnings=_warnings(run),
+        numbers=_numbers(run),
+        findings=findings(run),
+        shares=_shares(run),
+        by_layer=Markup(drawing.legend(run) + drawing.layers(run)),
+        by_bit=Markup(drawing.bits(run, found)) if several else "",
+        bits=_bit_table(run, found),
+        heatmap=Markup(drawing.heatmap(run)) if several else "",
+        layers=_layer_table(run),
+        types=_mean_table(run),
+        worst=single,
+        faults=_fault_table(single),
+        several=len(run.seeds) > 1,
+        seeds=_seed_list(run.seeds),
+        command=command(run),
+        again=shlex.join(["python", script(run), "--rerun", run.files.run.name]),
+        settings=_settings(run),
+        files=[path.name for path in files],
+        confidence=f"{run.confidence * 100:g}",
+        data=Markup(_data(run, found)),
     )
 
 
-def _hash(content: str) -> str:
+def _shown(value: object) -> Markup:
+    """What is put into the page: nothing invisible, and no markup but our own."""
+    return value if isinstance(value, Markup) else Markup(escape(plain(str(value))))
+
+
+def _digest(content: str) -> str:
     """What a policy calls an inline style or script by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _text(value: object) -> str:
-    return escape(plain(str(value)))
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(HERE),
+    autoescape=True,
+    finalize=_shown,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters["digest"] = _digest
 
 
-def _section(name: str, content: str, kind: str = "") -> str:
-    identity = name.lower().replace(" ", "-")
-    return (
-        f'<section class="{kind}" aria-labelledby="h-{identity}"><h2 id="h-{identity}">{name}</h2>\n{content}</section>'
-    )
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: that is shown.
+        kind: ``n`` for numbers, ``path``, or nothing.
+        data: what it is sorted by, if that is not the text.
+        bar: length of a bar behind it, in percent.
+    """
+
+    text: str
+    kind: str = ""
+    data: str | None = None
+    bar: str | None = None
 
 
-def _list(sentences: Iterable[str]) -> str:
-    return f'<ul class="findings">{"".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)}</ul>'
+@dataclass(frozen=True)
+class Line:
+    """A row of a table; ``slot`` numbers the colour of a layer's type."""
+
+    cells: Sequence[Cell]
+    slot: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; a column of the header is a name and its kind."""
+
+    header: Sequence[tuple[str, str]]
+    rows: Sequence[Line]
 
 
 def _data(run: Run, found: Sequence[Bit]) -> str:
@@ -111,27 +149,20 @@ def _data(run: Run, found: Sequence[Bit]) -> str:
 # --- the parts, from top to bottom ---
 
 
-def _head(run: Run) -> str:
-    facts = run.facts
-    one = len(run.seeds) == 1
-    seeds = run.origin if one else f"{len(run.seeds)} seeds ({_seed_list(run.seeds)})"
+def _lead(run: Run) -> str:
+    seeds = run.origin if len(run.seeds) == 1 else f"{len(run.seeds)} seeds ({_seed_list(run.seeds)})"
     parts = [f"One bit of one {run.target} flipped at a time", f"{len(run.layers)} layers", seeds]
-    if facts.get("device"):
-        parts.append(str(facts["device"]))
-    if facts.get("started"):
-        parts.append(str(facts["started"]).partition("T")[0])
-    head = f'<header><h1>{_text(run.name)}</h1><p class="lead">{_text(" · ".join(parts))}</p>'
-    if not run.complete:
-        head += _warning(
-            f"This run was interrupted; these are the {facts.get('images', 'first')} images that were finished."
-        )
-    for sentence in run.left_out:
-        head += _warning(f"Left out: {sentence}")
-    return f"{head}{_numbers(run)}</header>"
+    if run.facts.get("device"):
+        parts.append(str(run.facts["device"]))
+    if run.facts.get("started"):
+        parts.append(str(run.facts["started"]).partition("T")[0])
+    return " · ".join(parts)
 
 
-def _warning(sentence: str) -> str:
-    return f'<p class="warning">{_text(sentence)}</p>'
+def _warnings(run: Run) -> list[str]:
+    images = run.facts.get("images", "first")
+    whole = f"This run was interrupted; these are the {images} images that were finished."
+    return [*([] if run.complete else [whole]), *(f"Left out: {sentence}" for sentence in run.left_out)]
 
 
 def _seed_list(seeds: Sequence[int]) -> str:
@@ -140,8 +171,8 @@ def _seed_list(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds)) if len(seeds) <= 12 else f"{', '.join(map(str, seeds[:11]))}, …"
 
 
-def _numbers(run: Run) -> str:
-    """A few numbers that say how it went."""
+def _numbers(run: Run) -> list[tuple[str, str]]:
+    """A few numbers that say how it went, each with its meaning."""
     items: list[tuple[str, str]] = []
     network = next((mean for mean in means(run) if mean.of == "network"), None)
     if network is not None and network.rate.value is not None:
@@ -161,19 +192,19 @@ def _numbers(run: Run) -> str:
     images, correct = run.facts.get("images"), run.facts.get("clean_correct")
     if isinstance(images, int) and isinstance(correct, int) and images:
         items.append((f"{100 * correct / images:.2f} %", f"accuracy without faults ({correct:,} of {images:,} images)"))
-    return f'<dl class="facts">{"".join(f"<div><dt>{_text(b)}</dt><dd>{_text(a)}</dd></div>" for a, b in items)}</dl>'
+    return items
 
 
 def _interval(rate: Rate) -> str:
     return f"{percent(rate.interval[0])} {EN_DASH} {percent(rate.interval[1])}" if rate.interval else ""
 
 
-def _shares(run: Run) -> str:
-    """What happened to all faulty inferences, as one bar."""
+def _shares(run: Run) -> list[dict[str, str]]:
+    """What happened to all faulty inferences, as the parts of one bar."""
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     if whole is None or run.weighted:
-        return ""
-    x, bars, keys = 0.0, [], []
+        return []
+    x, parts = 0.0, []
     for name, column, meaning in (
         ("masked", "masked", "masked: the logits are the same, bit for bit"),
         ("benign", "benign", "benign: logits differ, the class does not"),
@@ -181,67 +212,58 @@ def _shares(run: Run) -> str:
     ):
         share = whole.share(column)
         if share is None:
-            return ""
-        bars.append(f'<rect class="{name}" x="{x:.3f}%" width="{share:.3f}%" height="100%"/>')
-        keys.append(
-            f'<span><svg aria-hidden="true"><rect class="{name}" width="100%" height="100%"/></svg>'
-            f"{meaning}, {percent(share)} %</span>"
-        )
+            return []
+        numbers = {"x": f"{x:.3f}", "width": f"{share:.3f}", "percent": percent(share)}
+        parts.append({"name": name, "meaning": meaning, **numbers})
         x += share
-    return f'<svg class="share" aria-hidden="true">{"".join(bars)}</svg><p class="key">{"".join(keys)}</p>'
+    return parts
 
 
-def _table(identity: str, header: Sequence[tuple[str, str]], rows: Iterable[str], *, sorts: bool = True) -> str:
-    """A table that sorts; a header is a name and its kind, ``n`` for numbers."""
-    cells = "".join(
-        f'<th scope="col" class="{kind}" aria-sort="none"><button type="button">{name}</button></th>'
-        if sorts
-        else f'<th scope="col" class="{kind}">{name}</th>'
-        for name, kind in header
-    )
-    return (
-        f'<div class="scroll"><table id="{identity}" class="{"sorts" if sorts else ""}"><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+def _number(value: float | None, text: str, bar: str | None = None) -> Cell:
+    return Cell(text, "n", "" if value is None else f"{value:.7g}", bar)
 
 
-def _number_cell(value: float | None, text: str) -> str:
-    return f'<td class="n" data-v="{"" if value is None else f"{value:.7g}"}">{text}</td>'
+def _rate(rate: Rate) -> list[Cell]:
+    return [_number(rate.value, percent(rate.value)), _number(rate.low, _interval(rate))]
 
 
-def _layer_table(run: Run) -> str:
+SPREAD = (("SD over seeds", "n"), ("Least", "n"), ("Most", "n"))
+
+
+def _spread(seeds: Sequence[float | None]) -> list[Cell]:
+    return [_number(value, percent(value)) for value in spread(seeds)]
+
+
+def _counts(*counts: int) -> list[Cell]:
+    return [_number(count, f"{count:,}") for count in counts]
+
+
+def _layer_table(run: Run) -> Table:
     joined = len(run.seeds) > 1
-    header = [("#", "n"), ("Layer", ""), ("Type", ""), ("Rate, %", "n")]
-    if run.has_intervals:
-        header.append((f"{run.confidence * 100:g} % interval", "n"))
-    if joined:
-        header += [("SD over seeds", "n"), ("Least", "n"), ("Most", "n")]
-    header += [("Misclassified", "n"), ("Of", "n")]
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     known = [outcome for outcome in OUTCOMES if whole is not None and whole[outcome[0]] is not None]
     shown = [outcome for outcome in known if outcome[0] != "flips" or run.target == "weight"]
-    header += [(words, "n") for _, words, _ in shown]
+    header = [("#", "n"), ("Layer", ""), ("Type", ""), ("Rate, %", "n")]
+    header += [(f"{run.confidence * 100:g} % interval", "n")] if run.has_intervals else []
+    header += SPREAD if joined else ()
+    header += [("Misclassified", "n"), ("Of", "n"), *((words, "n") for _, words, _ in shown)]
     top = max((row.rate.value or 0 for row in run.layers), default=0) or 1.0
     slot = slots(run.types)
     rows = []
-    for i, row in enumerate(run.layers):
-        value = row.rate.value
-        share = 100 * (value or 0) / top
-        bar = f'<svg class="share-bar" aria-hidden="true"><rect width="{share:.1f}%" height="8"/></svg>'
+    for row in run.layers:
+        value, low = _rate(row.rate)
         cells = [
-            _number_cell(row.place.layer, str(row.place.layer)),
-            f'<td class="path">{_text(row.place.label)}</td><td>{_text(row.place.type)}</td>',
-            _number_cell(value, f"{percent(value)}{bar}"),
+            _number(row.place.layer, str(row.place.layer)),
+            Cell(row.place.label, "path"),
+            Cell(row.place.type),
+            replace(value, bar=f"{100 * (row.rate.value or 0) / top:.1f}"),
+            *([low] if run.has_intervals else []),
+            *(_spread(row.seeds) if joined else []),
+            *_counts(row.misclassified, row.correct),
+            *(_outcome(row, *outcome) for outcome in shown),
         ]
-        if run.has_intervals:
-            cells.append(_number_cell(row.rate.low, _interval(row.rate)))
-        if joined:
-            cells += [_number_cell(x, percent(x)) for x in spread(row.seeds)]
-        cells += [_number_cell(x, f"{x:,}") for x in (row.misclassified, row.correct)]
-        cells += [_outcome_cell(row, *outcome) for outcome in shown]
-        rows.append(f'<tr data-i="{i}" class="s{slot[row.place.type]}">{"".join(cells)}</tr>')
-    note = "<p>Click a header to sort; click a layer in a plot to find it here.</p>"
-    return note + _table("layers", header, rows)
+        rows.append(Line(cells, slot[row.place.type]))
+    return Table(header, rows)
 
 
 OUTCOMES = (
@@ -254,88 +276,63 @@ OUTCOMES = (
 """What the table of layers shows of outcomes, as far as it is known: column, header and format."""
 
 
-def _outcome_cell(row: Row, column: str, words: str, form: str) -> str:
+def _outcome(row: Row, column: str, words: str, form: str) -> Cell:
     o = row.outcomes
     value = None if o is None else o.share(column) if words.endswith("%") else o[column]
-    return _number_cell(value, "" if value is None else format(value, form))
+    return _number(value, "" if value is None else format(value, form))
 
 
-def _bit_table(run: Run, found: Sequence[Bit]) -> str:
+def _bit_table(run: Run, found: Sequence[Bit]) -> Table:
     part = {bit: name for name, first, last in regions(run.width_of()) for bit in range(first, last + 1)}
     header = [("Bit", "n"), ("Part", ""), ("Rate, %", "n"), ("Interval", "n"), ("Misclassified", "n"), ("Of", "n")]
     rows = [
-        f"<tr>{_number_cell(item.bit, str(item.bit))}<td>{part.get(item.bit, '')}</td>"
-        f"{_number_cell(item.rate.value, percent(item.rate.value))}{_number_cell(item.rate.low, _interval(item.rate))}"
-        f"{_number_cell(item.misclassified, f'{item.misclassified:,}')}"
-        f"{_number_cell(item.correct, f'{item.correct:,}')}</tr>"
+        Line(
+            [
+                _number(item.bit, str(item.bit)),
+                Cell(part.get(item.bit, "")),
+                *_rate(item.rate),
+                *_counts(item.misclassified, item.correct),
+            ]
+        )
         for item in found
     ]
-    return f"<details><summary>As a table</summary>{_table('bits', header, rows)}</details>"
+    return Table(header, rows)
 
 
-def _mean_table(run: Run) -> str:
-    header = [("Type", ""), ("Layers", "n"), ("Mean rate, %", "n"), ("Interval", "n")]
-    if len(run.seeds) > 1:
-        header += [("SD over seeds", "n"), ("Least", "n"), ("Most", "n")]
+def _mean_table(run: Run) -> Table:
+    joined = len(run.seeds) > 1
+    header = [("Type", ""), ("Layers", "n"), ("Mean rate, %", "n"), ("Interval", "n"), *(SPREAD if joined else ())]
     rows = []
     for mean in means(run):
         count = len(run.layers) if mean.of == "network" else sum(row.place.type == mean.name for row in run.layers)
         name = "all layers" if mean.of == "network" else mean.name
-        more = "".join(_number_cell(x, percent(x)) for x in spread(mean.seeds)) if len(run.seeds) > 1 else ""
-        rows.append(
-            f"<tr><td>{_text(name)}</td>{_number_cell(count, str(count))}"
-            f"{_number_cell(mean.rate.value, percent(mean.rate.value))}"
-            f"{_number_cell(mean.rate.low, _interval(mean.rate))}{more}</tr>"
-        )
-    return _table("types", header, rows)
+        cells = [Cell(name), _number(count, str(count)), *_rate(mean.rate), *(_spread(mean.seeds) if joined else [])]
+        rows.append(Line(cells))
+    return Table(header, rows)
 
 
-def _fault_table(found: Worst) -> str:
-    if not found.faults:
-        return f"<p>{_text(found.words)}</p>"
+def _fault_table(found: Worst) -> Table:
     with_change = any(fault.change is not None for fault in found.faults)
     header = [("Layer", ""), ("Value struck", ""), ("Bit", "n"), ("Before", "n"), ("After", "n"), ("Class", "")]
-    if with_change:
-        header.append(("Change of probability", "n"))
+    header += [("Change of probability", "n")] if with_change else []
     rows = []
     for fault in found.faults:
-        change = (
-            _number_cell(fault.change, EN_DASH if fault.change is None else f"{fault.change:.3f}")
-            if with_change
-            else ""
-        )
-        rows.append(
-            f'<tr><td class="path">{_text(fault.place.label)}</td><td>{_text(fault.where)}</td>'
-            f"{_number_cell(fault.bit, str(fault.bit))}"
-            f'<td class="n">{_text(fault.original)}</td><td class="n">{_text(fault.error)}</td>'
-            f"<td>{_text(fault.effect)}</td>{change}</tr>"
-        )
-    return f"<p>{_text(found.words)}</p>{_table('faults', header, rows, sorts=False)}"
+        change = _number(fault.change, EN_DASH if fault.change is None else f"{fault.change:.3f}")
+        cells = [
+            Cell(fault.place.label, "path"),
+            Cell(fault.where),
+            _number(fault.bit, str(fault.bit)),
+            Cell(fault.original, "n"),
+            Cell(fault.error, "n"),
+            Cell(fault.effect),
+            *([change] if with_change else []),
+        ]
+        rows.append(Line(cells))
+    return Table(header, rows)
 
 
-def _repeat(run: Run, files: Sequence[Path]) -> str:
-    parts = []
-    line = command(run)
-    if len(run.seeds) > 1:
-        parts.append(
-            f"<p>{len(run.seeds)} runs that differ only in their seed ({_text(_seed_list(run.seeds))}), each:</p>"
-        )
-    if line:
-        parts.append(f"<pre><code>{_text(line)}</code></pre>")
-        exact = run.files.run.name
-        if len(run.seeds) == 1:
-            again = shlex.join(["python", script(run), "--rerun", exact])
-            parts.append(
-                f"<p>or, from its settings, in the folder that holds them:</p><pre><code>{_text(again)}</code></pre>"
-            )
-        parts.append(
-            f"<p>All settings, versions, the commit and the hash of the weights are in <code>{_text(exact)}</code>.</p>"
-        )
-    else:
-        parts.append(
-            f"<p>The settings of this run are not known: <code>{_text(run.files.run.name)}</code> "
-            "was not beside its table.</p>"
-        )
+def _settings(run: Run) -> list[tuple[str, object]]:
+    """What the results depend on, by name."""
     shown: list[tuple[str, object]] = [(name, value) for name, value in run.settings.items() if value is not None]
     model, versions = run.facts.get("model", {}), run.facts.get("versions", {})
     shown += [("weights' SHA-256", str(model["sha256"])[:16] + "…")] if model.get("sha256") else []
@@ -343,34 +340,4 @@ def _repeat(run: Run, files: Sequence[Path]) -> str:
     shown += [(name, version) for name, version in versions.items()]
     if run.facts.get("campaign_seconds") is not None:
         shown.append(("seconds", run.facts["campaign_seconds"]))
-    items = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in shown)
-    parts.append(f'<dl class="settings">{items}</dl>')
-    if files:
-        links = ", ".join(f'<a href="{quote(path.name)}">{_text(path.name)}</a>' for path in files)
-        parts.append(f"<p>Files: {links}</p>")
-    return "".join(parts)
-
-
-def _meaning(run: Run) -> str:
-    each = "one image" if run.target == "neuron" else "all images of a batch"
-    sentences = [
-        "The misclassification rate of a layer is, among the images that the network classifies correctly without a "
-        "fault, "
-        f"the share whose class changes. A flip hits one value, for {each}.",
-        "Bits count from the most significant one; of a float32, 0 is the sign, 1 to 8 are the exponent, 9 to 31 the "
-        "mantissa.",
-    ]
-    if run.has_intervals:
-        kind = (
-            "Wilson intervals, for flips are independent of each other"
-            if run.target == "neuron"
-            else "clustered by flip, for the images that one flip hits are not independent"
-        )
-        sentences.append(f"Intervals hold the rate with {run.confidence * 100:g} % confidence: {kind}.")
-    else:
-        sentences.append("This run's files hold no intervals; a newer version of the program writes them.")
-    if len(run.seeds) > 1:
-        sentences.append(
-            "Rates are means over the seeds; SD is the standard deviation of the seeds' rates, not of their mean."
-        )
-    return "".join(f"<p>{sentence}</p>" for sentence in sentences)
+    return shown
