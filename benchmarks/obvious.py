@@ -11,7 +11,7 @@ from pytorchfi.neuron_error_models import random_neuron_location
 from pytorchfi.weight_error_models import random_weight_location
 from torch import Tensor, nn
 
-from benchmarks.task import Target
+from benchmarks.task import TargetKind
 
 BITS = 32
 
@@ -37,7 +37,7 @@ class PyTorchFI:
         self.layers = [name for name, module in model.named_modules() if isinstance(module, tuple(types))]
         assert len(self.layers) == self.injector.get_total_layers()
 
-    def run(self, target: Target, images: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def run(self, target: TargetKind, images: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Put faults into one layer; return the top-1 of each image, (B, C, H, W), clean and faulty: (B,) each."""
         clean = self.model(images).argmax(dim=1)
         faulty = self._neurons(images, layer) if target == "neuron" else self._weight(layer)

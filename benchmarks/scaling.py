@@ -75,7 +75,7 @@ def sizes() -> None:
     from bitflip.engines.injection import Injector, WithInput
     from bitflip.faults.sampled import Sampling
     from bitflip.faults.tasks import Task
-    from bitflip.network.layers import Numbered
+    from bitflip.network.layers import Target
     from bitflip.outcomes.batch import BatchOutcomes
     from bitflip.outcomes.counts import Counts
     from bitflip.settings.hyperparameters import Hyperparameters
@@ -83,7 +83,7 @@ def sizes() -> None:
     torch.set_num_threads(1)
     model, batch = torchvision.models.resnet50().eval(), 256
     injector = Injector(WithInput(model), batch, torch.zeros(1, 3, 224, 224))
-    items = [Numbered(i, layer) for i, layer in enumerate(injector.layers)]
+    items = [Target(i, layer) for i, layer in enumerate(injector.layers)]
     sampling = Sampling("neuron", (1,), batch, 1, None)
 
     def timed(what: Any) -> tuple[float, Any]:

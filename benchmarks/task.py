@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 Engine: TypeAlias = Literal["pytorchfi", "reference", "wave", "as_they_come"]
-Target: TypeAlias = Literal["neuron", "weight"]
+TargetKind: TypeAlias = Literal["neuron", "weight"]
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 DEFAULT_ENGINES = ENGINES[:3]
@@ -38,7 +38,7 @@ class Task:
 
     engine: Engine
     model: str
-    target: Target
+    target: TargetKind
     images: int
     layers: int | None
     batch_size: int

@@ -26,10 +26,10 @@ from tqdm import tqdm
 from bitflip.campaign import loop
 from bitflip.commands import run as command
 from bitflip.data import digits
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
-PREFIX: dict[Target, str] = {"neuron": "", "weight": "weight_"}
+PREFIX: dict[TargetKind, str] = {"neuron": "", "weight": "weight_"}
 IMAGES = 60
 
 _context = multiprocessing.get_context("forkserver")
@@ -49,7 +49,7 @@ class Run:
         codes: exit codes of its starts so far; -9 for one that was killed.
     """
 
-    target: Target
+    target: TargetKind
     folder: Path
     arguments: Sequence[str]
     images: int = IMAGES

@@ -366,6 +366,26 @@ def test_a_lost_node_and_a_killed_worker_change_no_byte(
     assert slowly.files(f"ray-{script}") == slowly.alone(script)
 
 
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+@needs_ray
+def test_a_list_loses_a_worker_and_changes_no_byte(
+    script: str, slowly: Slowly, nodes: Any, two_nodes: list[Any]
+) -> None:
+    saved, alone = f"{script}.csv", f"list-alone-{script}"
+    assert ended(slowly.start(script, f"list-sampled-{script}", "--save-faults", saved))[0] == 0
+    assert ended(slowly.start(script, alone, "--faults", saved))[0] == 0
+    driver = slowly.start(script, f"list-ray-{script}", "--faults", saved, "--ray", nodes.address, seconds=0.1)
+    wait_until(lambda: slowly.saved(f"list-ray-{script}") and all(map(actors_of, two_nodes)), driver)
+    for pid in actors_of(two_nodes[0]):
+        os.kill(pid, signal.SIGKILL)
+    code, errors = ended(driver)
+    assert code == 0, errors
+    assert "ray: lost a worker on node" in errors
+    found = slowly.files(f"list-ray-{script}")
+    assert found == slowly.files(alone)
+    assert {name.rpartition(".py")[2] for name in found} >= {".csv", "_faults.csv", "_images.csv", "_detailed.txt"}
+
+
 @needs_ray
 def test_a_killed_driver_goes_on_from_its_checkpoint(slowly: Slowly, nodes: Any, two_nodes: list[Any]) -> None:
     driver = slowly.start("weight.py", "driver", "--ray", nodes.address, seconds=0.1)

@@ -27,15 +27,15 @@ from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
-from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
+from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Numbered, targets
+from bitflip.network.layers import Target, targets
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32)
 
 
-def sampled(injector: Injector, target: Target, images: int, layers: int, repeats: int = 2) -> list[Flips]:
-    everything = [Numbered(i, layer) for i, layer in enumerate([*injector.layers, *injector.holders])]
+def sampled(injector: Injector, target: TargetKind, images: int, layers: int, repeats: int = 2) -> list[Flips]:
+    everything = [Target(i, layer) for i, layer in enumerate([*injector.layers, *injector.holders])]
     fit = targets(everything, target, None)
     count = min(layers, len(fit))
     chosen = [fit[i * len(fit) // count] for i in range(count)]
@@ -201,13 +201,13 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, int]:
     return model, PLACEMENT.inputs(images), chosen.layers
 
 
-def built(model: nn.Module, target: Target, images: Tensor) -> tuple[Injector, Program]:
+def built(model: nn.Module, target: TargetKind, images: Tensor) -> tuple[Injector, Program]:
     injector = Injector(WithInput(model) if target == "neuron" else model, len(images), images[:1])
     return injector, Program(injector.original_model, injector.modules, injector.layers, images)
 
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
-def test_wave_equals_reference(case: tuple[nn.Module, Tensor, int], target: Target) -> None:
+def test_wave_equals_reference(case: tuple[nn.Module, Tensor, int], target: TargetKind) -> None:
     model, images, layers = case
     injector, program = built(model, target, images)
     flips = sampled(injector, target, len(images), layers)
@@ -432,7 +432,7 @@ AWKWARD: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", AWKWARD)
-def test_awkward_models(name: str, dtype: torch.dtype, target: Target) -> None:
+def test_awkward_models(name: str, dtype: torch.dtype, target: TargetKind) -> None:
     """Each once ended otherwise, or in a traceback: now it is run right, or refused and run on the reference engine."""
     torch.manual_seed(3)
     placement = Placement(torch.device("cpu"), dtype)
@@ -573,7 +573,7 @@ def test_no_flip_no_fault() -> None:
 
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
-def test_engines_write_the_same_files(target: Target, tmp_path: Path, few_digits: FewDigits) -> None:
+def test_engines_write_the_same_files(target: TargetKind, tmp_path: Path, few_digits: FewDigits) -> None:
     """Also where the wave runs several batches together: batches and positions in the log are the user's."""
     few_digits(50)
     flags = ["--dataset=digits", "--seed=3", "--batch-size=20", "--layer-type=Conv2d,Linear", "--repeats=2"]

@@ -28,7 +28,7 @@ from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
 from bitflip.commands import checks
 from bitflip.errors import BadInput
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.results.tracking import Tracker
 from bitflip.settings import hyperparameters, reading
 
@@ -47,7 +47,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @TARGETS
-def test_a_full_disk(target: Target, tmp_path: Path) -> None:
+def test_a_full_disk(target: TargetKind, tmp_path: Path) -> None:
     """No file can be longer than so many bytes: first a little, then more, then as long as it likes."""
     whole, short = (Run(target, tmp_path / name, ARGUMENTS) for name in ("whole", "short"))
     whole.finish()

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, RunScript
 
 from bitflip.errors import BadInput
-from bitflip.settings import reading
+from bitflip.settings import hyperparameters, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
 GOLDEN_HELP = Path(__file__).with_name("golden") / "help.txt"
@@ -286,3 +286,26 @@ def test_ctrl_c_while_torch_is_imported_is_no_traceback(run_script: RunScript, m
     monkeypatch.setattr(reading, "read", interrupt)
     done = run_script("main.py")
     assert (done.code, done.out, done.err) == (130, "", "interrupted before anything was done\n")
+
+
+# --- what depends on a setting ---
+
+
+def test_each_setting_says_what_depends_on_it() -> None:
+    """One declaration, from which all lists of names are made."""
+    roles = {name: hyperparameters.role_of(name) for name in Hyperparameters.model_fields}
+    assert all(isinstance(role, hyperparameters.Role) for role in roles.values())
+    names = hyperparameters.names
+    assert names(lambda role: role.sampling) == [
+        *("seeds", "bit_flip_pos", "layer_type", "layer_num", "bit_sampling", "margin", "parameters", "repeats"),
+    ]
+    assert set(names(lambda role: role.path)) == {"input_path", "weights", "hub_path"}
+    assert set(names(lambda role: not role.rerun)) == {"output_path", "fresh", "rerun", "ray"}
+    assert names(lambda role: role.joined == "weight") == ["batch_size"]
+    free = {name for name, role in roles.items() if not role.unfinished}
+    assert {"plots", "device", "ray", "seed", "output_path"} < free
+    assert free.isdisjoint({"batch_size", "precision", "engine", "detailed_log", "fault_table", "margin", "model_name"})
+
+
+def test_a_setting_of_another_version_counts_as_one_that_matters() -> None:
+    assert hyperparameters.role_of("not_made_yet") == hyperparameters.Role()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bitflip.data import digits
 from bitflip.engines.injection import Injector, WithInput
 from bitflip.errors import BadInput
-from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
+from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.network import bits
 from bitflip.network.layers import Layer
 
@@ -121,7 +121,7 @@ def no_flip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bits, "flip", lambda values, chosen: values.clone())
 
 
-def run_all(injector: Injector, target: Target, images: Tensor) -> list[Tensor]:
+def run_all(injector: Injector, target: TargetKind, images: Tensor) -> list[Tensor]:
     """The top-1 of all images under a fault in each layer that the target has, layer by layer."""
     top1 = []
     for layer in injector.layers:
@@ -140,7 +140,7 @@ def run_all(injector: Injector, target: Target, images: Tensor) -> list[Tensor]:
 @pytest.mark.usefixtures("no_flip")
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 @pytest.mark.parametrize("handed_over", ["eval", "train"])
-def test_no_flip_no_misclassification(target: Target, handed_over: str, digits_model: nn.Module) -> None:
+def test_no_flip_no_misclassification(target: TargetKind, handed_over: str, digits_model: nn.Module) -> None:
     """A model that is handed over in training mode must not be run in it, not even by PyTorchFI's dummy image."""
     images, _ = digits.load("test")[:96]
     model = copy.deepcopy(digits_model).train(handed_over == "train")
@@ -151,7 +151,7 @@ def test_no_flip_no_misclassification(target: Target, handed_over: str, digits_m
 
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
-def test_flips_do_misclassify(target: Target, digits_model: nn.Module) -> None:
+def test_flips_do_misclassify(target: TargetKind, digits_model: nn.Module) -> None:
     """The test above can fail."""
     images, _ = digits.load("test")[:96]
     injector = Injector(WithInput(digits_model) if target == "neuron" else digits_model, 96, torch.zeros(1, 3, 32, 32))
@@ -575,7 +575,7 @@ class Boom(nn.Module):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 def test_an_exception_in_the_block_is_passed_on_and_leaves_nothing(
-    target: Target, error: type[BaseException], tiny: nn.Module
+    target: TargetKind, error: type[BaseException], tiny: nn.Module
 ) -> None:
     injector, images = injector_of(tiny, with_input=False), random_images(8, *SHAPE)
     before, clean = state(tiny), tiny(images)
@@ -597,7 +597,7 @@ def test_an_exception_in_the_block_is_passed_on_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
-def test_an_exception_in_the_model_leaves_nothing(target: Target, tiny: nn.Module) -> None:
+def test_an_exception_in_the_model_leaves_nothing(target: TargetKind, tiny: nn.Module) -> None:
     boom = Boom()
     model = nn.Sequential(tiny, boom).eval()
     injector, before = injector_of(model, with_input=False), state(model)
@@ -623,7 +623,7 @@ def test_a_weight_that_is_nan_gets_its_payload_back(tiny: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
-def test_faults_in_all_layers_leave_nothing(target: Target, digits_model: nn.Module) -> None:
+def test_faults_in_all_layers_leave_nothing(target: TargetKind, digits_model: nn.Module) -> None:
     model = copy.deepcopy(digits_model)
     before = state(model)
     injector = Injector(WithInput(model) if target == "neuron" else model, 8, torch.zeros(1, 3, 32, 32))

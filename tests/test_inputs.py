@@ -25,9 +25,9 @@ from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
-from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
+from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Numbered, targets
+from bitflip.network.layers import Target, targets
 from bitflip.outcomes.batch import BatchOutcomes
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32)
@@ -192,13 +192,13 @@ def made(name: str) -> tuple[nn.Module, Inputs]:
     return PLACEMENT.model(scatter(case.build()).eval().requires_grad_(False)), PLACEMENT.inputs(case.batch())
 
 
-def injector_of(model: nn.Module, target: Target, batch: Inputs) -> Injector:
+def injector_of(model: nn.Module, target: TargetKind, batch: Inputs) -> Injector:
     return Injector(WithInput(model, inputs.names(batch)) if target == "neuron" else model, COUNT, batch)
 
 
-def flips_of(injector: Injector, target: Target, repeats: int = 3) -> list[Flips]:
+def flips_of(injector: Injector, target: TargetKind, repeats: int = 3) -> list[Flips]:
     """Some in every place."""
-    numbered = [Numbered(i, layer) for i, layer in enumerate(injector.everything)]
+    numbered = [Target(i, layer) for i, layer in enumerate(injector.everything)]
     places = targets(numbered, target, None)
     if target == "neuron":
         return [neuron_flips(5, item.layer, 0, COUNT, repeat=r) for item in places for r in range(repeats)]
@@ -268,7 +268,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 @TARGETS
 @EVERY
-def test_engines_agree_with_an_obvious_loop(name: str, target: Target) -> None:
+def test_engines_agree_with_an_obvious_loop(name: str, target: TargetKind) -> None:
     model, batch = made(name)
     injector = injector_of(model, target, batch)
     flips = flips_of(injector, target)
@@ -311,7 +311,7 @@ def test_a_single_input_is_enough_of_an_example(name: str) -> None:
 @pytest.mark.parametrize("engine", ["wave", "reference"])
 @EVERY
 def test_portions_change_nothing(
-    name: str, engine: Literal["wave", "reference"], target: Target, caplog: pytest.LogCaptureFixture
+    name: str, engine: Literal["wave", "reference"], target: TargetKind, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, batch = made(name)
     injector = injector_of(model, target, batch)

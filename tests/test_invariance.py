@@ -24,10 +24,10 @@ from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.verdicts import Verdicts
 from bitflip.engines.wave import Wave
-from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
+from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.network import bits
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Numbered, targets
+from bitflip.network.layers import Target, targets
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -202,7 +202,7 @@ def test_a_kernel_that_rounds_by_the_number_of_rows_is_noticed(
 @KERNELS
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 def test_engines_agree_whatever_a_kernel_does(
-    target: Target, rounds: Callable[[int], Tensor], kernel: Callable[..., None], tiny: nn.Module
+    target: TargetKind, rounds: Callable[[int], Tensor], kernel: Callable[..., None], tiny: nn.Module
 ) -> None:
     kernel(rounds, aten.addmm.default, aten.convolution.default)
     model, images = tiny.requires_grad_(False), random_images(7, 3, 8, 8)
@@ -217,8 +217,8 @@ def test_engines_agree_whatever_a_kernel_does(
     assert 0 < int((expected.effects == 0).sum()) < expected.effects.numel(), "some are masked, some are not"
 
 
-def sampled(injector: Injector, target: Target, images: int) -> list[Flips]:
-    items = targets([Numbered(i, layer) for i, layer in enumerate(injector.everything)], target, None)
+def sampled(injector: Injector, target: TargetKind, images: int) -> list[Flips]:
+    items = targets([Target(i, layer) for i, layer in enumerate(injector.everything)], target, None)
     if target == "neuron":
         return [neuron_flips(3, item.layer, 0, images, repeat=r) for item in items for r in range(4)]
     return [parameter_flip(3, it.layer, 0, repeat=r, parameter=it.parameter) for it in items for r in range(8)]
@@ -244,7 +244,7 @@ class Cumulative(nn.Module):
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 def test_what_can_not_be_made_even_runs_one_image_at_a_time(
-    target: Target, kernel: Callable[..., None], tiny: nn.Module
+    target: TargetKind, kernel: Callable[..., None], tiny: nn.Module
 ) -> None:
     kernel(always, aten.cumsum.default)
     model, images = scatter(Sums()).eval().requires_grad_(False), random_images(6, 3, 2, 2)
@@ -318,7 +318,7 @@ def test_what_mixes_images_is_no_question_of_rounding() -> None:
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 @DTYPES
-def test_engines_agree_on_digits(target: Target, dtype: torch.dtype, threads: int) -> None:
+def test_engines_agree_on_digits(target: TargetKind, dtype: torch.dtype, threads: int) -> None:
     placement = Placement(CPU, dtype)
     model = digits.build()
     model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))

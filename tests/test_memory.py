@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from bitflip.campaign import executor
 from bitflip.engines import build, memory
 from bitflip.engines.injection import Injector
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.faults.sampled import Sampling
 from bitflip.network import layers
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 
 ON_A_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 ON_THE_HOST = RuntimeError(
@@ -130,11 +130,11 @@ def test_a_model_that_does_not_fit(
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 @ENGINES
 def test_progress_counts_each_faulty_image_once(
-    engine: Literal["wave", "reference"], target: Target, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+    engine: Literal["wave", "reference"], target: TargetKind, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a batch fails after some of its faults were counted."""
     injector = Injector(tiny, 8, torch.zeros(1, 3, 8, 8))
-    items = layers.targets([Numbered(i, layer) for i, layer in enumerate(injector.layers)], target, ("weight",))
+    items = layers.targets([Target(i, layer) for i, layer in enumerate(injector.layers)], target, ("weight",))
     images, labels = random_images(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
     sampling = Sampling(target, (1, 2), 8, 1, None)
     found: list[int] = []

@@ -19,9 +19,9 @@ from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
-from bitflip.faults.flips import Target, neuron_flips, parameter_flip
+from bitflip.faults.flips import TargetKind, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Layer, Numbered, Parameter, targets, with_parameters
+from bitflip.network.layers import Layer, Parameter, Target, targets, with_parameters
 
 SHAPE = (3, 8, 8)
 SCALARS = "parameters that no layer lists, or that are listed twice"
@@ -81,13 +81,13 @@ def attends(*, batch_first: bool = True) -> nn.Module:
     return scatter(Attends(batch_first=batch_first)).eval().requires_grad_(False)
 
 
-def every(injector: Injector) -> list[Numbered]:
+def every(injector: Injector) -> list[Target]:
     """All parameter tensors that can be flipped."""
     layers = [*injector.layers, *injector.holders]
-    return targets([Numbered(number, layer) for number, layer in enumerate(layers)], "weight", None)
+    return targets([Target(number, layer) for number, layer in enumerate(layers)], "weight", None)
 
 
-def full_name(item: Numbered) -> str:
+def full_name(item: Target) -> str:
     return f"{item.layer.path}.{item.parameter}".lstrip(".")
 
 
@@ -254,7 +254,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_engines_agree_on_every_target(name: str, dtype: torch.dtype, target: Target) -> None:
+def test_engines_agree_on_every_target(name: str, dtype: torch.dtype, target: TargetKind) -> None:
     placement = Placement(torch.device("cpu"), dtype)
     model = placement.model(MODELS[name]().to(dtype).eval().requires_grad_(False))
     images = placement.inputs(random_images(3, *SHAPE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -334,6 +335,31 @@ def test_batch_size_matters_to_weights_only(tmp_path: Path) -> None:
 
     assert joined.check(two("neuron")) == []
     assert "batch_size is 128 there and 64" in joined.check(two("weight"))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("plots", (True, False)),
+        ("detailed_log", (True, False)),
+        ("engine", ("wave", "reference")),
+        ("pool_mib", (1, 9)),
+    ],
+)
+def test_what_changes_no_result_may_differ(name: str, values: tuple[object, object], tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [{name: value} for value in values]
+    runs = [report.read(write_run(tmp_path, seed, **chosen)) for seed, chosen in enumerate(settings)]
+    assert joined.check(runs) == []
+    assert joined.key(runs[0]) == joined.key(runs[1])
+
+
+def test_other_images_are_told_by_their_hash(tmp_path: Path) -> None:
+    """Where both files have one; those of an earlier version have none."""
+    first, second = (report.read(write_run(tmp_path, seed)) for seed in (1, 2))
+    known, other = ({**run.facts, "data": {"sha256": sha}} for run, sha in ((first, "a" * 64), (second, "b" * 64)))
+    assert joined.check([first, dataclasses.replace(second, facts=other)]) == []
+    (problem,) = joined.check([dataclasses.replace(first, facts=known), dataclasses.replace(second, facts=other)])
+    assert "sha256 of the images is" in problem
 
 
 @pytest.mark.usefixtures("quick_plots")

@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 
 from bitflip.campaign.executor import Here
 from bitflip.data import datasets, digits
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.faults.tasks import Task
 from bitflip.network import devices, models
 from bitflip.outcomes.batch import BatchOutcomes
@@ -43,7 +43,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def run_in(folder: Path, target: Target, *arguments: str, images: int = 60) -> Run:
+def run_in(folder: Path, target: TargetKind, *arguments: str, images: int = 60) -> Run:
     """A run whose results go to a folder that is not there yet."""
     return Run(target, folder, (*FEW_LAYERS, *LOGS, *arguments), images)
 
@@ -52,7 +52,7 @@ def run_in(folder: Path, target: Target, *arguments: str, images: int = 60) -> R
 
 
 @TARGETS
-def test_killed_at_random_moments(target: Target, tmp_path: Path) -> None:
+def test_killed_at_random_moments(target: TargetKind, tmp_path: Path) -> None:
     """26 times: at any time, or just before it opens, renames, removes or cuts a file."""
     whole, killed = (run_in(tmp_path / name, target, "--batch-size=2") for name in ("whole", "killed"))
     whole.finish()
@@ -67,7 +67,7 @@ def test_killed_at_random_moments(target: Target, tmp_path: Path) -> None:
 
 
 @TARGETS
-def test_killed_before_each_file_operation(target: Target, tmp_path: Path) -> None:
+def test_killed_before_each_file_operation(target: TargetKind, tmp_path: Path) -> None:
     """From the first one to the last, each time a little further on, until there is none left to die before."""
     whole, killed = (run_in(tmp_path / name, target, "--batch-size=20", images=40) for name in ("whole", "killed"))
     whole.finish()

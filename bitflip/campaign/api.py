@@ -26,7 +26,7 @@ from bitflip.data.images import Images
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.faultlist import FaultList
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.network import devices, models
 from bitflip.report.result import Result, Rows
 from bitflip.results import provenance
@@ -53,7 +53,7 @@ class Sampled:
             round through the test set.
     """
 
-    target: Target = "neuron"
+    target: TargetKind = "neuron"
     seed: int = 0
     repeats: int = 1
     bit: int | None = None
@@ -195,7 +195,7 @@ class Campaign:
             BadInput: for settings or faults that do not fit; its sentences say what.
             KeyboardInterrupt: if Ctrl-C stops it.
         """
-        target: Target
+        target: TargetKind
         chosen: dict[str, Any]
         listed = faults if isinstance(faults, FaultList) else None
         if isinstance(faults, FaultList):
@@ -217,7 +217,7 @@ class Campaign:
         table = self._run(settings, target, listed, progress=progress)
         return Result(table, holder)
 
-    def _run(self, settings: Hyperparameters, target: Target, listed: FaultList | None, *, progress: bool) -> Path:
+    def _run(self, settings: Hyperparameters, target: TargetKind, listed: FaultList | None, *, progress: bool) -> Path:
         paths = Paths.of_run(settings, "")
         shared = identity.of_settings(settings, target)
         with (
@@ -234,7 +234,9 @@ class Campaign:
         return Paths.of_results(settings, "")[0].table
 
     @contextlib.contextmanager
-    def _prepared(self, settings: Hyperparameters, target: Target, listed: FaultList | None) -> Iterator[Experiment]:
+    def _prepared(
+        self, settings: Hyperparameters, target: TargetKind, listed: FaultList | None
+    ) -> Iterator[Experiment]:
         """An experiment on the model, which is as it was when the block ends."""
         with devices.borrowed(self._model), devices.as_they_were():
             classifier = models.given(self._model)

@@ -17,7 +17,7 @@ from bitflip.faults.flips import Flips
 from bitflip.faults.tasks import Cut, Task
 from bitflip.network import devices
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
 
 if TYPE_CHECKING:  # not in Python 3.10
@@ -55,7 +55,7 @@ class Executor(Protocol):
         experiment: Experiment,
         cut: Cut,
         turn: int,
-        targets: list[Numbered],
+        targets: list[Target],
         start: int,
         progress: Progress,
     ) -> Iterator[tuple[Task, BatchOutcomes]]:
@@ -105,7 +105,7 @@ class Here:
         experiment: Experiment,
         cut: Cut,
         turn: int,
-        targets: list[Numbered],
+        targets: list[Target],
         start: int,
         progress: Progress,
         stop: int | None = None,

@@ -19,13 +19,13 @@ from bitflip.engines.injection import Injector, WithInput
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.faultlist import FaultList
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.faults.listed import Listed
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Tasks
 from bitflip.network import devices, layers, models
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Layer, Numbered
+from bitflip.network.layers import Layer, Target
 from bitflip.network.models import Classifier
 from bitflip.outcomes.counts import Counts
 from bitflip.settings import hyperparameters
@@ -74,11 +74,11 @@ class Experiment:
     """
 
     settings: Hyperparameters
-    target: Target
+    target: TargetKind
     network: Network
     images: Images
-    chosen: list[Numbered]
-    targets: list[Numbered]
+    chosen: list[Target]
+    targets: list[Target]
     source: Sampling | Listed
     device: str
 
@@ -87,7 +87,7 @@ class Experiment:
         weighted = isinstance(self.source, Sampling) and self.source.importance
         return rates.of_layers(counts, self.target, self.settings.confidence, seed, weighted=weighted)
 
-    def tasks(self, cut: Cut, turn: int, targets: Sequence[Numbered]) -> Tasks:
+    def tasks(self, cut: Cut, turn: int, targets: Sequence[Target]) -> Tasks:
         """The tasks of a round through the test set."""
         return self.source.tasks(targets, self.images.count, cut, turn)
 
@@ -123,7 +123,7 @@ class Experiment:
         )
 
 
-def prepare(settings: Hyperparameters, target: Target) -> Experiment:
+def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
     """Load test set, model and fault list, find the layers, and check what only shows then.
 
     Raises:
@@ -148,7 +148,7 @@ def prepare(settings: Hyperparameters, target: Target) -> Experiment:
 
 
 def of(
-    settings: Hyperparameters, target: Target, network: Network, images: Images, listed: FaultList | None = None
+    settings: Hyperparameters, target: TargetKind, network: Network, images: Images, listed: FaultList | None = None
 ) -> Experiment:
     """The experiment of a network that is ready: with the faults of a list, if there is one, or sampled ones.
 
@@ -171,7 +171,9 @@ def of(
     return Experiment(settings, target, network, images, chosen, targets, source, device)
 
 
-def ready(settings: Hyperparameters, target: Target, classifier: Classifier, classes: int, example: Inputs) -> Network:
+def ready(
+    settings: Hyperparameters, target: TargetKind, classifier: Classifier, classes: int, example: Inputs
+) -> Network:
     """A classifier that was loaded, on its device, with its layers found and an engine chosen.
 
     Args:
@@ -200,7 +202,7 @@ def ready(settings: Hyperparameters, target: Target, classifier: Classifier, cla
     return Network(classifier, placement, injector, engine, note)
 
 
-def choose(settings: Hyperparameters, target: Target, injector: Injector) -> list[Numbered]:
+def choose(settings: Hyperparameters, target: TargetKind, injector: Injector) -> list[Target]:
     """The layers that the user chose, numbered.
 
     Raises:
@@ -214,7 +216,7 @@ def choose(settings: Hyperparameters, target: Target, injector: Injector) -> lis
     return layers.of_numbers(left, settings.layer_numbers)
 
 
-def sampling_of(settings: Hyperparameters, target: Target) -> Sampling:
+def sampling_of(settings: Hyperparameters, target: TargetKind) -> Sampling:
     """Which faults the settings sample."""
     s = settings
     importance = s.bit is None and s.bit_sampling == "importance"
@@ -222,7 +224,7 @@ def sampling_of(settings: Hyperparameters, target: Target) -> Sampling:
 
 
 def _listed(
-    settings: Hyperparameters, target: Target, listed: FaultList, found: Sequence[Layer], images: int
+    settings: Hyperparameters, target: TargetKind, listed: FaultList, found: Sequence[Layer], images: int
 ) -> Listed:
     """The faults of a list, or those of them that ``limit`` leaves.
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from bitflip.campaign.executor import Executor
 from bitflip.campaign.experiment import Experiment
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.faults.listed import Listed
 from bitflip.results import provenance
 from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
 
 
-def of_settings(settings: Hyperparameters, target: Target) -> dict[str, Any]:
+def of_settings(settings: Hyperparameters, target: TargetKind) -> dict[str, Any]:
     """What shows before anything is loaded, by the name that a user knows it by."""
     values = settings.values
     return {"target": target, **{name: values[name] for name in hyperparameters.names(lambda role: role.unfinished)}}

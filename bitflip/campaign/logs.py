@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bitflip import files
 from bitflip.campaign.unfinished import damaged, writable
 from bitflip.faults.tasks import Task
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.results import fault_table, tables
 
@@ -98,7 +98,7 @@ class DetailLog(Log):
         seed: of the faults.
     """
 
-    def __init__(self, folder: Path, items: Sequence[Numbered], batch_size: int, seed: int) -> None:
+    def __init__(self, folder: Path, items: Sequence[Target], batch_size: int, seed: int) -> None:
         super().__init__(folder / f"detail-{seed}.txt")
         self._items, self._batch_size, self._seed = items, batch_size, seed
         self._waiting: list[str] = []
@@ -126,7 +126,7 @@ class FaultTable(Log):
         seed: of the faults.
     """
 
-    def __init__(self, folder: Path, items: Sequence[Numbered], seed: int) -> None:
+    def __init__(self, folder: Path, items: Sequence[Target], seed: int) -> None:
         super().__init__(folder / f"faults-{seed}.parts")
         self._items, self._seed = items, seed
         self._waiting: list[pa.Table] = []

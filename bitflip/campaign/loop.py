@@ -20,7 +20,7 @@ from bitflip.campaign.tallies import Tallies
 from bitflip.errors import BadInput
 from bitflip.faults.listed import Listed
 from bitflip.faults.tasks import Cut, Task
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.outcomes.per_fault import PerFault
 from bitflip.results.tracking import Tracker
@@ -147,7 +147,7 @@ def _outcomes(
         turn, start = turn + 1, 0
 
 
-def _open(experiment: Experiment, tallies: Tallies, turn: int, start: int) -> list[Numbered]:
+def _open(experiment: Experiment, tallies: Tallies, turn: int, start: int) -> list[Target]:
     """What gets flips in a round through the test set, of which ``start`` tasks are over.
 
     With a margin, a layer is left out from the first round on that finds its interval narrow enough.

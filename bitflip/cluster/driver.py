@@ -25,11 +25,11 @@ from bitflip.cluster import joining, shards
 from bitflip.cluster.shards import Facts, Parcel, Refusal, Shard, Worker
 from bitflip.engines.pool import CPU_POOL_BYTES
 from bitflip.errors import BadInput, first_line
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Task
 from bitflip.network import devices
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.settings.hyperparameters import Hyperparameters
 
@@ -69,7 +69,7 @@ class Cluster:
         kind: of device that the workers compute on: ``cuda`` or ``cpu``.
     """
 
-    def __init__(self, settings: Hyperparameters, target: Target) -> None:
+    def __init__(self, settings: Hyperparameters, target: TargetKind) -> None:
         ray = self._ray = joining.join(str(settings.ray))
         self._hands: list[_Hand] = []
         self._room: dict[str, int] = {}  # workers that a node has room for
@@ -155,7 +155,7 @@ class Cluster:
         experiment: Experiment,
         cut: Cut,
         turn: int,
-        targets: list[Numbered],
+        targets: list[Target],
         start: int,
         progress: Progress,
     ) -> Iterator[tuple[Task, BatchOutcomes]]:

@@ -21,7 +21,7 @@ from bitflip.campaign import experiment
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
 from bitflip.errors import BadInput
-from bitflip.faults.flips import Flips, Target
+from bitflip.faults.flips import Flips, TargetKind
 from bitflip.faults.listed import Listed
 from bitflip.faults.tasks import Cut
 from bitflip.network import devices
@@ -181,7 +181,7 @@ class Worker:
         threads: of the CPU; the last bits of a matrix product can depend on their number.
     """
 
-    def __init__(self, settings: Hyperparameters, target: Target, threads: int) -> None:
+    def __init__(self, settings: Hyperparameters, target: TargetKind, threads: int) -> None:
         self._settings, self._target, self._threads = settings, target, threads
         self._loaded: tuple[Experiment, Here] | None = None
         self._running = threading.Lock()

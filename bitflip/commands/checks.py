@@ -10,14 +10,14 @@ from bitflip.cluster import joining
 from bitflip.data import datasets
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.network import devices, layers, models
 from bitflip.results import tables
 from bitflip.settings import hyperparameters, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
 
-def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
+def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
     """Read the settings and look for every mistake that shows without loading anything.
 
     Raises:
@@ -51,7 +51,7 @@ def checked(argv: Sequence[str], target: Target) -> Hyperparameters:
     return settings
 
 
-def _check_rerun(path: Path | None, target: Target) -> list[str]:
+def _check_rerun(path: Path | None, target: TargetKind) -> list[str]:
     """One sentence if an earlier run flipped something else than this script does."""
     then = None if path is None else json.loads(path.read_text(encoding="utf-8")).get("target")
     if then in (None, target):

@@ -21,8 +21,8 @@ from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
     from bitflip.campaign.experiment import Experiment
-    from bitflip.faults.flips import Target
-    from bitflip.network.layers import Numbered
+    from bitflip.faults.flips import TargetKind
+    from bitflip.network.layers import Target
 
 MARGIN = 1.0  # percentage points, unless the margin is given
 
@@ -34,7 +34,7 @@ class Need:
     Attributes:
         layer: its number.
         type, path, call, parameter: see :class:`bitflip.network.layers.Layer` and
-            :class:`bitflip.network.layers.Numbered`.
+            :class:`bitflip.network.layers.Target`.
         elements: values that can be hit.
         bits: of one value.
         population: all faults that there are: elements x bits, for neurons x images.
@@ -126,7 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def need(item: Numbered, target: Target, images: int, margin: float, confidence: float, bit: int | None = None) -> Need:
+def need(
+    item: Target, target: TargetKind, images: int, margin: float, confidence: float, bit: int | None = None
+) -> Need:
     """What one layer takes.
 
     Args:
@@ -176,7 +178,7 @@ def measure(experiment: Experiment) -> Trial:
 
 def plan(
     needs: Sequence[Need],
-    target: Target,
+    target: TargetKind,
     images: int,
     batch_size: int,
     trial: Trial,

@@ -18,13 +18,13 @@ from bitflip.cluster.driver import Cluster
 from bitflip.commands import checks
 from bitflip.commands.exits import Exit
 from bitflip.errors import BadInput, refuse
-from bitflip.faults.flips import Target
+from bitflip.faults.flips import TargetKind
 from bitflip.results import provenance, tracking
 from bitflip.results.paths import Paths
 from bitflip.settings.hyperparameters import Hyperparameters
 
 
-def main(target: Target, prefix: str = "", argv: Sequence[str] | None = None) -> int:
+def main(target: TargetKind, prefix: str = "", argv: Sequence[str] | None = None) -> int:
     """Run one experiment and return the exit code: 0, 2 for bad input, 130 when interrupted.
 
     Args:
@@ -52,7 +52,7 @@ class Ended:
     done: Done | None = None
 
 
-def run(settings: Hyperparameters, target: Target, prefix: str) -> Ended:
+def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> Ended:
     """Run the faults that the settings sample, or those of a list, and write the files.
 
     Ctrl-C stops it; what was finished is kept, and the same command goes on from there.
@@ -97,7 +97,7 @@ def run(settings: Hyperparameters, target: Target, prefix: str) -> Ended:
     return Ended(0 if done.complete else 130, done)
 
 
-def _loaded(settings: Hyperparameters, target: Target, stack: ExitStack) -> tuple[Experiment, Executor]:
+def _loaded(settings: Hyperparameters, target: TargetKind, stack: ExitStack) -> tuple[Experiment, Executor]:
     """The experiment, and who runs it: this process, or workers, which end with the stack."""
     if settings.ray is None:
         loaded = experiment.prepare(settings, target)

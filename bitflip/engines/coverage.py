@@ -15,10 +15,10 @@ from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput, first_line
-from bitflip.faults.flips import Flips, Target, neuron_flips, parameter_flip
+from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.network import bits
 from bitflip.network.devices import Placement
-from bitflip.network.layers import Layer, Numbered, targets
+from bitflip.network.layers import Layer, Target, targets
 
 SIZES = (32, 64, 75, 96, 128, 224, 256, 299, 384)  # pixels a side that are tried, smallest first
 IMAGES = 2
@@ -140,8 +140,8 @@ def enlivened(model: nn.Module) -> nn.Module:
     return model
 
 
-def _numbered(layers: Iterable[Layer]) -> list[Numbered]:
-    return [Numbered(number, layer) for number, layer in enumerate(layers)]
+def _numbered(layers: Iterable[Layer]) -> list[Target]:
+    return [Target(number, layer) for number, layer in enumerate(layers)]
 
 
 def _fitting(model: nn.Module, sizes: Iterable[int]) -> tuple[int, Injector]:
@@ -155,7 +155,7 @@ def _fitting(model: nn.Module, sizes: Iterable[int]) -> tuple[int, Injector]:
 
 
 def _differing(
-    injector: Injector, engine: engines.Engine, target: Target, images: Tensor, flips: list[Flips]
+    injector: Injector, engine: engines.Engine, target: TargetKind, images: Tensor, flips: list[Flips]
 ) -> Tensor:
     expected, _ = record(Reference(injector), images, flips)
     got, _ = record(engine, images, flips)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bitflip.network.layers import Layer, Parameter
 
-Target = Literal["neuron", "weight"]
+TargetKind = Literal["neuron", "weight"]
 BitShares = tuple[float, ...]  # of each bit among the flips, by bit from the most significant; sums to 1
 _TARGET_WORD: dict[str, int] = {"neuron": 0, "weight": 1}
 

@@ -15,7 +15,7 @@ from bitflip.faults import faultlist
 from bitflip.faults.faultlist import Fault, FaultList
 from bitflip.faults.flips import Flips
 from bitflip.faults.tasks import Cut, Task, Tasks
-from bitflip.network.layers import Layer, Numbered
+from bitflip.network.layers import Layer, Target
 
 MOST_IN_BLOCK = 512  # faults of a task
 
@@ -50,11 +50,11 @@ class Listed:
         self._numbers = {layer: number for number, layer in enumerate(layers)}
 
     @cached_property
-    def targets(self) -> list[Numbered]:
+    def targets(self) -> list[Target]:
         """What the list has faults in; layers are numbered as in all runs of the model."""
         places = dict.fromkeys((fault.path, fault.call, fault.target) for fault in self.faults)
         found = [
-            Numbered(self._numbers[layer], layer, parameter="" if target == "neuron" else target)
+            Target(self._numbers[layer], layer, parameter="" if target == "neuron" else target)
             for layer, target in ((self._layers[path, call], target) for path, call, target in places)
         ]
         return sorted(found, key=lambda item: item.number)
@@ -66,7 +66,7 @@ class Listed:
         faultlist.write(text, self.faults)
         return hashlib.sha256(text.getvalue().encode()).hexdigest()
 
-    def tasks(self, targets: Sequence[Numbered], images: int, cut: Cut, turn: int) -> Tasks:
+    def tasks(self, targets: Sequence[Target], images: int, cut: Cut, turn: int) -> Tasks:
         """See :class:`bitflip.faults.tasks.Source`; a list is run in one round.
 
         Faults of the same images are run in blocks, in the order of the list. Neuron faults of one image each, as a
@@ -76,7 +76,7 @@ class Listed:
         found = list(outlines(self.faults, images, cut))
         return Tasks([span for span, _ in found], lambda place: self._task(*found[place]))
 
-    def inferences(self, targets: Sequence[Numbered], images: int) -> int:
+    def inferences(self, targets: Sequence[Target], images: int) -> int:
         """See :class:`bitflip.faults.tasks.Source`."""
         return sum(images if fault.images is None else len(fault.images) for fault in self.faults)
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitflip.faults.faultlist import Fault
-from bitflip.faults.flips import BitShares, Flips, Target, neuron_flips, parameter_flip
+from bitflip.faults.flips import BitShares, Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.faults.tasks import Cut, Task, Tasks
-from bitflip.network.layers import Layer, Numbered
+from bitflip.network.layers import Layer, Target
 
 Number = Literal["float", "integer"]
 
@@ -33,14 +33,14 @@ class Sampling:
         importance: whether random bits are drawn as :func:`allocation` says.
     """
 
-    target: Target
+    target: TargetKind
     seeds: tuple[int, ...]
     batch_size: int
     repeats: int
     bit: int | None
     importance: bool = False
 
-    def tasks(self, targets: Sequence[Numbered], images: int, cut: Cut, turn: int) -> Tasks:
+    def tasks(self, targets: Sequence[Target], images: int, cut: Cut, turn: int) -> Tasks:
         """See :class:`bitflip.faults.tasks.Source`; a task has the flips of all targets in ``cut.together`` images.
 
         Sampled weight faults hit a batch, and so are run batch by batch.
@@ -54,11 +54,11 @@ class Sampling:
 
         return Tasks(spans, make)
 
-    def inferences(self, targets: Sequence[Numbered], images: int) -> int:
+    def inferences(self, targets: Sequence[Target], images: int) -> int:
         """See :class:`bitflip.faults.tasks.Source`."""
         return images * len(targets) * self.repeats * len(self.seeds)
 
-    def flips(self, items: Sequence[Numbered], first: int, count: int, turn: int = 0) -> list[Flips]:
+    def flips(self, items: Sequence[Target], first: int, count: int, turn: int = 0) -> list[Flips]:
         """The flips of a batch, one slot each: by seed, then layer, then repeat.
 
         Args:
@@ -79,7 +79,7 @@ class Sampling:
             for repeat in range(turn * self.repeats, (turn + 1) * self.repeats)
         ]
 
-    def listed(self, items: Sequence[Numbered], images: int) -> Iterator[Fault]:
+    def listed(self, items: Sequence[Target], images: int) -> Iterator[Fault]:
         """All faults of one round through so many images, as rows of a fault list."""
         for first in range(0, images, self.batch_size):
             batch = range(first, min(first + self.batch_size, images))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitflip.faults.flips import Flips
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Tasks(Sequence[Task]):
 class Source(Protocol):
     """Where faults come from: sampled, or from a list."""
 
-    def tasks(self, targets: Sequence[Numbered], images: int, cut: Cut, turn: int) -> Tasks:
+    def tasks(self, targets: Sequence[Target], images: int, cut: Cut, turn: int) -> Tasks:
         """The tasks of a round through the test set.
 
         Args:
@@ -96,5 +96,5 @@ class Source(Protocol):
             turn: number of the round, from 0.
         """
 
-    def inferences(self, targets: Sequence[Numbered], images: int) -> int:
+    def inferences(self, targets: Sequence[Target], images: int) -> int:
         """Faulty images of one round."""

@@ -79,7 +79,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Numbered:
+class Target:
     """A chosen layer and the number that the user knows it by: its place among those that layer_type leaves.
 
     Attributes:
@@ -121,7 +121,7 @@ def _hint(name: str, known: set[str]) -> str:
     return nearest(name, known).split("valid:")[0].strip() or "such as Conv2d, Linear, BatchNorm2d, ReLU, MaxPool2d"
 
 
-def of_types(layers: Sequence[Layer], types: Sequence[str] | None) -> list[Numbered]:
+def of_types(layers: Sequence[Layer], types: Sequence[str] | None) -> list[Target]:
     """The layers that ``types`` (class names, None for all) leaves, numbered from 0.
 
     Raises:
@@ -135,10 +135,10 @@ def of_types(layers: Sequence[Layer], types: Sequence[str] | None) -> list[Numbe
             f"valid: {', '.join(sorted(present))}"
         )
     left = [layer for layer in layers if types is None or layer.type in types]
-    return [Numbered(number, layer) for number, layer in enumerate(left)]
+    return [Target(number, layer) for number, layer in enumerate(left)]
 
 
-def of_numbers(layers: Sequence[Numbered], numbers: Sequence[int] | None) -> list[Numbered]:
+def of_numbers(layers: Sequence[Target], numbers: Sequence[int] | None) -> list[Target]:
     """The layers that ``numbers`` (None for all) chooses.
 
     Raises:
@@ -174,9 +174,7 @@ def chosen_parameters(layer: Layer, names: Sequence[str] | None) -> list[str]:
     return [parameter.name for parameter in layer.parameters if names is None or parameter.name in names]
 
 
-def targets(
-    chosen: Sequence[Numbered], target: Literal["neuron", "weight"], names: Sequence[str] | None
-) -> list[Numbered]:
+def targets(chosen: Sequence[Target], target: Literal["neuron", "weight"], names: Sequence[str] | None) -> list[Target]:
     """What can be flipped in the chosen layers: outputs that each image has of its own, or parameters of the names."""
     if target == "neuron":
         return [item for item in chosen if item.layer.per_image]

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitflip.faults.tasks import Task
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
 
 BITS = 64  # of the widest value
 
 
 @dataclass(frozen=True)
-class Tally:
+class Totals:
     """Counts over some faults, all of one target.
 
     Attributes:
@@ -58,7 +58,7 @@ class Tally:
         return 100.0 * self.misclassified / self.correct if self.correct else None
 
 
-COLUMNS = tuple(field.name for field in fields(Tally))[:-1]
+COLUMNS = tuple(field.name for field in fields(Totals))[:-1]
 
 
 class Counts:
@@ -75,7 +75,7 @@ class Counts:
         largest: change of the clean top-1 class's probability by seed, layer and bit, float64.
     """
 
-    def __init__(self, seeds: Sequence[int], items: Sequence[Numbered]) -> None:
+    def __init__(self, seeds: Sequence[int], items: Sequence[Target]) -> None:
         self.seeds = tuple(seeds)
         self.items = tuple(items)
         self.images = 0
@@ -117,7 +117,7 @@ class Counts:
                 np.add.at(table[:, COLUMNS.index(name)], cell, values)
         np.maximum.at(self.largest.reshape(-1), where, batch.change.numpy())
 
-    def layer(self, seed: int | None, item: int) -> Tally:
+    def layer(self, seed: int | None, item: int) -> Totals:
         """The counts of one layer, given the place of a seed (None for all seeds together) and that of the layer."""
         table, largest = self._of(seed, item)
         return _tally(table.sum(axis=0), largest.max())
@@ -127,7 +127,7 @@ class Counts:
         """Images that were run with a fault."""
         return int(self.table[..., COLUMNS.index("injections")].sum())
 
-    def bits(self, seed: int | None, item: int) -> dict[int, Tally]:
+    def bits(self, seed: int | None, item: int) -> dict[int, Totals]:
         """The counts of one layer by bit, for the bits that were flipped."""
         table, largest = self._of(seed, item)
         struck = np.flatnonzero(table[:, COLUMNS.index("flips")])
@@ -155,8 +155,8 @@ class Counts:
         return 100.0 * wrong / faulty if faulty else None
 
 
-def _tally(row: NDArray[np.int64], largest: np.float64) -> Tally:
-    return Tally(**dict(zip(COLUMNS, map(int, row), strict=True)), largest_change=float(largest))
+def _tally(row: NDArray[np.int64], largest: np.float64) -> Totals:
+    return Totals(**dict(zip(COLUMNS, map(int, row), strict=True)), largest_change=float(largest))
 
 
 def _per_flip(true: NDArray[np.bool_], axis: int | None) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bitflip.faults.faultlist import Fault, Key
 from bitflip.faults.tasks import Task
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes import batch as outcomes
 from bitflip.outcomes import counts
 from bitflip.outcomes.batch import BatchOutcomes
@@ -109,7 +109,7 @@ class PerFault:
         faulty, wrong = (int(self.counts[name].sum()) for name in ("correct", "misclassified"))
         return 100.0 * wrong / faulty if faulty else None
 
-    def tallied(self, seed: int, items: Sequence[Numbered]) -> Counts:
+    def tallied(self, seed: int, items: Sequence[Target]) -> Counts:
         """The same as counts by layer and bit: all images of a fault are of one flip."""
         found = Counts((seed,), items)
         found.images, found.correct = self.images, int(self.seen_correct.sum())

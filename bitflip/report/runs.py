@@ -44,7 +44,7 @@ class Outcomes:
     Attributes:
         counts: by column of :data:`bitflip.results.columns.COUNTS`; flips and injections are always there.
         largest_change: of the clean top-1 class's probability, 0 to 1; None if not known.
-        squares: sums over flips that clustered intervals need, see :class:`bitflip.outcomes.counts.Tally`; None if not
+        squares: sums over flips that clustered intervals need, see :class:`bitflip.outcomes.counts.Totals`; None if not
             known.
     """
 

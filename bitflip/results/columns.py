@@ -11,7 +11,7 @@ INTERVAL = ("low", "high")
 EFFECTS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")
 COUNTS = ("flips", "injections", *EFFECTS)
 CHANGE = "largest_change"
-SUMS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.outcomes.counts.Tally
+SUMS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.outcomes.counts.Totals
 HITS = ("misclassified", "correct")
 NEEDED = (*PLACE, *HITS)  # what even the oldest files have
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitflip.files import replacing_bytes
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes.batch import COUNTED, BatchOutcomes
 
 LENGTH_BYTES = 8
@@ -52,7 +52,7 @@ change: of the clean top-1 class's probability.
 """
 
 
-def rows(batch: BatchOutcomes, items: Sequence[Numbered], seed: int) -> pa.Table:
+def rows(batch: BatchOutcomes, items: Sequence[Target], seed: int) -> pa.Table:
     """The injections of one batch, by the flips of one seed: image by image, in the order of the layers."""
     item_of = {item.where: item for item in items}
     count = len(batch.labels)

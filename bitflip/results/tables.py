@@ -13,9 +13,9 @@ import numpy as np
 
 from bitflip.files import replacing
 from bitflip.network import bits
-from bitflip.network.layers import Numbered
+from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
-from bitflip.outcomes.counts import Tally
+from bitflip.outcomes.counts import Totals
 from bitflip.results import columns
 from bitflip.statistics.rates import LayerEstimate, Rate
 
@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> list[str]:
         ]
 
 
-def result_lines(chosen: Sequence[Numbered], estimates: Sequence[LayerEstimate]) -> list[str]:
+def result_lines(chosen: Sequence[Target], estimates: Sequence[LayerEstimate]) -> list[str]:
     """One line per chosen layer, or parameter of it: ``Layer #7: 931 / 7375 = 12.6237%, MaxPool2d``."""
     lines = []
     by_number: dict[int, list[LayerEstimate]] = {}
@@ -87,7 +87,7 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object
         writer.writerows(rows)
 
 
-def _cells(item: Numbered, tally: Tally, rate: Rate, column: str) -> dict[str, object]:
+def _cells(item: Target, tally: Totals, rate: Rate, column: str) -> dict[str, object]:
     """What both tables have in a row, by column; ``column`` is that of the rate."""
     layer = item.layer
     return {
@@ -111,7 +111,7 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-def detail_text(chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcomes, seed: int) -> str:
+def detail_text(chosen: Sequence[Target], batch_size: int, batch: BatchOutcomes, seed: int) -> str:
     """The misclassifications of one batch of outcomes, by the flips of one seed, for the ``_detailed.txt``.
 
     Batches and positions in them are those of ``batch_size``, however many images were run together.
@@ -143,7 +143,7 @@ def detail_text(chosen: Sequence[Numbered], batch_size: int, batch: BatchOutcome
     return "".join(lines)
 
 
-def _flip_text(item: Numbered, number: int, image: list[int], batch: BatchOutcomes, slot: int, row: int) -> str:
+def _flip_text(item: Target, number: int, image: list[int], batch: BatchOutcomes, slot: int, row: int) -> str:
     flips, original, error = batch.flips[slot], batch.original[slot][row], batch.error[slot][row]
     parameter = "" if item.parameter in ("", "weight") else f"Parameter: {item.parameter}, "
     return (

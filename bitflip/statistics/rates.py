@@ -11,9 +11,9 @@ from bitflip.statistics import intervals
 from bitflip.statistics.intervals import Interval, Sums
 
 if TYPE_CHECKING:  # reports are made without torch, which takes seconds to import
-    from bitflip.faults.flips import Target
-    from bitflip.network.layers import Numbered
-    from bitflip.outcomes.counts import Counts, Tally
+    from bitflip.faults.flips import TargetKind
+    from bitflip.network.layers import Target
+    from bitflip.outcomes.counts import Counts, Totals
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class LayerEstimate:
             misclassified / correct.
     """
 
-    item: Numbered
-    tally: Tally
+    item: Target
+    tally: Totals
     rate: Rate
-    by_bit: dict[int, tuple[Tally, Rate]]
+    by_bit: dict[int, tuple[Totals, Rate]]
     parts: list[Sums[float]]
 
     @property
@@ -86,7 +86,7 @@ class LayerEstimate:
 
 
 def of_layers(
-    counts: Counts, target: Target, confidence: float, seed: int | None, *, weighted: bool
+    counts: Counts, target: TargetKind, confidence: float, seed: int | None, *, weighted: bool
 ) -> list[LayerEstimate]:
     """An estimate of each layer of a campaign.
 
@@ -109,7 +109,7 @@ def of_layers(
     return found
 
 
-def _sums(t: Tally) -> Sums[float]:
+def _sums(t: Totals) -> Sums[float]:
     return Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn)
 
 
