@@ -46,6 +46,7 @@ class Run:
         arguments: further ones.
         images: of the digits' test part that are used.
         save_every: seconds between two checkpoints.
+        listed: name of the fault list that it runs, without its ending; empty if it samples faults.
         codes: exit codes of its starts so far; -9 for one that was killed.
     """
 
@@ -54,12 +55,13 @@ class Run:
     arguments: Sequence[str]
     images: int = IMAGES
     save_every: float = 0.0
+    listed: str = ""
     codes: list[int] = field(default_factory=list)
 
     @property
     def stem(self) -> str:
         """What the names of its files start with."""
-        return f"{PREFIX[self.target]}digits_vgg_digits_5"
+        return f"{PREFIX[self.target]}digits_vgg_digits_{f'list-{self.listed}' if self.listed else 5}"
 
     @property
     def said(self) -> str:
@@ -108,7 +110,8 @@ class Run:
     def files(self) -> dict[str, bytes]:
         """Its result files but the ``.json``, which holds times; nothing else may be in its folder."""
         there = {path.name: path for path in self.folder.iterdir()}
-        suffixes = (".txt", ".csv", "_bits.csv", "_detailed.txt", "_faults.parquet", ".json")
+        suffixes = [".txt", ".csv", "_bits.csv", "_detailed.txt", "_faults.parquet", ".json"]
+        suffixes += ["_faults.csv", "_images.csv"] if self.listed else []
         assert sorted(there) == sorted(f"{self.stem}{suffix}" for suffix in suffixes)
         return {name: path.read_bytes() for name, path in there.items() if path.suffix != ".json"}
 

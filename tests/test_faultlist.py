@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bitflip.campaign import publishing
+from bitflip.campaign import loop, publishing
 from bitflip.campaign.executor import Here
 from bitflip.engines import Engine
 from bitflip.engines.graph import Program
@@ -709,3 +709,22 @@ def test_a_list_is_logged_like_the_run_that_saved_it(
     assert logs[0]
     tables = [pq.read_table(next(folder.glob("*_faults.parquet"))).drop_columns(["seed"]) for folder in folders]
     assert sorted(map(str, tables[0].to_pylist())) == sorted(map(str, tables[1].to_pylist()))
+
+
+def test_a_lists_running_rate_is_sent(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_digits(20)
+    sent: list[str] = []
+
+    class Recording(tracking.Tracker):
+        def log(self, payload: Mapping[str, float], step: int) -> None:
+            sent.extend(payload)
+
+    monkeypatch.setattr(loop, "RUNNING_RATE_EVERY", 0.0)
+    monkeypatch.setattr(tracking, "connect", Recording)
+    (tmp_path / "mine.csv").write_text(written([Fault("weight", "features.0", 0, (0, 0, 0, 0), 1)]))
+    shared = ("--dataset", "digits", "--output-path", tmp_path, "--batch-size", "5", "--engine", "reference")
+    assert run_script("weight.py", *shared, "--faults", tmp_path / "mine.csv").code == 0
+    assert sent.count("running/Misclassification_rate") == 4
+    assert sent.count("Misclassification_rate") == 1

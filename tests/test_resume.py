@@ -66,6 +66,32 @@ def test_killed_at_random_moments(target: TargetKind, tmp_path: Path) -> None:
     assert killed.files() == whole.files()
 
 
+@pytest.mark.parametrize("what", ["a list of neurons", "a list of weights", "with a margin"])
+def test_any_kind_of_run_killed_at_random_moments(what: str, tmp_path: Path) -> None:
+    """They all go down one road."""
+    target: TargetKind = "weight" if "weights" in what else "neuron"
+    whole, killed = (run_in(tmp_path / name, target, "--batch-size=2", images=24) for name in ("whole", "killed"))
+    if "list" in what:
+        saving = run_in(tmp_path / "saving", target, "--batch-size=2", f"--save-faults={tmp_path / 'saved.csv'}")
+        saving.images = 24
+        saving.finish()
+        for run in (whole, killed):
+            run.listed = "saved"
+            run.arguments = ("--engine=reference", f"--faults={tmp_path / 'saved.csv'}", "--batch-size=2", *LOGS)
+    else:
+        for run in (whole, killed):
+            run.arguments = (*run.arguments, "--margin=12")
+    whole.finish()
+    moments = random.Random(what)
+    while killed.codes.count(KILLED) < 8 and len(killed.codes) < 20:
+        killed.ended(killed.start(die_before=moments.randint(1, 24)))
+        killed.killed_after(moments.uniform(0.0, 0.3))
+    assert killed.codes.count(KILLED) >= 8, killed.said
+    killed.finish()
+    assert "going on after" in killed.said
+    assert killed.files() == whole.files()
+
+
 @TARGETS
 def test_killed_before_each_file_operation(target: TargetKind, tmp_path: Path) -> None:
     """From the first one to the last, each time a little further on, until there is none left to die before."""
