@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
 import resource
@@ -73,6 +74,11 @@ class Run:
         """The file that it is in."""
         return self.folder.parent / f"{self.folder.name}.printed"
 
+    @property
+    def progress(self) -> Path:
+        """What a start that was killed has saved, if it got that far."""
+        return self.folder / f"{self.stem}.unfinished" / "progress.npz"
+
     def start(self, die_before: int | None = None, largest_file: int | None = None) -> BaseProcess:
         """Start it, or start it again.
 
@@ -106,6 +112,13 @@ class Run:
         if process.is_alive():
             process.kill()
         return self.ended(process)
+
+    def killed_late(self) -> None:
+        """Kill it until it has saved progress: a slow machine may have been killed before that each time."""
+        for before in itertools.count(6):
+            if self.progress.exists():
+                return
+            self.ended(self.start(die_before=before))
 
     def files(self) -> dict[str, bytes]:
         """Its result files but the ``.json``, which holds times; nothing else may be in its folder."""

@@ -61,6 +61,7 @@ def test_killed_at_random_moments(target: TargetKind, tmp_path: Path) -> None:
         killed.ended(killed.start(die_before=moments.randint(1, 24)))
         killed.killed_after(moments.uniform(0.0, 0.3))  # a fast machine may have finished by then, and starts over
     assert killed.codes.count(KILLED) >= 26, killed.said
+    killed.killed_late()
     killed.finish()
     assert "going on after" in killed.said
     assert killed.files() == whole.files()
@@ -87,6 +88,7 @@ def test_any_kind_of_run_killed_at_random_moments(what: str, tmp_path: Path) -> 
         killed.ended(killed.start(die_before=moments.randint(1, 24)))
         killed.killed_after(moments.uniform(0.0, 0.3))
     assert killed.codes.count(KILLED) >= 8, killed.said
+    killed.killed_late()
     killed.finish()
     assert "going on after" in killed.said
     assert killed.files() == whole.files()
@@ -114,8 +116,7 @@ def test_killed_as_a_process_of_its_own(tmp_path: Path) -> None:
     )
     whole.finish()
     command = [sys.executable, str(ROOT / "main.py"), "--dataset=digits", "--seed=5", f"--output-path={killed.folder}"]
-    unfinished = killed.folder / f"{killed.stem}.unfinished"
-    for until in (killed.folder, unfinished / "progress.npz"):
+    for until in (killed.folder, killed.progress):
         process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while not until.exists() and process.poll() is None:
             time.sleep(0.01)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from bitflip.settings.hyperparameters import Hyperparameters
 
 PACKAGE = ROOT / "bitflip"
 GROUND = ("errors", "files", "csvs", "terminal")  # that all rooms stand on
@@ -52,3 +55,15 @@ def test_every_room_is_on_the_road() -> None:
 def test_a_file_has_one_idea(path: Path) -> None:
     """Which is hard to tell; that it is short is not."""
     assert len(path.read_text().splitlines()) <= LONGEST
+
+
+NAMED = re.compile(r"\b([a-z_]+(?:, [a-z_]+)*) \((--[a-z-]+(?:, --[a-z-]+)*)\)")
+
+
+def test_messages_name_settings_by_the_flags_that_they_have() -> None:
+    found = {match.groups() for path in PACKAGE.rglob("*.py") for match in NAMED.finditer(path.read_text())}
+    assert len(found) > 20
+    for names, flags in found:
+        assert flags == ", ".join(f"--{name.replace('_', '-')}" for name in names.split(", "))
+    known = {*Hyperparameters.model_fields, "tolerance", "results", "csv"}  # the last are those of commands
+    assert {name for names, _ in found for name in names.split(", ")} <= known

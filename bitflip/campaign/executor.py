@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitflip.campaign.experiment import Experiment
+from bitflip.data.images import Batch
 from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
 from bitflip.engines.memory import Portions
@@ -108,12 +109,16 @@ class Here:
         targets: list[Target],
         start: int,
         progress: Progress,
-        stop: int | None = None,
     ) -> Iterator[tuple[Task, BatchOutcomes]]:
-        """See :class:`Executor`; ``stop`` is the number of the task before which to stop, None for the last one."""
-        tasks = experiment.tasks(cut, turn, targets)[start:stop]
-        for task, (images, labels) in zip(tasks, experiment.images.batches(tasks.spans), strict=True):
-            yield task, self._portions.run(images, labels, task.flips, task.images.start, progress)
+        """See :class:`Executor`."""
+        tasks = experiment.tasks(cut, turn, targets)[start:]
+        for task, batch in zip(tasks, experiment.images.batches(tasks.spans), strict=True):
+            yield task, self.outcomes(task, batch, progress)
+
+    def outcomes(self, task: Task, batch: Batch, progress: Progress) -> BatchOutcomes:
+        """The outcomes of one task, given its images and labels."""
+        images, labels = batch
+        return self._portions.run(images, labels, task.flips, task.images.start, progress)
 
 
 def portions(engine: Engine, placement: Placement) -> Portions:

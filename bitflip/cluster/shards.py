@@ -204,17 +204,18 @@ class Worker:
         assert self._loaded is not None
         loaded, here = self._loaded
         wanted = loaded.settings.detailed_log or loaded.settings.fault_table
-        parcels: list[Parcel] = []
         targets = [loaded.targets[place] for place in shard.targets]
+        tasks = loaded.tasks(shard.cut, shard.turn, targets)[shard.first : shard.stop]
+        batches, refusal = [], None
+        try:
+            for batch in loaded.images.batches(tasks.spans):
+                batches.append(batch)
+        except BadInput as error:
+            refusal = Refusal(platform.node(), error.problems)
         with self._running:
             torch.set_num_threads(self._threads)  # each thread of a process has a number of its own
-            try:
-                ran = here.run(loaded, shard.cut, shard.turn, targets, shard.first, lambda count: None, shard.stop)
-                for _, batch in ran:
-                    parcels.append(Parcel.of(batch, values=wanted))
-            except BadInput as error:
-                return parcels, Refusal(platform.node(), error.problems)
-        return parcels, None
+            ran = (here.outcomes(task, batch, lambda count: None) for task, batch in zip(tasks, batches, strict=False))
+            return [Parcel.of(outcomes, values=wanted) for outcomes in ran], refusal
 
 
 def portable(settings: Hyperparameters, device: str) -> Hyperparameters:
