@@ -101,7 +101,6 @@ def compare(runner: Runner, options: argparse.Namespace, task: Task) -> dict[str
     top1: dict[str, Top1] = {}
     for turn in range(options.repeats):
         for engine in dict.fromkeys(options.engines):
-            say(f"{engine}, {turn + 1} of {options.repeats}")
             measured, top1[engine] = runner.run(
                 dataclasses.replace(
                     task,
@@ -110,6 +109,7 @@ def compare(runner: Runner, options: argparse.Namespace, task: Task) -> dict[str
                     images=min(task.images, getattr(options, f"{engine}_images", None) or task.images),
                 )
             )
+            say(f"{engine}, {turn + 1} of {options.repeats}: {measured.seconds:.2f} s")
             found.setdefault(engine, []).append(measured)
     # PyTorchFI runs fewer layers than the project's engines; its time is scaled up to theirs.
     layers = max(runs[0].all_layers for runs in found.values())

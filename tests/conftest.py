@@ -26,17 +26,22 @@ from bitflip.settings.hyperparameters import Hyperparameters
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (*Hyperparameters.model_fields, "layer_nums")  # names of environment variables that a run looks at
 
+DEVICE = torch.device("cpu")  # that the engines' tests compute on
+
 devices.pin_arithmetic("ieee")  # as every run does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing")
     parser.addoption("--threads", type=int, default=1, help="of torch in the tests; small tensors are faster with one")
+    parser.addoption("--device", default="cpu", help="that the tests of the engines compute on, such as cuda")
     parser.addoption("--all-models", action="store_true", help="also try every classifier of torchvision (an hour)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the number of threads before any test module is imported."""
+    """Choose the number of threads, and the device, before any test module is imported."""
+    global DEVICE
+    DEVICE = devices.resolve(config.getoption("--device"))
     torch.set_num_threads(config.getoption("--threads"))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import scatter
+from conftest import DEVICE, scatter
 from torch import Tensor, nn
 
 from bitflip import engines
@@ -30,7 +30,7 @@ from bitflip.network.devices import Placement
 from bitflip.network.layers import Target, targets
 from bitflip.outcomes.batch import BatchOutcomes
 
-PLACEMENT = Placement(torch.device("cpu"), torch.float32)
+PLACEMENT = Placement(DEVICE, torch.float32)
 COUNT = 5
 WORDS = 11
 
@@ -271,13 +271,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def test_engines_agree_with_an_obvious_loop(name: str, target: TargetKind) -> None:
     model, batch = made(name)
     injector = injector_of(model, target, batch)
+    engine, note = engines.build("wave", injector, batch)
+    if name == "gru" and DEVICE.type == "cuda":
+        assert note is not None
+        assert "gru rounds an image otherwise" in note, "by cuDNN's kernels"
+        assert engine.most == 1
+        return
     flips = flips_of(injector, target)
     expected, _ = record(Reference(injector), batch, flips)
     for slot, one in enumerate(flips):
         assert same_bits(expected.logits()[slot], one_by_one(model, batch, one)), one.where
     changed = (expected.logits() != expected.clean_logits).any(dim=2)
     assert changed.any(dim=1).float().mean() > 0.3, "next to nothing changes: no fault is told from none"
-    engine, note = engines.build("wave", injector, batch)
     assert (engine.name, note) == ("wave", None)
     assert isinstance(engine, Wave)
     for budget in (engine.budget, Budget(3, 1 << 12), Budget(1, 1)):
@@ -347,7 +352,7 @@ def test_portions_change_nothing(
 def test_a_data_set_may_yield_any_inputs(name: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their number of images is not their number of inputs."""
     monkeypatch.setattr(data_images, "KEPT_BYTES", 10**6 if kept else 0)
-    _, batch = made(name)
+    batch = CASES[name].batch()
     rows = [inputs.rows(batch, slice(i, i + 1)) for i in range(COUNT)]
     one = [unbatched(row) for row in rows]
     images = Images([(row, i) for i, row in enumerate(one)], COUNT)
@@ -430,7 +435,8 @@ def test_only_floating_point_inputs_get_the_type_and_format_of_the_model() -> No
 
 
 def test_only_parameters_of_maps_are_channels_last() -> None:
-    model = PLACEMENT.model(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Conv1d(4, 4, 3)))
+    cpu = Placement(torch.device("cpu"), torch.float32)
+    model = cpu.model(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Conv1d(4, 4, 3)))
     two, three, one = (model.get_parameter(f"{i}.weight") for i in range(3))
     assert two.is_contiguous(memory_format=torch.channels_last)
     assert not two.is_contiguous()

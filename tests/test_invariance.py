@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import FewDigits, RunScript, TinyNet, random_images, scatter
+from conftest import DEVICE, FewDigits, RunScript, TinyNet, random_images, scatter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,7 +47,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def weights(*shape: int) -> Tensor:
-    return random_images(*shape, seed=7)
+    return random_images(*shape, seed=7).to(DEVICE)
 
 
 def convolution(out: int, channels: int, kernel: int, **options: Any) -> Callable[[Tensor], Tensor]:
@@ -120,8 +120,10 @@ COUNTS = (1, 2, 3, 5, 6, 7, 9, 13, 16, 31, 48, 49, 100)
 @DTYPES
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_rows_have_the_same_bits_in_any_company(name: str, dtype: torch.dtype, threads: int) -> None:
+    if name == "linear on a transposed input" and torch.__version__ < "2.12":
+        pytest.xfail("one image alone goes by another kernel: such models are run one image at a time")
     operation, shape = OPERATIONS[name]
-    images = random_images(130, *shape).to(dtype)
+    images = random_images(130, *shape).to(DEVICE, dtype)
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     with Invariant(), torch.no_grad():
@@ -172,7 +174,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, no_verdicts: None) -> Callable[..., 
             if op not in replaced:
                 return done
             out: Tensor = done
-            odd = rounds(len(out)).reshape(-1, *[1] * (out.dim() - 1))
+            odd = rounds(len(out)).reshape(-1, *[1] * (out.dim() - 1)).to(out.device)
             return torch.where(odd, out * (1 + 4 * torch.finfo(out.dtype).eps), out)
 
         monkeypatch.setattr(kernels, "execute", execute)
@@ -188,15 +190,15 @@ def test_a_kernel_that_rounds_by_the_number_of_rows_is_noticed(
     kernel(rounds, op)
     name = "linear 128 to 10" if op is aten.addmm.default else "conv 3x3"
     operation, shape = OPERATIONS[name]
-    images = random_images(130, *shape)
+    images = random_images(130, *shape).to(DEVICE)
     with torch.no_grad(), Invariant():
         parts = [operation(images[:count]) for count in COUNTS]
         whole = operation(images)
     assert all(same_bits(part, whole[: len(part)]) for part in parts)
-    (form,) = (form for key, form in invariance._forms.items() if key[0] is verdicts.of(CPU) and key[1] is op)
+    (form,) = (form for key, form in invariance._forms.items() if key[0] is verdicts.of(DEVICE) and key[1] is op)
     cut = [form.parts(count) for count in COUNTS]
     assert any(cut), "nothing was noticed"
-    assert form.tile == (1 if rounds is second_thread else 48)
+    assert form.tile == (1 if rounds is second_thread else 48 if DEVICE == CPU else 2048)
 
 
 @KERNELS
@@ -286,8 +288,8 @@ def test_attention_is_the_same_in_any_company(
     engine: Literal["wave", "reference"], batch_first: bool, dtype: torch.dtype, threads: int
 ) -> None:
     """By kernels that are made even, or one image at a time."""
-    model = scatter(Attends(batch_first=batch_first)).to(dtype).eval().requires_grad_(False)
-    placement = Placement(CPU, dtype)
+    placement = Placement(DEVICE, dtype)
+    model = placement.model(scatter(Attends(batch_first=batch_first)).to(dtype).eval().requires_grad_(False))
     images, labels = placement.inputs(random_images(6, 8, 1, 17)), torch.zeros(6, dtype=torch.int64)
     injector = Injector(WithInput(model), 6, torch.zeros(1, 8, 1, 17))
     chosen, _ = engines.build(engine, injector, images)
@@ -319,7 +321,7 @@ def test_what_mixes_images_is_no_question_of_rounding() -> None:
 @pytest.mark.parametrize("target", ["neuron", "weight"])
 @DTYPES
 def test_engines_agree_on_digits(target: TargetKind, dtype: torch.dtype, threads: int) -> None:
-    placement = Placement(CPU, dtype)
+    placement = Placement(DEVICE, dtype)
     model = digits.build()
     model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))
     model = placement.model(model.to(dtype).eval().requires_grad_(False))
@@ -343,13 +345,15 @@ def test_batch_size_changes_no_byte(
     for size in (1, 7, 64, 256):
         folder = tmp_path / str(size)
         flags = ["--dataset=digits", "--no-plots", "--seed=3", f"--batch-size={size}", f"--engine={engine}"]
+        flags += [f"--device={DEVICE}"]
         flags += ["--layer-num=0,1,6,17,18,23", "--fault-table", f"--output-path={folder}"]
         done = run_script("main.py", *flags)
         assert done.code == 0, done.err
         written.append({path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".csv"})
         facts = json.loads((folder / "digits_vgg_digits_3.json").read_text())
-        assert facts["device"].endswith(f"{threads} threads)")
-        assert torch.backends.cpu.get_cpu_capability() in facts["device"]
+        if DEVICE == CPU:
+            assert facts["device"].endswith(f"{threads} threads)")
+            assert torch.backends.cpu.get_cpu_capability() in facts["device"]
     assert len(written[0]) == 2
     assert all(files == written[0] for files in written)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import FewDigits, RunScript, random_images, scatter
+from conftest import DEVICE, FewDigits, RunScript, random_images, scatter
 from torch import Tensor, nn
 
 from bitflip import engines
@@ -255,7 +255,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_engines_agree_on_every_target(name: str, dtype: torch.dtype, target: TargetKind) -> None:
-    placement = Placement(torch.device("cpu"), dtype)
+    placement = Placement(DEVICE, dtype)
     model = placement.model(MODELS[name]().to(dtype).eval().requires_grad_(False))
     images = placement.inputs(random_images(3, *SHAPE))
     injector = Injector(WithInput(model) if target == "neuron" else model, 3, torch.zeros(1, *SHAPE))

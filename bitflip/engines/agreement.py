@@ -47,7 +47,8 @@ class Recorder(BatchOutcomes):
 def record(engine: Engine, images: Inputs, flips: Sequence[Flips]) -> tuple[Recorder, int]:
     """Run flips on a batch; return the logits of all faults, and the number of faults that the engine reported."""
     done: list[int] = []
-    recorder = Recorder(torch.zeros(inputs.count(images), dtype=torch.int64), list(flips), 0, done.append)
+    labels = torch.zeros(inputs.count(images), dtype=torch.int64, device=inputs.device(images))
+    recorder = Recorder(labels, list(flips), 0, done.append)
     with torch.no_grad():
         engine.run(images, flips, recorder)
     return recorder, sum(done)

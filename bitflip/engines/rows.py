@@ -18,9 +18,10 @@ from bitflip.engines.probes import Like, cancelling
 from bitflip.engines.verdicts import Verdicts
 
 TILES = (48, 24, 16, 12, 8, 4, 2, 1)
-TILES_ON_A_GPU = (1024, 512, 256, 128, *TILES)
-FILLED = (2, 4, 8, 12, 16, 24, 48, 128, 256, 512)  # numbers of rows to fill up to
+TILES_ON_A_GPU = (2048, 1024, 512, 256, 128, *TILES)
+FILLED = (2, 4, 8, 12, 16, 24, 48, 128, 256, 512, 1024)  # numbers of rows to fill up to
 TILE_BYTES = 1 << 24
+TILE_BYTES_ON_A_GPU = 1 << 30
 PROBED_VALUES = 1024  # of the input, at least, where a row has few
 
 
@@ -166,7 +167,8 @@ class Form:
             leaf.nbytes for leaf in [*tree_leaves(self.run(one)), *(one[i] for i in self._places)] if is_tensor(leaf)
         )
         on_cpu = self._like[self._places[0]].device.type == "cpu"
-        tiles = [n for n in (TILES if on_cpu else TILES_ON_A_GPU) if n * size <= TILE_BYTES]
+        most = TILE_BYTES if on_cpu else TILE_BYTES_ON_A_GPU
+        tiles = [n for n in (TILES if on_cpu else TILES_ON_A_GPU) if n * size <= most]
         return next((n for n in tiles if all(_alike(_rows(self.run(probe), n)) for probe in self._probes(n))), 1)
 
     def _holds(self, rows: int) -> bool:

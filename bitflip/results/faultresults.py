@@ -46,7 +46,8 @@ def write_images(path: Path, found: PerFault) -> None:
 
     Every image that was run has at least one row: without a critical inference, that row names no layer.
     """
-    keys = list(found.by_image)
+    order = dict.fromkeys(fault.key for fault in found.faults)  # whatever came first when it ran
+    keys = [key for key in order if key in found.by_image]
     counts = np.array([found.by_image[key] for key in keys]).reshape(len(keys), found.size)
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
