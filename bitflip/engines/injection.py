@@ -34,6 +34,7 @@ from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
 from bitflip.network import bits
 from bitflip.network.layers import Layer, Parameter, is_leaf, printable
+from bitflip.network.state import State
 
 
 class WithInput(nn.Module):
@@ -87,6 +88,7 @@ class Injector(fault_injection):
         holders: the other modules that hold parameters, in the model's own order.
         modules: the leaf modules by path.
         logits_shape: shape of the model's output for one image; empty if that is no tensor.
+        kept: what passes change in the state of the model; it is put back before each one.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, example: Inputs) -> None:
@@ -100,6 +102,8 @@ class Injector(fault_injection):
         self._listed: set[tuple[int, ...]] = set()
         self._read = _Reads()
         self.logits_shape: tuple[int, ...] = ()
+        self._own = {id(tensor): _place(tensor) for tensor in model.parameters()}  # a pass may move them
+        before, values = State.of(model), _checksums(model)
         self._calls: Counter[str] = Counter()
         self._seen: dict[tuple[str, int], Tensor] | None = None
         self._profiling: list[RemovableHandle] = []
@@ -114,15 +118,28 @@ class Injector(fault_injection):
                 profiled, shape = _for_a_dummy(model, example)
                 super().__init__(profiled, batch_size, shape, layer_types=["all"], use_cuda=device.type == "cuda")
                 self.original_model, self._input_shape = model, _shape(example)
-                self._find_shared_outputs(inputs.random(2, example))
+                self._find_shared_outputs(inputs.random(2, example), before)
+                if self._may_be_kept(model):
+                    model.train()
+                    model.eval()  # lets timm's models forget position biases
+                    before = State.of(model)
+                    self._find_shared_outputs(inputs.random(2, example), before)
             self._find_holders()
+            self.kept = before.changed()
+            self._overwritten = {name for name, value in _checksums(model).items() if values[name] != value}
         except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
             if memory.ran_out(error):
                 raise
             raise BadInput(f"{_refused(example)}: {first_line(error)}") from error
         finally:
+            before.restore()
             for handle in self._profiling:
                 handle.remove()
+
+    def logits(self, batch: Inputs) -> Any:
+        """A forward pass over a batch, which is left as it is, from the state in which the model was given."""
+        self.kept.restore()
+        return inputs.call(self.original_model, inputs.clone(batch))  # some change their input
 
     def _traverse_model_set_hooks(
         self, model: nn.Module, layer_types: Sequence[Any]
@@ -142,6 +159,17 @@ class Injector(fault_injection):
         self._profiling.append(model.register_forward_hook(self._record_logits))
         return [], [], []  # PyTorchFI would remove the hooks too early
 
+    @property
+    def paths(self) -> dict[nn.Module, str]:
+        """All modules, with the paths that the user knows."""
+        return {module: path for path, module in self._paths.items()}
+
+    @property
+    def layer_that_keeps(self) -> str | None:
+        """The first layer that keeps something from one pass to the next; others may do so around their layers."""
+        inside = {part: path for path, module in self.modules.items() for part in module.modules()}
+        return next((inside[module] for _, module, _ in self.kept.names if module in inside), None)
+
     def _path_in(self, model: nn.Module, name: str) -> str:
         """The path that a module has in the model as the user knows it."""
         if not isinstance(model, WithInput):
@@ -151,7 +179,7 @@ class Injector(fault_injection):
         path = name.removeprefix("model.")
         return name if path in self._paths else path  # the model has an ``input`` of its own
 
-    def _find_shared_outputs(self, images: Inputs) -> None:
+    def _find_shared_outputs(self, images: Inputs, state: State) -> None:
         """Mark the layers in whose output there is nothing of one image to flip.
 
         It does not grow with the batch, or is folded in an order in which the first image does not come first.
@@ -161,18 +189,25 @@ class Injector(fault_injection):
         for seen, batch in ((both, images), (alone, inputs.rows(images, slice(1)))):
             self._seen = seen
             self._calls.clear()
+            state.restore()
             with self._read:
                 inputs.call(self.original_model, inputs.clone(batch))
         for i, layer in enumerate(self.layers):
             key = layer.path, layer.call
             if key not in alone or key not in both:
-                raise BadInput(f"model_name (--model-name): {layer.path} of the model is run for some inputs only")
+                expected = "model_name (--model-name): expected a model that calls the same layers for all images"
+                raise BadInput(f"{expected}, not {layer.path}")
             one, two = alone[key], both[key]
             per_image = len(two) == 2 * len(one)
             if per_image and len(one) > 1:  # folded
                 scale = float(one.abs().nan_to_num().max())
                 per_image = torch.allclose(two[: len(one)], one, rtol=0, atol=1e-2 * scale, equal_nan=True)
             self.layers[i] = replace(layer, per_image=per_image)
+
+    def _may_be_kept(self, model: nn.Module) -> bool:
+        """Whether passes leave parameters unread, perhaps for what the model keeps from a pass before it was given."""
+        own_mode = any(type(module).train is not nn.Module.train for module in model.modules())
+        return own_mode and any(storage(tensor) not in self._read.storages for tensor in model.parameters())
 
     def _record_logits(self, module: nn.Module, args: object, output: object) -> None:
         if self._seen is not None:
@@ -209,7 +244,7 @@ class Injector(fault_injection):
         for name, tensor in module._parameters.items():  # not one that is computed anew for each pass
             if tensor is None or not bits.is_flippable(tensor.dtype) or tensor.numel() == 0:
                 continue
-            key = _place(tensor)
+            key = self._own.get(id(tensor)) or _place(tensor)
             if key not in self._listed:
                 self._listed.add(key)
                 found.append(Parameter(name, tuple(tensor.shape), bits.width(tensor.dtype)))
@@ -251,6 +286,10 @@ class Injector(fault_injection):
     def reads(self, layer: Layer, parameter: str) -> bool:
         """Whether a forward pass reads a parameter tensor of a layer; an auxiliary head is not run in eval mode."""
         return storage(self.tensor_of(layer, parameter)) in self._read.storages
+
+    def overwrites(self, layer: Layer, parameter: str) -> bool:
+        """Whether a forward pass assigns new values to a parameter tensor of a layer, so that a flip does not last."""
+        return id(self.tensor_of(layer, parameter)) in self._overwritten
 
     def injected(self, flips: Flips) -> AbstractContextManager[Injected]:
         """While open, forward passes of the model have the flips; see :meth:`neurons` and :meth:`weight`."""
@@ -372,6 +411,15 @@ def flip_rows(output: Any, struck: Struck) -> Any:
 def storage(tensor: Tensor) -> int:
     """Where a tensor's memory is."""
     return tensor.untyped_storage().data_ptr()
+
+
+def _checksums(model: nn.Module) -> dict[int, tuple[int, int]]:
+    """Of each parameter tensor, by its identity: where it is, and a sum of its bits."""
+    tensors = {id(tensor): tensor.detach() for tensor in model.parameters()}
+    return {
+        name: (storage(tensor), int(bits.exact(tensor).sum(dtype=torch.int64)) if not tensor.is_complex() else 0)
+        for name, tensor in tensors.items()
+    }
 
 
 def _place(tensor: Tensor) -> tuple[int, ...]:

@@ -19,24 +19,19 @@ Horace He et al. 2025, "Defeating nondeterminism in LLM inference", who write ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from bitflip.data import inputs
-from bitflip.data.inputs import Inputs
 from bitflip.engines import kernels, strides, verdicts
 from bitflip.engines.kernels import aten, is_tensor
 from bitflip.engines.loops import Loops, is_on_values
 from bitflip.engines.rows import OF_ANY_FORMAT, ROWS, Form, described
 from bitflip.engines.verdicts import Verdicts
 from bitflip.network import bits
-from bitflip.network.layers import is_leaf
 
 _forms: dict[tuple[object, ...], Form] = {}
 _loops: dict[tuple[object, ...], Loops] = {}
@@ -125,53 +120,3 @@ def close(a: Tensor, b: Tensor) -> bool:
     a, b = a.double(), b.double()
     scale = max(1e-6, float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0)
     return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
-
-
-def uneven(model: nn.Module, images: Inputs) -> str | None:
-    """The first module whose rows are rounded otherwise in other company even so, or None if there is none.
-
-    What differs by more than rounding, since it mixes images or chooses its way by them, is not looked for here.
-
-    Args:
-        model: in eval mode.
-        images: at least three, (B, ...).
-
-    Returns:
-        Its path, or the type of the model if it is in no leaf module.
-    """
-    count, together = inputs.count(images), _watched(model, images)
-    for start, stop in ((0, 1), (1, 2), (1, count)):
-        for (path, whole), (_, some) in zip(
-            together, _watched(model, inputs.rows(images, slice(start, stop))), strict=False
-        ):
-            fold, rest = divmod(len(whole), count) if whole.dim() else (0, 1)
-            if rest or len(some) != fold * (stop - start):
-                continue  # its first dimension is not that of the images
-            expected = whole[fold * start : fold * stop]
-            if not close(some, expected):
-                return None
-            if not torch.equal(bits.exact(some), bits.exact(expected)):
-                return path or type(model).__name__
-    return None
-
-
-def _watched(model: nn.Module, images: Inputs) -> list[tuple[str, Tensor]]:
-    """The outputs of all leaf modules, and of the model."""
-    seen: list[tuple[str, Tensor]] = []
-
-    def watch(path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: object, output: Any) -> None:
-            seen.extend((path, leaf.clone()) for leaf in tree_leaves(output) if is_tensor(leaf))
-
-        return note
-
-    leaves = [(path, module) for path, module in model.named_modules() if path and is_leaf(module)]
-    handles = [module.register_forward_hook(watch(path)) for path, module in leaves]
-    try:
-        with torch.no_grad(), Invariant():
-            output = inputs.call(model, inputs.clone(images))
-    finally:
-        for handle in handles:
-            handle.remove()
-    watch("")(model, (), output)
-    return seen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,6 +35,20 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def may_be_due(error: Exception) -> bool:
+    """Whether an exception of the model may be the doing of a fault: no lack of memory, and no mistake of the user.
+
+    Raises:
+        BadInput: if it made the GPU stop, after which this process can compute nothing more on it.
+    """
+    if "device-side assert" in str(error):
+        raise BadInput(
+            "device (--device): a fault made the GPU stop, with an index out of range or the like; expected cpu for "
+            "this model, where such faults are counted as due"
+        ) from error
+    return not ran_out(error) and not isinstance(error, BadInput)
 
 
 def let_go() -> None:
@@ -70,7 +83,7 @@ class Portions:
             left = len(labels) - start
             size = left if self.most is None else -(-left // -(-left // self.most))  # of about the same size each
             part = slice(start, start + size)
-            cut = [_cut(one, part) for one in flips]
+            cut = [one.of(part) for one in flips]
             found = self._attempt(inputs.rows(images, part), labels[part], cut, first + start, progress)
             if isinstance(found, BatchOutcomes):
                 done.append(found)
@@ -97,20 +110,10 @@ class Portions:
             progress(faulty)
 
         try:
-            return self._run(inputs.clone(images), labels, flips, first, report)  # some models change their input
+            return self._run(images, labels, flips, first, report)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
             reason = first_line(error)
         progress(-reported)
         return reason
-
-
-def _cut(flips: Flips, images: slice) -> Flips:
-    """The flips of some images of a batch: their own, if any, or the one that hits all."""
-    if flips.parameter:
-        return flips
-    if flips.rows is None:
-        return replace(flips, element=flips.element[images], bit=flips.bit[images])
-    inside = (flips.rows >= images.start) & (flips.rows < images.stop)
-    return replace(flips, element=flips.element[inside], bit=flips.bit[inside], rows=flips.rows[inside] - images.start)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
@@ -44,7 +45,7 @@ Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean v
 
 FEW = 20  # a check that frees less than one row in so many was not worth its time
 MAX_PATIENCE = 7
-TOO_LARGE = object()  # stands for the output of a step that did not fit the memory
+TOO_LARGE, RAISED = object(), object()  # stand for the output of a step that did not fit the memory, or raised
 
 
 class Wave:
@@ -140,13 +141,20 @@ class Wave:
         return output
 
     def _sweep(self, images: Inputs, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork) -> None:
-        """Run the slots that fork at the given places in the program."""
+        """Run the slots that fork at the given places in the program, but for faults under which a step raises.
+
+        Whether the model does so, too, the reference engine finds out.
+        """
         forks: dict[int, list[int]] = {}
         for slot, place in places.items():
             forks.setdefault(place, []).append(slot)
-        _Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive).walk(
-            0, {self.program.placeholder: self.program.model.pack(images)}, []
-        )
+        sweep = _Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive)
+        sweep.walk(0, {self.program.placeholder: self.program.model.pack(inputs.clone(images))}, [])
+        for fault in sweep.raised:
+            slot, image = divmod(fault, len(outcomes.labels))
+            injected = self._reference.run_alone(images, slot, outcomes.flips[slot], image, outcomes)
+            if outcomes.flips[slot].parameter:
+                outcomes.struck(slot, injected.original, injected.error)
 
 
 class _Sweep:
@@ -171,6 +179,7 @@ class _Sweep:
         self.exact = exact
         self.alive = alive
         self.padded: tuple[Step, Tensor] | None = None
+        self.raised: list[int] = []
 
     def walk(self, start: int, clean: dict[fx.Node, Any], pool: list[Chunk], *, forking: bool = True) -> None:
         """Take the clean values and the pool from step ``start`` to the end, forking on the way."""
@@ -191,7 +200,8 @@ class _Sweep:
             if forking:
                 for slot in self.forks.get(i, ()):
                     chunk = self._forked(slot, step, clean)
-                    pool += self._gone(chunk) if step.node in step.dead else self.packer.split(chunk)
+                    if chunk is not None:
+                        pool += self._gone(chunk) if step.node in step.dead else self.packer.split(chunk)
             for node in step.dead:
                 del clean[node]
         self.outcomes.clean(clean[self.program.logits])
@@ -242,18 +252,28 @@ class _Sweep:
         whole = spread.whole(clean[step.inputs[0]].shape)
         return spread.size(window.size, whole), whole
 
-    def _forked(self, slot: int, step: Step, clean: dict[fx.Node, Any]) -> Chunk:
-        value = self.fork(slot, step, clean)
+    def _forked(self, slot: int, step: Step, clean: dict[fx.Node, Any]) -> Chunk | None:
+        """The rows of a slot; None if the step raises under a flip of its parameter."""
         count, device = len(self.outcomes.labels), self.outcomes.labels.device
         rows = self.outcomes.flips[slot].rows
         image = torch.arange(count, device=device) if rows is None else torch.from_numpy(rows).to(device)
+        try:
+            value = self.fork(slot, step, clean)
+        except Exception as error:  # a module's own code can raise anything
+            if not self.outcomes.flips[slot].parameter or not memory.may_be_due(error):
+                raise
+            self.raised += (image + slot * count).tolist()
+            return None
         return Chunk(image + slot * count, image, {step.node: value})
 
     def _advance(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> list[Chunk]:
         """Carry out a step on a chunk, in parts where it does not fit the memory."""
         if any(node in chunk.values for node in step.inputs):
             output = self._output(step, chunk, clean)
-            if output is TOO_LARGE:
+            if output is RAISED and (len(chunk) == 1 or step.in_place):
+                self.raised += chunk.fault.tolist()
+                return []
+            if output is TOO_LARGE or output is RAISED:
                 memory.let_go()
                 halves = self.packer.split(chunk, -(-len(chunk) // 2))
                 return [done for half in halves for done in self._advance(step, half, clean)]
@@ -264,12 +284,17 @@ class _Sweep:
         return [chunk] if chunk.values else self._gone(chunk)
 
     def _output(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> Any:
-        """The step's output, or TOO_LARGE where the memory does not suffice for the chunk, but may for half of it."""
+        """The step's output, or TOO_LARGE where the memory does not suffice for the chunk, but may for half of it.
+
+        RAISED where it raises, as the model may under one of the faults.
+        """
         try:
             if self._keeps_windows(step, chunk, clean):
                 return self._on_windows(step, chunk, clean)
             return self.program.run(step.node, lambda node: self._load(node, chunk, clean))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # a module's own code can raise anything
+            if memory.may_be_due(error):
+                return RAISED
             if len(chunk) == 1 or not memory.ran_out(error):
                 raise
             return TOO_LARGE

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -60,6 +60,15 @@ class Flips:
     def images(self) -> NDArray[np.int64]:
         """The images of the batch that neurons flip for, (N,)."""
         return np.arange(len(self)) if self.rows is None else self.rows
+
+    def of(self, images: slice) -> Flips:
+        """Those of some images of the batch: their own, if any, or the one that hits all."""
+        if self.parameter:
+            return self
+        if self.rows is None:
+            return replace(self, element=self.element[images], bit=self.bit[images])
+        inside = (self.rows >= images.start) & (self.rows < images.stop)
+        return replace(self, element=self.element[inside], bit=self.bit[inside], rows=self.rows[inside] - images.start)
 
     def coordinates(self, i: int) -> tuple[int, ...]:
         """Index of element ``i`` along each dimension of one image's output, or of the parameter tensor."""

@@ -22,7 +22,7 @@ from bitflip.network import bits
 class Effect(IntFlag):
     """What a fault did to one image; none of it: the fault was masked, all logits are bit-identical to clean.
 
-    A fault that changed a logit but not the top-1 class is benign: ``CHANGED`` without ``SDC1``.
+    A fault that changed a logit but not the top-1 class is benign: ``CHANGED`` without ``SDC1``. ``DUE`` comes alone.
     """
 
     CHANGED = 1  # a logit differs from clean in at least one bit
@@ -31,17 +31,22 @@ class Effect(IntFlag):
     SDC10 = 8  # the probability of the clean top-1 class changed by more than 10 % of its clean value
     SDC20 = 16  # by more than 20 %
     NONFINITE = 32  # a logit is NaN or infinite
+    DUE = 64  # a detected unrecoverable error: the model itself raised an exception, and there are no logits
 
 
 COUNTED = {effect.name.lower(): effect for effect in Effect if effect.name and effect is not Effect.CHANGED}
 """The effects that tables count, by the names of their columns: ``sdc1`` to ``nonfinite``."""
 
 COLUMNS = ("masked", "benign", *COUNTED, "correct", "misclassified")
-"""What tables count: ``masked`` (bit-identical to clean), ``benign`` (top-1 the same) and ``sdc1`` exclude each other.
+"""What tables count: ``masked`` (bit-identical to clean), ``benign`` (top-1 the same), ``sdc1`` and ``due`` (the model
+raised an exception) exclude each other.
 
 ``sdc5`` to ``nonfinite`` are counted beside, see :class:`Effect`. ``misclassified`` are those of ``sdc1`` among the
 ``correct``, whose image the clean model classifies correctly.
 """
+
+
+AS_CLEAN, NO_CLASS = -2, -1  # in place of a class: that of the clean pass, or none
 
 
 def top1(logits: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ class BatchOutcomes:
 
     Attributes:
         clean_top1: predictions without a fault, (B,).
-        top1: predictions under each slot's fault, (L, B).
+        top1: predictions under each slot's fault, (L, B); -1 where there is none.
         effects: what each fault did, the bits of :class:`Effect`, (L, B) of uint8.
         change: by how much the probability of the clean top-1 class changed, 0 to 1, (L, B) of float32.
         original, error: per slot the values before and after the flip: (B,) for neurons, (1,) for weights.
@@ -95,7 +100,7 @@ class BatchOutcomes:
         self.clean_top1 = labels  # until clean() is called
         self._clean_logits = torch.empty(0)
         self._clean_probability = torch.empty(0)
-        self.top1 = torch.full(shape, -1, dtype=torch.int64, device=device)
+        self.top1 = torch.full(shape, AS_CLEAN, dtype=torch.int64, device=device)
         self.effects = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.change = torch.zeros(shape, dtype=torch.float32, device=device)
         self.original: list[Tensor] = [torch.empty(0)] * len(flips)
@@ -132,13 +137,19 @@ class BatchOutcomes:
         self.change.view(-1)[faults] = change.float()
         self._progress(len(logits))
 
+    def raised(self, faults: Tensor) -> None:
+        """Take note that the model raises an exception under some faults, given by their numbers, (N,)."""
+        self.top1.view(-1)[faults] = NO_CLASS
+        self.effects.view(-1)[faults] = int(Effect.DUE)
+        self._progress(len(faults))
+
     def masked(self, count: int) -> None:
         """Take note that so many faults can't change any logit."""
         self._progress(count)
 
     def to_host(self) -> None:
         """Bring what was found to the host, and let go of what only engines need."""
-        found = torch.where(self.top1 < 0, self.clean_top1, self.top1)
+        found = torch.where(self.top1 == AS_CLEAN, self.clean_top1, self.top1)
         predictions = torch.cat([self.labels[None], self.clean_top1[None], found]).cpu()
         self.labels, self.clean_top1, self.top1 = predictions[0], predictions[1], predictions[2:]
         self.effects, self.change = self.effects.cpu(), self.change.cpu()
@@ -154,7 +165,7 @@ class BatchOutcomes:
     @property
     def misclassified(self) -> Tensor:
         """Which clean-correct images a fault makes the model misclassify, (L, B) of bool."""
-        return self.correct & (self.top1 != self.clean_top1)
+        return self.correct & (self.top1 != self.clean_top1) & (self.top1 != NO_CLASS)
 
     def having(self, effect: Effect) -> Tensor:
         """Which faults had an effect, (L, B) of bool."""
@@ -162,9 +173,9 @@ class BatchOutcomes:
 
     def columns(self) -> dict[str, NDArray[np.bool_]]:
         """What became of each faulty inference, on the host, (L, B) each: the columns :data:`COLUMNS` of all tables."""
-        masked = ~self.having(Effect.CHANGED)
+        masked = ~self.having(Effect.CHANGED | Effect.DUE)
         sdc1 = self.having(Effect.SDC1)
-        found = {"masked": masked, "benign": ~masked & ~sdc1}
+        found = {"masked": masked, "benign": ~masked & ~sdc1 & ~self.having(Effect.DUE)}
         found |= {name: self.having(effect) for name, effect in COUNTED.items()}
         found |= {"correct": self.correct.expand_as(masked), "misclassified": self.misclassified}
         return {name: value.numpy() for name, value in found.items()}

@@ -25,7 +25,7 @@ class Totals:
         injections: images that were run with a flip.
         correct: those of them that the clean model classifies correctly.
         misclassified: those of them whose top-1 class changed.
-        masked, sdc1, sdc5, sdc10, sdc20, nonfinite: injections by what happened, see
+        masked, sdc1, sdc5, sdc10, sdc20, nonfinite, due: injections by what happened, see
             :class:`bitflip.outcomes.batch.Effect`.
         mm, mn, nn: sums over flips of misclassified squared, misclassified x correct, correct squared: images hit by
             one flip are not independent, and intervals need to know how much they are not.
@@ -42,6 +42,7 @@ class Totals:
     sdc10: int = 0
     sdc20: int = 0
     nonfinite: int = 0
+    due: int = 0
     mm: int = 0
     mn: int = 0
     nn: int = 0
@@ -50,7 +51,7 @@ class Totals:
     @property
     def benign(self) -> int:
         """Injections that changed a logit, but not the top-1 class."""
-        return self.injections - self.masked - self.sdc1
+        return self.injections - self.masked - self.sdc1 - self.due
 
     @property
     def rate(self) -> float | None:
@@ -126,6 +127,11 @@ class Counts:
     def inferences(self) -> int:
         """Images that were run with a fault."""
         return int(self.table[..., COLUMNS.index("injections")].sum())
+
+    @property
+    def due(self) -> int:
+        """Those of them in which the model raised an exception."""
+        return int(self.table[..., COLUMNS.index("due")].sum())
 
     def bits(self, seed: int | None, item: int) -> dict[int, Totals]:
         """The counts of one layer by bit, for the bits that were flipped."""

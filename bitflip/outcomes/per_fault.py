@@ -104,6 +104,11 @@ class PerFault:
         return int(self.counts["images"].sum())
 
     @property
+    def due(self) -> int:
+        """Those of them in which the model raised an exception."""
+        return int(self.counts["due"].sum())
+
+    @property
     def rate(self) -> float | None:
         """Misclassifications so far, in percent of the faulty images that could be misclassified."""
         faulty, wrong = (int(self.counts[name].sum()) for name in ("correct", "misclassified"))

@@ -209,6 +209,7 @@ def _shares(run: Run) -> list[dict[str, str]]:
         ("masked", "masked", "masked: the logits are the same, bit for bit"),
         ("benign", "benign", "benign: logits differ, the class does not"),
         ("sdc", "sdc1", "SDC-1: the class differs"),
+        *([("due", "due", "DUE: the model raised an exception")] if whole["due"] else []),
     ):
         share = whole.share(column)
         if share is None:
@@ -242,11 +243,12 @@ def _layer_table(run: Run) -> Table:
     joined = len(run.seeds) > 1
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     known = [outcome for outcome in OUTCOMES if whole is not None and whole[outcome[0]] is not None]
-    shown = [outcome for outcome in known if outcome[0] != "flips" or run.target == "weight"]
+    there = {"flips": run.target == "weight", "due": whole is not None and bool(whole["due"])}
+    known = [outcome for outcome in known if there.get(outcome[0], True)]
     header = [("#", "n"), ("Layer", ""), ("Type", ""), ("Rate, %", "n")]
     header += [(f"{run.confidence * 100:g} % interval", "n")] if run.has_intervals else []
     header += SPREAD if joined else ()
-    header += [("Misclassified", "n"), ("Of", "n"), *((words, "n") for _, words, _ in shown)]
+    header += [("Misclassified", "n"), ("Of", "n"), *((words, "n") for _, words, _ in known)]
     top = max((row.rate.value or 0 for row in run.layers), default=0) or 1.0
     slot = slots(run.types)
     rows = []
@@ -260,7 +262,7 @@ def _layer_table(run: Run) -> Table:
             *([low] if run.has_intervals else []),
             *(_spread(row.seeds) if joined else []),
             *_counts(row.misclassified, row.correct),
-            *(_outcome(row, *outcome) for outcome in shown),
+            *(_outcome(row, *outcome) for outcome in known),
         ]
         rows.append(Line(cells, slot[row.place.type]))
     return Table(header, rows)
@@ -271,6 +273,7 @@ OUTCOMES = (
     ("masked", "Masked, %", ".1f"),
     ("sdc5", "SDC-5", ","),
     ("nonfinite", "NaN or ∞", ","),
+    ("due", "DUE", ","),
     (CHANGE, "Largest change", ".3f"),
 )
 """What the table of layers shows of outcomes, as far as it is known: column, header and format."""

@@ -47,7 +47,7 @@ class ResultRow:
         correct: faulty inferences whose input the clean model classifies correctly.
         rate, low, high: misclassification rate with its confidence interval; None with nothing to divide by.
         flips, injections: flips that were made, and inferences with one.
-        masked, benign, sdc1, sdc5, sdc10, sdc20, nonfinite: inferences by what happened, see
+        masked, benign, sdc1, sdc5, sdc10, sdc20, nonfinite, due: inferences by what happened, see
             :data:`bitflip.outcomes.batch.COLUMNS`.
         largest_change: of the probability of the clean top-1 class, 0 to 1.
     """
@@ -72,6 +72,7 @@ class ResultRow:
     sdc10: int
     sdc20: int
     nonfinite: int
+    due: int
     largest_change: float
 
 

@@ -145,6 +145,8 @@ def _about_outcomes(run: Run) -> list[str]:
         found.append(f"{percent(masked)} % {of}: their logits equal the clean ones bit for bit")
     if (nonfinite := whole.share("nonfinite")) is not None:
         found.append(f"{percent(nonfinite)} % had NaN or infinity among the logits")
+    if due := whole.share("due"):
+        found.append(f"{percent(due)} % made the model raise an exception (DUE)")
     return [f"{'; '.join(found)}."] if found else []
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 PLACE = ("layer", "name", "path", "call")
 INTERVAL = ("low", "high")
-EFFECTS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")
+EFFECTS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "due")
 COUNTS = ("flips", "injections", *EFFECTS)
 CHANGE = "largest_change"
 SUMS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.outcomes.counts.Totals

@@ -29,7 +29,8 @@ def write_faults(path: Path, found: PerFault) -> None:
     """Write one row per fault: what it is, the inferences under it, and what became of them.
 
     ``images`` = ``masked`` (logits bit-identical to clean) + ``benign`` (top-1 the same) + ``critical`` (top-1
-    changed, SDC-1); ``sdc5`` to ``nonfinite`` are counted beside, see :class:`bitflip.outcomes.batch.Effect`.
+    changed, SDC-1) + ``due`` (the model raised an exception); ``sdc5`` to ``nonfinite`` are counted beside, see
+    :class:`bitflip.outcomes.batch.Effect`.
     ``misclassified`` are the critical ones among the ``correct``, those that the clean model classifies correctly.
     """
     counts = [found.counts[name].tolist() for name in COUNTS]
