@@ -310,6 +310,12 @@ EARLY: list[tuple[str, list[str], dict[str, str], str]] = [
         for confidence in ("0.5", "1", "95", "nan", "high")
     ),
     (
+        "unknown order of classes",
+        ["--dataset", "digits", "--class-order", "natural"],
+        {},
+        r"class_order \(--class-order\): expected text or numeric, got 'natural'",
+    ),
+    (
         "unknown bit sampling",
         ["--dataset", "digits", "--bit-sampling", "random"],
         {},

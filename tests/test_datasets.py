@@ -333,9 +333,8 @@ def test_a_damaged_image(
     monkeypatch.setattr(data_images, "MANY_IMAGES", 1 if workers else 10**6)
     monkeypatch.setattr(data_images, "KEPT_BYTES", 10**9 if kept else 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    test_set = load("cifar10", tmp_path)
     with pytest.raises(BadInput) as error:
-        list(Images(test_set, 20).batches([range(first, first + 4) for first in range(0, 20, 4)]))
+        list(Images(load("cifar10", tmp_path), 20).batches([range(first, first + 4) for first in range(0, 20, 4)]))
     (problem,) = error.value.problems
     assert problem.startswith(f"input_path (--input-path): {path} is no readable image (")
     assert "\n" not in problem
@@ -422,6 +421,14 @@ def test_imagenet_is_extracted_whole_or_not_at_all(
             load("imagenet", tiny_imagenet)
     assert not (tiny_imagenet / "val").exists()
     assert shades(load("imagenet", tiny_imagenet)) == SHADES
+
+
+def test_a_damaged_image_of_imagenet(tiny_imagenet: Path) -> None:
+    load("imagenet", tiny_imagenet)
+    (path, *_) = sorted((tiny_imagenet / "val" / "n01").iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BadInput, match=rf"^input_path \(--input-path\): {path} is no readable image \("):
+        shades(load("imagenet", tiny_imagenet))
 
 
 def test_an_archive_of_imagenet_that_is_missing(tiny_imagenet: Path) -> None:

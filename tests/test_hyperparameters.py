@@ -23,6 +23,7 @@ RERUN = str(Path(__file__).parents[1] / "sample-output" / "digits_vgg_digits_123
 # name, default, text and value from the environment, text and value from the command line
 FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("dataset", "cifar10", "cifar100", "cifar100", "imagenet", "imagenet"),
+    ("class_order", "text", "numeric", "numeric", "text", "text"),
     ("model_name", "vgg19_bn", "resnet20", "resnet20", "resnet32", "resnet32"),
     ("weights", None, "a.pt", Path("a.pt"), "b/c.pt", Path("b/c.pt")),
     ("hub_path", None, "hub", Path("hub"), "/hub", Path("/hub")),

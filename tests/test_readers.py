@@ -13,7 +13,7 @@ from damage import Damage, bounded, damages
 from hypothesis import given
 from PIL import Image
 
-from bitflip.data import datasets
+from bitflip.data import decoding
 from bitflip.errors import BadInput
 from bitflip.network import models
 
@@ -61,7 +61,7 @@ def test_a_damaged_image(damage: Damage, image: bytes, tmp_path: Path) -> None:
     content = damage.of(image)
     path.write_bytes(content)
     try:
-        found = datasets._open(str(path))
+        found = decoding.read(str(path))
     except BadInput as error:
         (sentence,) = error.problems
         assert sentence.startswith(f"input_path (--input-path): {path} is no readable image")

@@ -143,6 +143,12 @@ def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
     devices.keep_freed_memory()
     images = Images(test_set, count)
     network = ready(settings, target, classifier, classes, images.first(EXAMPLES))
+    outputs = network.injector.logits_shape[1]
+    if settings.dataset == "folder" and outputs > classes:
+        log.warning(
+            f"the model has {outputs} outputs, {settings.input_path} {classes} class folders: they have labels 0 to "
+            f"{classes - 1}, in the order above; if one of the model's classes has no folder, all after it are wrong"
+        )
     return of(settings, target, network, images, listed)
 
 
@@ -199,9 +205,11 @@ def ready(
     struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
     injector = Injector(struck, settings.batch_size, example)
     if len(injector.logits_shape) != 2 or injector.logits_shape[1] < classes:
+        counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
         raise BadInput(
             f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
             f"image has the shape (1, {classes}), got {injector.logits_shape}"
+            f"{counted if settings.dataset == 'folder' else ''}"
         )
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes)

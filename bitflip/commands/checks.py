@@ -31,7 +31,7 @@ def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
         ({"bit_flip_pos", "model_name"}, lambda: hyperparameters.check_bit(settings, 64 if custom else 32)),
         ({"seeds", "margin"}, lambda: hyperparameters.check_seeds(settings)),
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
-        ({"mean", "std", "channels", "dataset"}, lambda: datasets.check(settings)),
+        ({"mean", "std", "channels", "dataset", "class_order"}, lambda: datasets.check(settings)),
         ({"device"}, lambda: [] if settings.ray else devices.check(settings.device)),
         (
             {"device", "precision"},

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision import datasets as tv
 from torchvision import transforms
 
-from bitflip.data import digits
+from bitflip.data import decoding, digits, folders
+from bitflip.data.folders import ClassFolders
 from bitflip.errors import BadInput, first_line
 from bitflip.settings.hyperparameters import Hyperparameters
 
@@ -35,8 +36,8 @@ class TestSet(Protocol):
 
 
 def check(settings: Hyperparameters) -> list[str]:
-    """One sentence for each of mean and std that does not fit the other settings."""
-    problems = []
+    """One sentence for each of mean, std and class_order that does not fit the other settings."""
+    problems = _no_folders(settings) if settings.dataset == "digits" else []
     for name, values in (("mean", settings.means), ("std", settings.stds)):
         if values is not None and settings.dataset == "digits":
             problems.append(f"{name} (--{name}): expected nothing, since the digits come normalised, got {values}")
@@ -46,6 +47,16 @@ def check(settings: Hyperparameters) -> list[str]:
                 f"got {len(values)}"
             )
     return problems
+
+
+def _no_folders(settings: Hyperparameters) -> list[str]:
+    """One sentence if an order of class folders was asked for where there are none."""
+    if settings.class_order == "text":
+        return []
+    return [
+        f"class_order (--class-order): expected text, since {settings.dataset} comes without class folders, "
+        f"got {settings.class_order}"
+    ]
 
 
 def classes_of(settings: Hyperparameters, test_set: TestSet) -> int:
@@ -60,20 +71,30 @@ def load(settings: Hyperparameters) -> TestSet:
     """The test images of the data set.
 
     Raises:
-        BadInput: if they are not there and can't be downloaded, or are damaged.
+        BadInput: if they are not there and can't be downloaded, are damaged, or don't fit the settings.
     """
     assert settings.img_size is not None
+    found = _load(settings, settings.img_size)
+    if not isinstance(found, ClassFolders) and (problems := _no_folders(settings)):
+        raise BadInput(*problems)
+    return found
+
+
+def _load(settings: Hyperparameters, img_size: int) -> TestSet:
     if settings.dataset == "digits":
-        return cast(TestSet, digits.load("test", settings.img_size, settings.channels))
+        return cast(TestSet, digits.load("test", img_size, settings.channels))
     if settings.dataset == "imagenet":
-        return _imagenet(settings.input_path, preprocessing(settings))
+        return _imagenet(settings)
     if settings.dataset == "folder":
-        return _folder(settings.input_path, preprocessing(settings))
-    return _cifar(settings.dataset, settings.input_path, preprocessing(settings))
+        return _folder(settings)
+    return _cifar(settings)
 
 
 def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:
-    """The usual preprocessing of the data set's test images: image -> normalised (C, H, W) float32."""
+    """The usual preprocessing of the data set's test images: image -> normalised (C, H, W) float32.
+
+    An image is RGB, or of one channel from 0 to 1 (mode F), see :func:`bitflip.data.decoding.read`.
+    """
     size, dataset = settings.img_size, settings.dataset
     assert size is not None
     known = dataset if dataset in MEAN else "imagenet"
@@ -84,26 +105,38 @@ def preprocessing(settings: Hyperparameters) -> Callable[[Image.Image], Tensor]:
     elif dataset == "folder" or size != 32:
         steps += [transforms.Resize((size, size))]
     if settings.channels == 1:
-        steps += [transforms.Grayscale()]
+        steps += [_grey]
         mean, std = [sum(mean) / 3], [sum(std) / 3]
     mean, std = list(settings.means or mean), list(settings.stds or std)
-    steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    steps += [transforms.ToTensor(), *([_in_each_channel] if settings.channels == 3 else [])]
+    steps += [transforms.Normalize(mean, std)]
     return cast("Callable[[Image.Image], Tensor]", transforms.Compose(steps))
 
 
-def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+def _grey(image: Image.Image) -> Image.Image:
+    """One channel; what has one, from 0 to 1, is left alone: of mode L it would be black and white."""
+    return image if image.mode == "F" else cast(Image.Image, transforms.functional.to_grayscale(image))
+
+
+def _in_each_channel(image: Tensor) -> Tensor:
+    """(1, H, W) or (3, H, W) -> (3, H, W)."""
+    return image.expand(3, -1, -1)
+
+
+def _imagenet(settings: Hyperparameters) -> TestSet:
+    root, transform = settings.input_path, preprocessing(settings)
     if any(root.glob("ILSVRC2012_*.tar*")) or (root / "meta.bin").is_file():
         try:
             with _safe_extraction():
-                return cast(TestSet, tv.ImageNet(str(_parsed_imagenet(root)), split="val", transform=transform))
+                return cast(TestSet, _read_imagenet(_parsed_imagenet(root), transform))
         except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged meta.bin
             raise BadInput(
                 f"input_path (--input-path): {root} holds an ImageNet that can't be read: "
                 f"{type(error).__name__}: {first_line(error)}"
             ) from error
-    folders = _class_folders(root, "imagenet", transform)
-    if folders is not None:
-        return folders
+    found = _class_folders(settings)
+    if found is not None:
+        return found
     raise BadInput(
         f"input_path (--input-path): no ImageNet in {root}; put ILSVRC2012_img_val.tar and "
         "ILSVRC2012_devkit_t12.tar.gz there, or a folder per class (val/n01440764/*.JPEG), "
@@ -111,12 +144,16 @@ def _imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet
     )
 
 
+def _read_imagenet(root: Path, transform: Callable[[Image.Image], Tensor]) -> tv.ImageNet:
+    return tv.ImageNet(str(root), split="val", transform=transform, loader=decoding.read)
+
+
 def _parsed_imagenet(root: Path) -> Path:
     """A folder with what torchvision makes of the archives, ``meta.bin`` and ``val/``, each whole: ``root`` itself.
 
     Where nothing can be written to it, a temporary folder.
     """
-    if (root / "val").is_dir() and _has_image(root / "val"):
+    if (root / "val").is_dir() and folders.has_image(root / "val", deep=False):
         raise RuntimeError("val/ holds images beside its class folders, as an extraction that was cut short; delete it")
     missing = [name for name in ("meta.bin", "val") if not (root / name).exists()]
     if not missing:
@@ -141,17 +178,23 @@ def _parsed_imagenet(root: Path) -> Path:
     return place
 
 
-def _folder(root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
-    folders = _class_folders(root, "folder", transform)
-    if folders is None:
+def _folder(settings: Hyperparameters) -> TestSet:
+    found = _class_folders(settings)
+    if found is None:
         raise BadInput(
-            f"input_path (--input-path): no class folders in {root}; put a folder of images per class there, "
-            "or under val/ or test/, or try --dataset digits, which needs no data"
+            f"input_path (--input-path): no class folders in {settings.input_path}; put a folder of images per class "
+            "there, or under val/ or test/, or try --dataset digits, which needs no data"
         )
-    return folders
+    return found
 
 
-def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor]) -> TestSet:
+def _class_folders(settings: Hyperparameters) -> ClassFolders | None:
+    expected = NUM_CLASSES.get(settings.dataset)
+    return folders.load(settings, expected, preprocessing(settings))
+
+
+def _cifar(settings: Hyperparameters) -> TestSet:
+    dataset, root, transform = settings.dataset, settings.input_path, preprocessing(settings)
     cifar = CIFAR[dataset]
     extracted, archive = root / cifar.base_folder, root / cifar.filename
     if not extracted.is_dir() and archive.is_file():
@@ -165,9 +208,9 @@ def _cifar(dataset: str, root: Path, transform: Callable[[Image.Image], Tensor])
                 f"input_path (--input-path): {extracted} is damaged or incomplete ({first_line(error)}); "
                 f"delete it and provide {cifar.filename} again"
             ) from error
-    folders = _class_folders(root, dataset, transform)
-    if folders is not None:
-        return folders
+    found = _class_folders(settings)
+    if found is not None:
+        return found
     try:
         with _safe_extraction():
             return cast(TestSet, cifar(str(root), train=False, transform=transform, download=True))
@@ -247,53 +290,6 @@ def _safe_extraction() -> Iterator[None]:
         yield
     finally:
         tarfile.TarFile.extraction_filter = before
-
-
-class _ClassFolders(tv.ImageFolder):  # type: ignore[misc] # torchvision has no types
-    """torchvision's, but a hidden folder, such as a file browser leaves, is no class."""
-
-    @staticmethod
-    def names(folder: Path) -> list[str]:
-        """The classes in the order of their labels."""
-        return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """See torchvision."""
-        names = self.names(Path(directory))
-        return names, {name: label for label, name in enumerate(names)}
-
-
-def _class_folders(root: Path, dataset: str, transform: Callable[[Image.Image], Tensor]) -> TestSet | None:
-    """The usual folder of class folders, itself or under val/ or test/; classes are in alphabetical order."""
-    for folder in (root, root / "val", root / "test"):
-        classes = _ClassFolders.names(folder) if folder.is_dir() else []
-        if not any(_has_image(folder / name) for name in classes):
-            continue
-        expected = NUM_CLASSES.get(dataset, len(classes))
-        if len(classes) < 2:
-            raise BadInput(f"input_path (--input-path): expected at least 2 class folders in {folder}, got 1")
-        if len(classes) != expected:
-            raise BadInput(
-                f"input_path (--input-path): expected {expected} class folders of {dataset} in {folder}, "
-                f"got {len(classes)}"
-            )
-        try:
-            return cast(TestSet, _ClassFolders(str(folder), transform=transform, loader=_open))
-        except FileNotFoundError as error:  # a class without images
-            raise BadInput(f"input_path (--input-path): {first_line(error)}") from error
-    return None
-
-
-def _has_image(folder: Path) -> bool:
-    return any(entry.suffix.lower() in tv.folder.IMG_EXTENSIONS for entry in folder.iterdir())
-
-
-def _open(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise BadInput(f"input_path (--input-path): {path} is no readable image ({error})") from error
 
 
 def size_of(test_set: Sized, batch_size: int, *, drop_last: bool) -> int:

@@ -18,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
 Engine = Literal["wave", "reference"]
+ClassOrder = Literal["text", "numeric"]
 BitSampling = Literal["uniform", "importance"]
 
 DEFAULT_MODEL: dict[str, str] = {"digits": "digits_vgg"}
@@ -74,6 +75,12 @@ class Hyperparameters(BaseModel):
         "cifar10",
         "test set; folder: class folders of your own",
         "one of cifar10, cifar100, imagenet, digits, folder",
+    )
+    class_order: ClassOrder = _field(
+        "text",
+        "order of class folders, which gives them their labels: text, as torchvision sorts (0, 1, 10, 2), or numeric "
+        "(0, 1, 2, 10)",
+        "text or numeric",
     )
     model_name: str | None = _field(
         None,
