@@ -14,6 +14,7 @@ from torch import nn
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Batch
+from bitflip.network.state import State
 from bitflip.settings.hyperparameters import Precision
 
 AMPERE = (8, 0)  # compute capability of the first GPUs that have TF32
@@ -100,9 +101,11 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     modes = [module.training for module in modules]
     own = [(dict(module._parameters), dict(module._buffers)) for module in modules]
     values = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    state = State.of(model)
     try:
         yield
     finally:
+        state.restore()
         for module, mode, (parameters, buffers) in zip(modules, modes, own, strict=True):
             module.training = mode
             module._parameters.update(parameters)
