@@ -192,11 +192,7 @@ def ready(
     model = placement.model(classifier.model)
     struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
     injector = Injector(struck, settings.batch_size, example)
-    if len(injector.logits_shape) != 2 or injector.logits_shape[1] < classes:
-        raise BadInput(
-            f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
-            f"image has the shape (1, {classes}), got {injector.logits_shape}"
-        )
+    injector.require_logits(classes)
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes)
     return Network(classifier, placement, injector, engine, note)

@@ -100,6 +100,7 @@ class Injector(fault_injection):
         self._listed: set[tuple[int, ...]] = set()
         self._read = _Reads()
         self.logits_shape: tuple[int, ...] = ()
+        self._returned = ""
         self._calls: Counter[str] = Counter()
         self._seen: dict[tuple[str, int], Tensor] | None = None
         self._profiling: list[RemovableHandle] = []
@@ -178,6 +179,22 @@ class Injector(fault_injection):
         if self._seen is not None:
             return
         self.logits_shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        self._returned = str(self.logits_shape) if isinstance(output, Tensor) else _described(output)
+
+    def require_logits(self, classes: int) -> None:
+        """Check that the model returns one row of logits for an image.
+
+        Args:
+            classes: that it tells apart, at least.
+
+        Raises:
+            BadInput: if it returns something else.
+        """
+        if len(self.logits_shape) != 2 or self.logits_shape[1] < classes:
+            raise BadInput(
+                f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
+                f"image has the shape (1, {classes}), got {self._returned}"
+            )
 
     def _record(self, path: str, module: nn.Module, output: object) -> None:
         call = self._calls[path]
@@ -300,6 +317,14 @@ def _for_a_dummy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[int
     if isinstance(example, Tensor) and example.is_floating_point():
         return model, list(example.shape[1:])
     return Given(model, inputs.random(1, example)), [1]
+
+
+def _described(output: object) -> str:
+    """What a model returned that is no tensor."""
+    name = type(output).__name__
+    if isinstance(getattr(output, "logits", None), Tensor):  # as models of transformers return
+        return f"a {name}; wrap the model in a module that returns its logits"
+    return f"a {name}"
 
 
 def _shape(example: Inputs) -> list[Any]:
