@@ -323,8 +323,8 @@ def _described(output: object) -> str:
     """What a model returned that is no tensor."""
     name = type(output).__name__
     if isinstance(getattr(output, "logits", None), Tensor):  # as models of transformers return
-        return f"a {name}; wrap the model in a module that returns its logits"
-    return f"a {name}"
+        return f"{name}; wrap the model in a module that returns its logits"
+    return name
 
 
 def _shape(example: Inputs) -> list[Any]:

@@ -131,7 +131,7 @@ def _without_layers(module: nn.Module) -> str:
         return "TorchScript"
     if type(module).__name__ == "FullyShardedDataParallel":
         return "shards of a network (FullyShardedDataParallel)"
-    graph = getattr(module, "graph", None)
+    graph = module.graph if isinstance(module, fx.GraphModule) else vars(module).get("graph")
     if isinstance(graph, fx.Graph) and any(isinstance(node.target, OpOverload) for node in graph.nodes):
         return "a program of torch.export"
     return ""

@@ -189,7 +189,8 @@ def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
 def given(model: nn.Module) -> Classifier:
     """A model that is there already, as it is."""
     kind = type(model)
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    torch_s = kind.__module__.partition(".")[0] == "torch"  # such as Sequential: the version says all
+    file = None if torch_s else getattr(sys.modules.get(kind.__module__), "__file__", None)
     source = f"{kind.__module__}.{kind.__qualname__}"
     return Classifier(model, source, "as given", _digest(model), code.sha256(None if file is None else Path(file)))
 
@@ -203,7 +204,7 @@ def _file_of(name: str) -> Path | None:
     return None if file is None else Path(file)
 
 
-def _custom(name: str, classes: int) -> nn.Module:
+def _custom(name: str, classes: int) -> object:
     place, _, attribute = name.rpartition(":")
     path = Path(place)
     try:
@@ -222,13 +223,13 @@ def _custom(name: str, classes: int) -> nn.Module:
         model = factory(num_classes=classes) if "num_classes" in takes else factory()
     except Exception as error:  # the user's code can raise anything
         raise BadInput(f"model_name (--model-name): {name} can't be built: {weightfile.reason(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"{SETTING}: expected {name} to return {forms.instead_of(model)}")
     return model
 
 
-def _plain(model: nn.Module, name: str) -> nn.Module:
+def _plain(model: object, name: str) -> nn.Module:
     """The network itself, if it is one whose layers and values can be struck."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{SETTING}: expected {name} to return {forms.instead_of(model)}")
     forms.check(model, SETTING, name)
     return forms.plain(model)
 
