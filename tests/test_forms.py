@@ -317,6 +317,25 @@ def test_the_library_refuses_them_too(change: Callable[[Any], Any], sentence: st
     assert str(refused.value).startswith(sentence)
 
 
+class Reaches(TinyNet):
+    """Calls what is in a wrapped part past the wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.DataParallel(self.drop)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 8, 8) -> (B, 10)."""
+        self.drop.module(x)  # type: ignore[operator]
+        return super().forward(x)
+
+
+def test_a_model_that_reaches_into_a_wrapper() -> None:
+    sentence = r"^img_size, .*: the model can't take 3 channels .*: 'Dropout' object has no attribute 'module'$"
+    with pytest.raises(BadInput, match=sentence):
+        Campaign(Reaches(), images()).run(Sampled())
+
+
 # --- outputs ---
 
 

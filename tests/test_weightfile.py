@@ -12,7 +12,7 @@ import time
 import types
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "averaged, under a key": lambda: {"model_ema": averaged()},
     "beside an optimiser": lambda: {"model": given(), "optimizer": optimiser()},
     "Namespace": lambda: {"net": given(), "args": argparse.Namespace(lr=0.1, path=Path("data"))},
+    "Windows": lambda: {"net": given(), "args": argparse.Namespace(path=PureWindowsPath("data"))},
     "SimpleNamespace": lambda: {"net": given(), "args": types.SimpleNamespace(lr=0.1)},
     "NumPy": lambda: {"net": given(), "acc": np.float64(0.9), "n": np.int64(3), "curve": np.arange(3.0), "b": np.True_},
     "numbers beside tensors": lambda: {**given(), "epoch": 3, "args": argparse.Namespace()},

@@ -103,7 +103,8 @@ class Campaign:
     """Fault injection into one model, on one test set.
 
     Args:
-        model: any classifier, whose output is one row of logits per input, (B, classes).
+        model: any classifier, whose output is one row of logits per input, (B, classes); wrapped or not, see
+            :func:`bitflip.network.forms.plain`.
         test_set: a ``Dataset`` of (input, label), or a ``DataLoader`` of such batches that does not shuffle. An input
             is a tensor of a fixed shape, or a tuple or dict of tensors that the model takes as arguments.
         batch_size: inputs that one weight flip hits; None for that of the loader, or 256.

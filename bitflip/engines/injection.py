@@ -117,7 +117,7 @@ class Injector(fault_injection):
                 self.original_model, self._input_shape = model, _shape(example)
                 self._find_shared_outputs(inputs.random(2, example))
             self._find_holders()
-        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
             if memory.ran_out(error):
                 raise
             raise BadInput(f"{_refused(example)}: {first_line(error)}") from error

@@ -204,7 +204,7 @@ def _file_of(name: str) -> Path | None:
     return None if file is None else Path(file)
 
 
-def _custom(name: str, classes: int) -> object:
+def _custom(name: str, classes: int) -> Any:
     place, _, attribute = name.rpartition(":")
     path = Path(place)
     try:

@@ -161,7 +161,9 @@ def _mib(size: int) -> str:
 def _harmless() -> list[Any]:
     """Classes whose objects only hold values, and which training scripts save beside the weights."""
     found: list[Any] = [argparse.Namespace, types.SimpleNamespace, np.ndarray, np.dtype]
-    found += [pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
+    for module in ("pathlib", "pathlib._local"):  # before and from Python 3.13; any system reads the other's
+        found += [(pathlib.PurePosixPath, f"{module}.{pure}PosixPath") for pure in ("Pure", "")]
+        found += [(pathlib.PureWindowsPath, f"{module}.{pure}WindowsPath") for pure in ("Pure", "")]
     scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]  # what makes them again
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of NumPy 1 and 2
         found += [(scalar, f"{module}.scalar"), (array, f"{module}._reconstruct")]
