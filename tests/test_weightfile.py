@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import io
 import logging
+import os
 import sys
 import time
 import types
@@ -83,6 +84,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "any key": lambda: {"the_weights": given()},
     "deep": lambda: {"checkpoint": {"nets": {"best": given()}}},
     **{prefix: behind(prefix) for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "model.", "net.")},
+    "any name in front": lambda: {"state_dict": prefixed("classifier.", given())},
     "Lightning": lambda: {
         "state_dict": prefixed("model._orig_mod.", given()),
         "optimizer_states": [optimiser()],
@@ -184,6 +186,21 @@ def changed(**values: Tensor) -> State:
             id="two networks",
         ),
         pytest.param(
+            lambda: {**given(), **prefixed("model.", other())},
+            "does not fit the model: (Unexpected .*model.conv1|it holds both conv1.weight and model.conv1.weight)",
+            id="two networks, one in front",
+        ),
+        pytest.param(
+            lambda: {**prefixed("model.", given()), **prefixed("ema_model.", other()), "loss.weight": torch.ones(1)},
+            r"several fit the model \(model, ema_model\)",
+            id="network and average",
+        ),
+        pytest.param(
+            lambda: {**prefixed("student.", given()), **prefixed("loss.", {"weight": torch.ones(1)})},
+            "does not fit the model: Missing",
+            id="a part of something",
+        ),
+        pytest.param(
             lambda: {**given(), "ema": other()}, r"several fit the model \(the file itself, ema\)", id="beside"
         ),
         pytest.param(
@@ -201,7 +218,7 @@ def changed(**values: Tensor) -> State:
         ),
         pytest.param(lambda: [given()], r"expected a state dict of tensors in .*own.pt, got list$", id="list"),
         pytest.param(
-            lambda: {"teacher": prefixed("fc.", given()), "lr": 0.1},
+            lambda: {"teacher": {"conv2.weight": given()["conv2.weight"]}, "lr": 0.1},
             r"own.pt, under teacher, does not fit the model: Missing .*conv1.weight",
             id="another network",
         ),
@@ -240,6 +257,46 @@ def test_what_is_not_plainly_the_models(content: Callable[[], Any], sentence: st
     with pytest.raises(BadInput, match=rf"^weights \(--weights\): .*{sentence}") as refused:
         weightfile.load(TinyNet(), tmp_path / "own.pt")
     assert "\n" not in str(refused.value)
+
+
+class Forged:
+    """A number of NumPy whose type says that its bytes are the address of an object."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.float64(0).__reduce__()[0], (ForgedType(), b"\1" * 8)
+
+
+class ForgedType:
+    """The type: float64 with the flags of objects."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.dtype, ("f8", False, True), (3, "<", None, None, None, 8, 8, 1)
+
+
+def test_what_is_left_out_is_not_made(tmp_path: Path) -> None:
+    """NumPy would follow a forged address."""
+    torch.save({"net": given(), "args": argparse.Namespace(loss=Forged())}, tmp_path / "own.pt")
+    content = weightfile._content(tmp_path / "own.pt", TinyNet())
+    assert type(content["args"]) is weightfile._LeftOut
+    assert vars(content["args"]) == {}
+    weightfile.load(TinyNet(), tmp_path / "own.pt")
+
+
+class Touches:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+def test_code_among_what_is_left_out_is_not_run(tmp_path: Path) -> None:
+    torch.save({"net": given(), "args": argparse.Namespace(x=Touches(tmp_path / "made"))}, tmp_path / "own.pt")
+    with pytest.raises(BadInput, match=r"hold code beside tensors"):
+        weightfile.load(TinyNet(), tmp_path / "own.pt")
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -6,22 +6,18 @@ or beside an average of them. What fits the model in one way only is taken, and 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import importlib.util
 import logging
-import pathlib
 import pickle
 import re
-import types
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -47,12 +43,14 @@ class _Reading:
         place: of their dict in the file, and what their names began with; empty if it is all of the file.
         state: by the model's names.
         left: names that do not begin so.
+        usual: whether it is plain that the names are the network's: nothing else is there, or they begin as usual.
         misfit: why they are no weights of the model; empty if they are.
     """
 
     place: str
     state: dict[str, Any]
     left: list[str]
+    usual: bool
     misfit: str
 
 
@@ -70,10 +68,10 @@ def load(model: nn.Module, path: Path) -> None:
     found = list(_readings(model, content))
     if not found:
         raise BadInput(f"weights (--weights): expected a state dict of tensors in {path}, got {_described(content)}")
-    fitting = [one for one in found if not one.misfit]
-    if not fitting:
+    fitting = sorted((one for one in found if not one.misfit), key=lambda one: not one.usual)
+    if not fitting or not fitting[0].usual:
         own = model.state_dict().keys()
-        nearest = max(found, key=lambda one: len(own & one.state.keys()))
+        nearest = max((one for one in found if one.misfit), key=lambda one: len(own & one.state.keys()))
         inside = f", under {nearest.place}," if nearest.place else ""
         raise BadInput(f"weights (--weights): {path}{inside} does not fit the model: {nearest.misfit}")
     chosen, *others = fitting
@@ -115,7 +113,7 @@ def _content(path: Path, model: nn.Module) -> Any:
         _look_at_the_directory(path, model)
         read = functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals([(_LeftOut, name) for name in _LEFT_OUT]):
             return read(path)
     except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
         raise BadInput(
@@ -158,20 +156,23 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _harmless() -> list[Any]:
-    """Classes whose objects only hold values, and which training scripts save beside the weights."""
-    found: list[Any] = [argparse.Namespace, types.SimpleNamespace, np.ndarray, np.dtype]
-    for module in ("pathlib", "pathlib._local"):  # before and from Python 3.13; any system reads the other's
-        found += [(pathlib.PurePosixPath, f"{module}.{pure}PosixPath") for pure in ("Pure", "")]
-        found += [(pathlib.PureWindowsPath, f"{module}.{pure}WindowsPath") for pure in ("Pure", "")]
-    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]  # what makes them again
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of NumPy 1 and 2
-        found += [(scalar, f"{module}.scalar"), (array, f"{module}._reconstruct")]
-    numbers = "?bhilqBHILQefdFD"
-    return found + list({type(np.dtype(letter)) for letter in numbers})
+class _LeftOut:
+    """Stands for a value that is no weight: nothing is made of it, since NumPy's are not safe to be made from a file."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _LeftOut:
+        """Whatever it would be made of."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Whatever it would hold."""
 
 
-_HARMLESS = _harmless()
+_LEFT_OUT = [  # which training scripts save beside the weights
+    *("argparse.Namespace", "types.SimpleNamespace", "numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"{pathlib}.{path}Path" for pathlib in ("pathlib", "pathlib._local") for path in ("Posix", "Windows")),
+    *(f"{pathlib}.Pure{path}Path" for pathlib in ("pathlib", "pathlib._local") for path in ("Posix", "Windows")),
+]
 
 
 def reason(error: Exception) -> str:
@@ -217,24 +218,29 @@ def _tensors(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[st
 def _readings(model: nn.Module, content: Any) -> Iterator[_Reading]:
     """All that a file may hold for the model."""
     for place, tensors in _tensors(content):
-        for prefix in PREFIXES:
-            if not prefix or any(_bare(name).startswith(prefix) for name in tensors):
-                yield _reading(model, place, prefix, tensors)
+        own = {_bare(name): name for name in model.state_dict()}
+        bare = {_bare(name): name for name in tensors}
+        if len(bare) < len(tensors) or len(own) < len(model.state_dict()):  # `module` is a name of the model's
+            own, bare = {name: name for name in model.state_dict()}, {name: name for name in tensors}
+        bare = {name: key for name, key in bare.items() if name in own or name.rpartition(".")[2] != "n_averaged"}
+        for prefix in _prefixes(own, bare):
+            begun = {name.removeprefix(prefix): key for name, key in bare.items() if name.startswith(prefix)}
+            state = {own.get(name, name): tensors[key] for name, key in begun.items()}
+            left = [key for name, key in bare.items() if not name.startswith(prefix)]
+            whole = f"{place}.{prefix}" if place and prefix else place or prefix
+            usual = prefix in PREFIXES or not left
+            twice = next((name for name in begun if prefix and name in own and name in bare), None)
+            misfit = _misfit(model, state) if twice is None else f"it holds both {twice} and {prefix}{twice}"
+            yield _Reading(whole.rstrip("."), state, left, usual, misfit)
 
 
-def _reading(model: nn.Module, place: str, prefix: str, tensors: dict[str, Any]) -> _Reading:
-    """Tensors whose names begin with a prefix, by the model's names."""
-    own = {_bare(name): name for name in model.state_dict()}
-    bare = {_bare(name): name for name in tensors}
-    if len(bare) < len(tensors) or len(own) < len(model.state_dict()):  # `module` is a name of the model's
-        own, bare = {name: name for name in model.state_dict()}, {name: name for name in tensors}
-    begun = {name: tensors[given] for name, given in bare.items() if name.startswith(prefix)}
-    state = {own.get(name.removeprefix(prefix), name.removeprefix(prefix)): value for name, value in begun.items()}
-    counts = {name for name in state if name.rpartition(".")[2] == "n_averaged" and name not in own.values()}
-    state = {name: value for name, value in state.items() if name not in counts}  # of AveragedModel
-    left = [given for name, given in bare.items() if name not in begun]
-    whole = f"{place}.{prefix}" if place and prefix else place or prefix
-    return _Reading(whole.rstrip("."), state, left, _misfit(model, state))
+def _prefixes(own: Collection[str], names: Collection[str]) -> list[str]:
+    """What the names of the model's tensors may begin with: nothing, what is usual, and what stands before all."""
+    some = next(iter(own), "")
+    found = {name.removesuffix(some) for name in names if name.endswith(f".{some}")}
+    usual = [prefix for prefix in PREFIXES if not prefix or any(name.startswith(prefix) for name in names)]
+    whole = [prefix for prefix in found if all(f"{prefix}{name}" in names for name in own)]
+    return [*usual, *sorted({*whole} - {*usual})]
 
 
 def _bare(name: str) -> str:
