@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed
+import torch.distributed.device_mesh
+import torch.distributed.tensor
 from conftest import FewDigits, RunScript, TinyNet, random_images, scatter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -110,6 +111,23 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 def test_distributed_data_parallel() -> None:
     model = nn.parallel.DistributedDataParallel(plain())
     assert counted(model, "weight") == counted(plain(), "weight")
+
+
+@pytest.mark.usefixtures("process_group")
+def test_what_is_shared_out_over_processes_is_refused() -> None:
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    model = plain()
+    torch.distributed.tensor.distribute_module(model, mesh)
+    with pytest.raises(BadInput, match=r"^model: expected .* values, but conv1.weight is a DTensor$"):
+        Campaign(model, images())
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    sharded = nn.Sequential(FullyShardedDataParallel(plain(), device_id=torch.device("cpu")))
+    sentence = (
+        r"^model: expected a network of modules, but 0 is shards of a network \(FullyShardedDataParallel\), whose"
+    )
+    with pytest.raises(BadInput, match=sentence):
+        Campaign(sharded, images())
 
 
 def test_the_wrappers_are_back_after_an_exception() -> None:
@@ -269,6 +287,16 @@ def test_what_can_not_be_struck(factory: str, what: str, own: str) -> None:
     sentence = rf"^model_name \(--model-name\): {what.replace('OWN', own)}"
     with pytest.raises(BadInput, match=sentence):
         build(own, factory)
+
+
+def test_weights_that_are_no_numbers(own: str, tmp_path: Path) -> None:
+    state = build(own, "plain").state_dict()
+    state["linear.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(
+        BadInput, match=r"^weights \(--weights\): expected numbers, but 1 of 10 values of linear.bias are"
+    ):
+        build(own, "plain", f"--weights={tmp_path / 'weights.pt'}")
 
 
 def test_lazy_modules_that_do_not_take_the_images(own: str, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def _mib(size: int) -> str:
 
 
 class _LeftOut:
-    """Stands for a value that is no weight: nothing is made of it, since NumPy's are not safe to be made from a file."""
+    """Stands for a value that is no weight: nothing is made of it; those of NumPy are not safe to make from a file."""
 
     def __new__(cls, *args: object, **kwargs: object) -> _LeftOut:
         """Whatever it would be made of."""
