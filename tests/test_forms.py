@@ -113,6 +113,7 @@ def test_distributed_data_parallel() -> None:
     assert counted(model, "weight") == counted(plain(), "weight")
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching")
 @pytest.mark.usefixtures("process_group")
 def test_what_is_shared_out_over_processes_is_refused() -> None:
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))

@@ -133,6 +133,7 @@ def test_a_model_with_a_part_named_as_a_wrapper(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(twins.parameters(), expected, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_old_names_that_the_model_knows_are_still_loaded(tmp_path: Path) -> None:
     old = nn.utils.weight_norm(nn.Linear(3, 2))
     torch.save({"state_dict": old.state_dict()}, tmp_path / "own.pt")
