@@ -95,7 +95,7 @@ class Attention(Part):
         self.norm, self.attention = nn.LayerNorm(CHANNELS), nn.MultiheadAttention(CHANNELS, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        tokens: Tensor = self.norm(x.flatten(2).transpose(1, 2))
         tokens, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         return x + tokens.transpose(1, 2).reshape(x.shape)
 
@@ -414,9 +414,9 @@ def _replay(
         result = campaign.run(bitflip.read_faults(path))
         with next(file for file in result.files.all if file.name.endswith("_faults.csv")).open() as file:
             found = [{name: int(row[column]) for name, column in NAMES.items()} for row in csv.DictReader(file)]
-    for row, there, here in zip(rows, wanted, found, strict=True):
+    for line, there, here in zip(rows, wanted, found, strict=True):
         if {name: there[name] for name in NAMES} != here:
-            raise Differs(f"a list, {row}: {here}, not {dict(there)}")
+            raise Differs(f"a list, {line}: {here}, not {dict(there)}")
 
 
 NAMES = {"masked": "masked", "benign": "benign", "sdc1": "critical", "due": "due"}

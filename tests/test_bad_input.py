@@ -524,7 +524,7 @@ LATE: list[tuple[str, list[str], str]] = [
     (
         "own model that returns a tuple",
         ["--model-name", "MODULE:pair"],
-        r"model_name \(--model-name\): expected a classifier of 10 classes, .*, got \(\)",
+        r"model_name \(--model-name\): expected a classifier of 10 classes, .*, got tuple",
     ),
     (
         "own model without such a factory",

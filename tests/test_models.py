@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import RunScript, random_images, scatter
+from conftest import RunScript, TinyNet, random_images, scatter
 from torch import nn
 
 from bitflip.data import digits
@@ -267,6 +267,12 @@ def test_the_shipped_weights_are_loaded(digits_model: nn.Module) -> None:
     classifier = load("digits", "digits_vgg")
     assert same_weights(classifier.model, digits_model)
     assert classifier.dtype == torch.float32
+
+
+def test_the_code_of_torch_itself_is_told_by_its_version() -> None:
+    """Its source is far too much to be read."""
+    assert models.given(nn.Sequential(nn.Linear(2, 2))).code is None
+    assert models.given(TinyNet()).code is not None
 
 
 def test_the_digest_tells_weights_apart(digits_model: nn.Module, tmp_path: Path) -> None:

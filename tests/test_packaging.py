@@ -24,7 +24,7 @@ from bitflip.cluster import joining
 SLOW = {"torch", "torchvision", "numpy", "scipy", "sklearn", "pyarrow", "matplotlib", "PIL", "vessl", "ray"}
 COMMANDS = [*program.SCRIPTS, *program.COMMANDS]
 OF_A_RUN = {".csv", ".json", ".txt", "_bits.csv"}
-EXTRAS = {"ray", "timm", "pandas"}
+EXTRAS = {"ray", "timm", "pandas", "safetensors"}
 
 
 def python(*arguments: str, folder: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:

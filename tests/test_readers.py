@@ -15,7 +15,7 @@ from PIL import Image
 
 from bitflip.data import decoding
 from bitflip.errors import BadInput
-from bitflip.network import models
+from bitflip.network import weightfile
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_damaged_weights(damage: Damage, weights: bytes, tmp_path: Path) -> None
     path.write_bytes(content)
     model = TinyNet()
     try:
-        models._load_weights(model, path)
+        weightfile.load(model, path)
     except BadInput as error:
         (sentence,) = error.problems
         assert sentence.startswith("weights (--weights): ")

@@ -27,7 +27,7 @@ from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.faultlist import FaultList
 from bitflip.faults.flips import TargetKind
-from bitflip.network import devices, models
+from bitflip.network import devices, forms, models
 from bitflip.report.result import Result, Rows
 from bitflip.results import provenance
 from bitflip.results.paths import Paths
@@ -103,7 +103,8 @@ class Campaign:
     """Fault injection into one model, on one test set.
 
     Args:
-        model: any classifier, whose output is one row of logits per input, (B, classes).
+        model: any classifier, whose output is one row of logits per input, (B, classes); wrapped or not, see
+            :func:`bitflip.network.forms.plain`.
         test_set: a ``Dataset`` of (input, label), or a ``DataLoader`` of such batches that does not shuffle. An input
             is a tensor of a fixed shape, or a tuple or dict of tensors that the model takes as arguments.
         batch_size: inputs that one weight flip hits; None for that of the loader, or 256.
@@ -128,9 +129,13 @@ class Campaign:
         name: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise BadInput(f"model: expected an nn.Module, got {type(model).__name__}")
+            raise BadInput(f"model: expected {forms.instead_of(model)}")
+        forms.check(model, "model")
+        if what := forms.lazy(model):
+            raise BadInput(f"model: expected initialised modules, but {what}; run one batch through the model first")
         if next(model.parameters(), None) is None:
             raise BadInput("model: expected a model with parameters, got one without")
+        forms.check_values(model, "model")
         self._model = model
         loader = test_set if isinstance(test_set, DataLoader) else None
         if loader is not None:
@@ -146,7 +151,7 @@ class Campaign:
             "precision": precision,
             "engine": engine,
         }
-        self._name = name or type(model).__name__
+        self._name = name or type(forms.inside(model)).__name__
         self._data_name = type(test_set).__name__
         settings = _settings(self._settings)
         if problems := [*devices.check(device), *devices.check_precision(precision, device)]:
@@ -238,8 +243,8 @@ class Campaign:
         self, settings: Hyperparameters, target: TargetKind, listed: FaultList | None
     ) -> Iterator[Experiment]:
         """An experiment on the model, which is as it was when the block ends."""
-        with devices.borrowed(self._model), devices.as_they_were():
-            classifier = models.given(self._model)
+        with devices.borrowed(self._model), forms.unwrapped(self._model) as model, devices.as_they_were():
+            classifier = models.given(model)
             network = experiment.ready(settings, target, classifier, 1, self._images.first(experiment.EXAMPLES))
             classes = network.injector.logits_shape[1]
             labels = self._images.labels

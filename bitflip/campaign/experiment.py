@@ -204,13 +204,8 @@ def ready(
     model = placement.model(classifier.model)
     struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
     injector = Injector(struck, settings.batch_size, example)
-    if len(injector.logits_shape) != 2 or injector.logits_shape[1] < classes:
-        counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
-        raise BadInput(
-            f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
-            f"image has the shape (1, {classes}), got {injector.logits_shape}"
-            f"{counted if settings.dataset == 'folder' else ''}"
-        )
+    counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
+    injector.require_logits(classes, counted if settings.dataset == "folder" else "")
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes)
     return Network(classifier, placement, injector, engine, note)

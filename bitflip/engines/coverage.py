@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
-from bitflip.network import bits
+from bitflip.network import bits, forms
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Target, targets
 
@@ -86,11 +86,14 @@ def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: bool
         check: whether to run one fault in every layer's output and every parameter tensor through both engines.
 
     Raises:
-        BadInput: if it takes none of the sizes.
+        BadInput: if it takes none of the sizes, or is no classifier.
     """
+    sizes = tuple(sizes)
+    _initialise(model, sizes)
     placement = Placement(torch.device("cpu"), bits.dtype_of(model))
     model = placement.model(enlivened(model).eval().requires_grad_(False))
     size, injector = _fitting(model, sizes)
+    injector.require_logits(1)
     images = placement.inputs(torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(SEED)))
     engine, note = engines.build("wave", injector, images)
     outputs = targets(_numbered(injector.layers), "neuron", None)
@@ -142,6 +145,18 @@ def enlivened(model: nn.Module) -> nn.Module:
 
 def _numbered(layers: Iterable[Layer]) -> list[Target]:
     return [Target(number, layer) for number, layer in enumerate(layers)]
+
+
+def _initialise(model: nn.Module, sizes: Sequence[int]) -> None:
+    """Let lazy modules find out their sizes on the smallest image that the model takes."""
+    problem: BadInput | None = None
+    for size in sizes:
+        try:
+            return forms.initialise(model, torch.zeros(1, 3, size, size, dtype=bits.dtype_of(model)))
+        except BadInput as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
 
 
 def _fitting(model: nn.Module, sizes: Iterable[int]) -> tuple[int, Injector]:

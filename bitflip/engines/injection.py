@@ -12,14 +12,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from pytorchfi.core import fault_injection
 from torch import Tensor, nn
@@ -30,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from bitflip.data import inputs
 from bitflip.data.inputs import Given, Inputs
 from bitflip.engines import memory
+from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
 from bitflip.network import bits
@@ -104,6 +103,7 @@ class Injector(fault_injection):
         self.logits_shape: tuple[int, ...] = ()
         self._own = {id(tensor): _place(tensor) for tensor in model.parameters()}  # a pass may move them
         before, values = State.of(model), _checksums(model)
+        self._returned = ""
         self._calls: Counter[str] = Counter()
         self._seen: dict[tuple[str, int], Tensor] | None = None
         self._profiling: list[RemovableHandle] = []
@@ -127,7 +127,7 @@ class Injector(fault_injection):
             self._find_holders()
             self.kept = before.changed()
             self._overwritten = {name for name, value in _checksums(model).items() if values[name] != value}
-        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
             if memory.ran_out(error):
                 raise
             raise BadInput(f"{_refused(example)}: {first_line(error)}") from error
@@ -213,6 +213,23 @@ class Injector(fault_injection):
         if self._seen is not None:
             return
         self.logits_shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        self._returned = str(self.logits_shape) if isinstance(output, Tensor) else _described(output)
+
+    def require_logits(self, classes: int, hint: str = "") -> None:
+        """Check that the model returns one row of logits for an image.
+
+        Args:
+            classes: that it tells apart, at least.
+            hint: for the end of the sentence if it does not.
+
+        Raises:
+            BadInput: if it returns something else.
+        """
+        if len(self.logits_shape) != 2 or self.logits_shape[1] < classes:
+            raise BadInput(
+                f"model_name (--model-name): expected a classifier of {classes} classes, whose output for one "
+                f"image has the shape (1, {classes}), got {self._returned}{hint}"
+            )
 
     def _record(self, path: str, module: nn.Module, output: object) -> None:
         call = self._calls[path]
@@ -341,6 +358,14 @@ def _for_a_dummy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[int
     return Given(model, inputs.random(1, example)), [1]
 
 
+def _described(output: object) -> str:
+    """What a model returned that is no tensor."""
+    name = type(output).__name__
+    if isinstance(getattr(output, "logits", None), Tensor):  # as models of transformers return
+        return f"{name}; wrap the model in a module that returns its logits"
+    return name
+
+
 def _shape(example: Inputs) -> list[Any]:
     """The shape of one image, or the shapes of its parts."""
     shapes = [list(part.shape[1:]) for part in inputs.parts(example)]
@@ -356,56 +381,6 @@ def _refused(example: Inputs) -> str:
             f"{height} x {width} pixels"
         )
     return f"inputs: the model can't take {inputs.described(example)}"
-
-
-@dataclass(frozen=True)
-class Struck:
-    """Where flips strike a layer's output, and with what.
-
-    Attributes:
-        index: of each struck value, one tensor (B,) per dimension of the output.
-        original, error: the values before and after, (B,).
-    """
-
-    index: tuple[Tensor, ...]
-    original: Tensor
-    error: Tensor
-
-
-def strike(output: Tensor, flips: Flips) -> Struck:
-    """Find the values of a layer's output that flips strike, one per image.
-
-    Args:
-        output: (B, ...) or (B * windows, ...), left untouched; need not be contiguous.
-        flips: one for each image, or for some.
-    """
-    layer = flips.layer
-    if flips.rows is None and output.numel() != len(flips) * math.prod(layer.shape):
-        raise RuntimeError(f"{layer.path}: {len(flips)} images of {layer.shape} expected, got {tuple(output.shape)}")
-    image = flips.images
-    index = list(np.unravel_index(flips.element, layer.shape)) if layer.shape else []
-    if output.dim() == len(index):  # (B * windows, ...): the batch is folded into the first dimension
-        index[0] = image * layer.shape[0] + index[0]
-    else:
-        index.insert(0, image)
-    # One transfer for all coordinates and bits; indexing, unlike a view, works for every memory format, and keeps it.
-    *where, chosen = torch.from_numpy(np.stack([*index, flips.bit])).to(output.device).unbind()
-    original = output[tuple(where)]
-    return Struck(tuple(where), original, bits.flip(original, chosen))
-
-
-def flippable_part(module: nn.Module, output: Any) -> Any:
-    """What can be flipped in a layer's output: attention returns a tuple, whose first tensor it is."""
-    return output[0] if isinstance(module, nn.MultiheadAttention) and isinstance(output, tuple) else output
-
-
-def flip_rows(output: Any, struck: Struck) -> Any:
-    """A copy of a layer's output, in its memory format, with the struck values flipped; of a tuple, in its first."""
-    if isinstance(output, tuple):
-        return flip_rows(output[0], struck), *output[1:]
-    faulty = output.clone()
-    faulty[struck.index] = struck.error
-    return faulty
 
 
 def storage(tensor: Tensor) -> int:

@@ -23,9 +23,10 @@ from bitflip.data.inputs import Inputs
 from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Entry, Program, Rows, Step, by_image, bytes_of, is_data, take
-from bitflip.engines.injection import Injector, flip_rows, flippable_part, storage, strike
+from bitflip.engines.injection import Injector, storage
 from bitflip.engines.pool import Budget, Chunk, Packer
 from bitflip.engines.reference import Reference
+from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.engines.windows import (
     WIDEST,
     Kind,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitflip.engines import strides
-from bitflip.engines.injection import Struck
+from bitflip.engines.striking import Struck
 
 WIDEST = 0.6  # share of the map beyond which a window is not worth its gathering
 

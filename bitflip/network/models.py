@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from bitflip.data import digits
 from bitflip.data.datasets import NUM_CLASSES
 from bitflip.errors import BadInput, nearest
-from bitflip.network import bits, code
+from bitflip.network import bits, code, forms, weightfile
 from bitflip.settings.hyperparameters import Hyperparameters
 
 HUB_REPOSITORY = "chenyaofo/pytorch-cifar-models"
@@ -35,6 +34,7 @@ HUB_MODELS = (
     *("repvgg_a0", "repvgg_a1", "repvgg_a2"),
 )
 TIMM = "timm:"
+SETTING = "model_name (--model-name)"
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,8 @@ def check(settings: Hyperparameters) -> list[str]:
             f"img_size, channels (--img-size, --channels): {name} takes 3 channels of {digits.SIDES[0]} to "
             f"{digits.SIDES[-1]} pixels a side, got {channels} of {size}"
         )
-    if settings.weights is not None and not settings.weights.is_file():
-        problems.append(
-            f"weights (--weights): expected the path of a state dict, but there is no file {settings.weights}"
-        )
+    if settings.weights is not None:
+        problems += weightfile.check(settings.weights)
     if settings.hub_path is not None and not (settings.hub_path / "hubconf.py").is_file():
         problems.append(
             f"hub_path (--hub-path): expected a checkout of {HUB_REPOSITORY}, but {settings.hub_path} has no hubconf.py"
@@ -128,12 +126,13 @@ def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple
     if hub_path is not None:
         with _explained(f"{name} of {hub_path}"):
             load: Callable[..., nn.Module] = torch.hub.load
-            return load(str(hub_path), name, source="local", pretrained=False, verbose=False), ()
+            model = load(str(hub_path), name, source="local", pretrained=False, verbose=False)
+        return _plain(model, name), ()
     if name.startswith(TIMM):
         model, _, _ = _timm(name, NUM_CLASSES["imagenet"], published=False)
         return model, ()
     if is_custom(name):
-        return _custom(name, NUM_CLASSES["imagenet"]), ()
+        return _plain(_custom(name, NUM_CLASSES["imagenet"]), name), ()
     if name not in torchvision_names():
         raise BadInput(f"MODEL: torchvision.models has no {name!r}; {nearest(name, torchvision_names())}")
     options = dict(_UNINITIALISED.get(name, {}))
@@ -166,16 +165,21 @@ def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
     elif settings.dataset == "digits":
         model, source, weights = digits.build(), "bitflip.digits", digits.WEIGHTS.name
         if published:
-            _load_weights(model, digits.WEIGHTS)
+            weightfile.load(model, digits.WEIGHTS)
     elif settings.dataset in ("imagenet", "folder"):
         model, source, weights = _torchvision(settings, classes)
     else:
         model, source, weights = _hub(settings, f"{settings.dataset}_{name}", published)
         file = None if settings.hub_path is None else settings.hub_path / "hubconf.py"
+    model = _plain(model, name)
     if settings.weights is not None:
-        _load_weights(model, settings.weights)
+        weightfile.load(model, settings.weights)
         weights = str(settings.weights)
-    _refuse_quantised(model, name)
+    if forms.lazy(model):
+        assert settings.img_size is not None
+        example = torch.zeros(1, settings.channels, settings.img_size, settings.img_size, dtype=bits.dtype_of(model))
+        forms.initialise(model, example)
+    forms.check_values(model, SETTING if settings.weights is None else "weights (--weights)")
     if next(model.parameters(), None) is None:
         raise BadInput(f"model_name (--model-name): expected a model with parameters, {name} has none")
     model.eval().requires_grad_(False)
@@ -185,7 +189,8 @@ def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
 def given(model: nn.Module) -> Classifier:
     """A model that is there already, as it is."""
     kind = type(model)
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    torch_s = kind.__module__.partition(".")[0] == "torch"  # such as Sequential: the version says all
+    file = None if torch_s else getattr(sys.modules.get(kind.__module__), "__file__", None)
     source = f"{kind.__module__}.{kind.__qualname__}"
     return Classifier(model, source, "as given", _digest(model), code.sha256(None if file is None else Path(file)))
 
@@ -199,7 +204,7 @@ def _file_of(name: str) -> Path | None:
     return None if file is None else Path(file)
 
 
-def _custom(name: str, classes: int) -> nn.Module:
+def _custom(name: str, classes: int) -> Any:
     place, _, attribute = name.rpartition(":")
     path = Path(place)
     try:
@@ -217,33 +222,20 @@ def _custom(name: str, classes: int) -> nn.Module:
         takes = inspect.signature(factory).parameters
         model = factory(num_classes=classes) if "num_classes" in takes else factory()
     except Exception as error:  # the user's code can raise anything
-        raise BadInput(f"model_name (--model-name): {name} can't be built: {_reason(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"model_name (--model-name): expected {name} to return an nn.Module, got {type(model).__name__}")
+        raise BadInput(f"model_name (--model-name): {name} can't be built: {weightfile.reason(error)}") from error
     return model
+
+
+def _plain(model: object, name: str) -> nn.Module:
+    """The network itself, if it is one whose layers and values can be struck."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{SETTING}: expected {name} to return {forms.instead_of(model)}")
+    forms.check(model, SETTING, name)
+    return forms.plain(model)
 
 
 # Random numbers that are overwritten anyway take a minute.
 _UNINITIALISED: dict[str, dict[str, Any]] = {name: {"init_weights": False} for name in ("googlenet", "inception_v3")}
-
-
-def _refuse_quantised(model: nn.Module, name: str) -> None:
-    """Raise BadInput if values of the model are no IEEE floating-point numbers."""
-    for path, module in model.named_modules():
-        kind = type(module)
-        if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            what = f"{path or 'it'} is a quantised {kind.__name__}"
-            break
-    else:
-        narrow = {key: value for key, value in model.named_parameters() if value.element_size() == 1}
-        if not narrow:
-            return
-        path, value = next(iter(narrow.items()))
-        what = f"{path} is of {value.dtype}"
-    raise BadInput(
-        f"model_name (--model-name): expected a model of float64, float32, float16 or bfloat16 values, but {what} in "
-        f"{name}, and quantised models are not supported yet"
-    )
 
 
 def _timm(name: str, classes: int, *, published: bool) -> tuple[nn.Module, str, str]:
@@ -329,40 +321,7 @@ def _explained(what: str) -> Iterator[None]:
             "which needs no download"
         ) from error
     except Exception as error:  # a checkout's code can raise anything, and so can a damaged file of weights
-        raise BadInput(f"model_name (--model-name): {what} can't be loaded: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Why loading failed, in one line."""
-    if isinstance(error, pickle.UnpicklingError):  # torch's words are a page on how to load it unsafely
-        return "the weights are damaged, or hold code beside tensors"
-    return _shortened(f"{type(error).__name__}: {error}")
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict: plain, or under ``state_dict`` or ``model``, with or without ``module.`` prefixes."""
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
-        raise BadInput(
-            f"weights (--weights): {path} is no state dict that can be loaded safely: {_reason(error)}"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise BadInput(f"weights (--weights): expected a state dict of tensors in {path}, got {type(state).__name__}")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        _, _, misfits = str(error).partition("\n")
-        raise BadInput(f"weights (--weights): {path} does not fit the model: {_shortened(misfits)}") from error
-
-
-def _shortened(text: str, limit: int = 400) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[:limit] + " ..."
+        raise BadInput(f"model_name (--model-name): {what} can't be loaded: {weightfile.reason(error)}") from error
 
 
 def _digest(model: nn.Module) -> str:
