@@ -291,7 +291,12 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-TOTALS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "misclassified")
+TOTALS = (
+    "flips",
+    "injections",
+    *("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "due"),
+    "misclassified",
+)
 
 
 @pytest.mark.parametrize(

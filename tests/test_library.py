@@ -291,7 +291,7 @@ def test_what_there_is_to_say_is_logged(caplog: pytest.LogCaptureFixture, capfd:
             return super().forward(x if x.sum() > 0 else x + 0)
 
     run(scatter(Branching()), Sampled(seed=1, layer_num=[1]))
-    assert "the wave engine can't run this model" in caplog.text
+    assert "the model lets Python choose a way by the values of images" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 

@@ -177,7 +177,19 @@ def test_table(run_digits: RunDigits, few_digits: FewDigits) -> None:
     result = run_digits("weight.py", "--layer-type", "Conv2d,Linear,ReLU")
     assert result.text(".csv").splitlines()[0].split(",") == [
         *("index", "name", "seed_5", "layer", "path", "call", "parameter", "misclassified", "correct", "low", "high"),
-        *("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "largest_change"),
+        *(
+            "flips",
+            "injections",
+            "masked",
+            "benign",
+            "sdc1",
+            "sdc5",
+            "sdc10",
+            "sdc20",
+            "nonfinite",
+            "due",
+            "largest_change",
+        ),
         *("mm", "mn", "nn"),
     ]
     assert [row["index"] for row in result.rows] == [str(i) for i in range(len(result.rows))]
