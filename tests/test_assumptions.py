@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import DEVICE, random_images
+from conftest import DEVICE, FewDigits, Finished, RunScript, random_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -439,3 +442,93 @@ def test_due_is_neither_masked_nor_misclassified() -> None:
     assert not (columns["due"] & columns["misclassified"]).any()
     assert (found.top1.numpy()[columns["due"]] == -1).all()
     assert (found.top1.numpy()[~columns["due"]] >= 0).all()
+
+
+# --- whole runs ---
+
+MODULE = """
+import torch
+from torch import nn
+
+class Indexes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.rows = nn.Embedding(40, 6)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        row = self.rows((x.mean((1, 2, 3)).abs() * 3).long())
+        return self.head(x.mean((2, 3)) + row)
+
+class Binary(nn.Conv2d):
+    def forward(self, x):
+        if not hasattr(self, "full"):
+            self.full = self.weight.data.clone()
+        self.weight.data = self.full.sign()
+        return super().forward(x)
+
+def indexes():
+    return Indexes()
+
+def binarised():
+    return nn.Sequential(
+        Binary(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
+    )
+"""
+
+
+@pytest.fixture
+def run_own(run_script: RunScript, few_digits: FewDigits, tmp_path: Path) -> Callable[..., Finished]:
+    few_digits(24)
+    torch.manual_seed(0)
+    (tmp_path / "own.py").write_text(MODULE)
+    space: dict[str, Any] = {}
+    exec(MODULE, space)
+    for name in ("indexes", "binarised"):
+        torch.save(space[name]().state_dict(), tmp_path / f"{name}.pt")
+
+    def run(script: str, name: str, *flags: str) -> Finished:
+        own = ("--model-name", f"{tmp_path / 'own.py'}:{name}", "--weights", tmp_path / f"{name}.pt")
+        return run_script(script, "--dataset=digits", *own, "--seed=1", f"--output-path={tmp_path / 'out'}", *flags)
+
+    return run
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+def test_due_is_counted_in_every_file(script: str, run_own: Callable[..., Finished], tmp_path: Path) -> None:
+    flags = ("--bit-flip-pos=1", "--repeats=8", "--batch-size=4", "--fault-table", "--plots")
+    done = run_own(script, "indexes", *flags)
+    assert done.code == 0, done.err
+    stem = next((tmp_path / "out").glob("*.json")).with_suffix("")
+    table, of_bits = (rows_of(stem.with_name(f"{stem.name}{end}.csv")) for end in ("", "_bits"))
+    due = sum(int(row["due"]) for row in table)
+    assert due > 0
+    assert due == sum(int(row["due"]) for row in of_bits)
+    single = pq.read_table(stem.with_name(f"{stem.name}_faults.parquet")).to_pydict()
+    assert due == sum(single["due"])
+    assert {top1 for top1, is_due in zip(single["top1"], single["due"], strict=True) if is_due} == {-1}
+    for row in table:
+        assert int(row["injections"]) == sum(int(row[name]) for name in ("masked", "benign", "sdc1", "due"))
+    total = sum(int(row["injections"]) for row in table)
+    line = f"Due: the model raised an exception in {due} of {total} faulty inferences"
+    assert line in stem.with_name(f"{stem.name}.txt").read_text().splitlines()
+    page = stem.with_name(f"{stem.name}.html").read_text()
+    assert "DUE: the model raised an exception" in page
+    assert "made the model raise an exception (DUE)" in page
+
+
+def test_weights_that_each_pass_assigns_are_refused_by_name(run_own: Callable[..., Finished]) -> None:
+    done = run_own("weight.py", "binarised")
+    assert done.code == 2
+    assert done.errors[-1] == (
+        "model_name (--model-name): expected a model that leaves the parameters that are struck as they are; each "
+        "forward pass gives new values to 0"
+    )
+    assert run_own("weight.py", "binarised", "--layer-num=2").code == 0

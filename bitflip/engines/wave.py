@@ -274,8 +274,9 @@ class _Sweep:
             if output is RAISED and (len(chunk) == 1 or step.in_place):
                 self.raised += chunk.fault.tolist()
                 return []
-            if output is TOO_LARGE or output is RAISED:
+            if output is TOO_LARGE:
                 memory.let_go()
+            if output is TOO_LARGE or output is RAISED:
                 halves = self.packer.split(chunk, -(-len(chunk) // 2))
                 return [done for half in halves for done in self._advance(step, half, clean)]
             if is_data(step.layout):
