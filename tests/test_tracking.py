@@ -28,6 +28,11 @@ EXPERIMENT = {"VESSL_EXPERIMENT_ID": "42", "VESSL_ACCESS_TOKEN": "tok"}
 ME, EXPERIMENT_42 = "/api/v1/accounts/me", "/api/v1/experiments/42"
 METRICS, RUN_METRICS = "/api/v1/experiments/42/metrics", "/exec/v1/run/metrics"
 LONG = (20.0, 20.0)  # for servers that answer: a busy machine must not look like a mute server
+PAGES: dict[str, tuple[int, tuple[str, str] | None, str]] = {
+    "page": (200, ("Content-Type", "text/html"), "<html>Please log in</html>"),
+    "elsewhere": (302, ("Location", "/login"), ""),
+    "quote": (401, None, "not known: "),
+}
 METRIC_OF_LAYER = {"Misclassification_rate"}
 UPDATES = [1.5, 2.5, 3.5]  # what RUN logs as steps 0, 1, 2
 
@@ -96,7 +101,8 @@ class Vessl:
     """A stand-in for the vessl server that keeps what it is asked.
 
     `respond(path, count)`, with `count` the earlier requests for this path, returns a status, a body to send with 200,
-    "mute" (no answer), "hang up" (the connection closes without an answer) or "stop" (the last answer of this server).
+    "mute" (no answer), "hang up" (the connection closes without an answer), "stop" (the last answer of this server),
+    "slow" (it takes 4 s), "page" (one for people), "elsewhere" (a redirection), or "quote" (401, with the token in it).
     """
 
     respond: Callable[[str, int], int | dict[str, Any] | str] = lambda path, count: {}
@@ -134,6 +140,17 @@ def vessl() -> Iterator[Vessl]:
                 server.shutdown()
                 server.server_close()
                 answer = {}
+            elif answer == "slow":
+                state.released.wait(4.0)
+                answer = {}
+            if isinstance(answer, str) and answer in PAGES:
+                status, header, page = PAGES[answer]
+                self.send_response(status)
+                if header:
+                    self.send_header(*header)
+                self.end_headers()
+                self.wfile.write((page + str(self.headers.get("Authorization")) * (answer == "quote")).encode())
+                return
             if isinstance(answer, str):
                 return
             defaults = {EXPERIMENT_42: {"id": 42}, "/exec/v1/run/plot_volume": {"volume_id": 1}}
@@ -390,6 +407,8 @@ def at(target: str, answer: int | dict[str, Any] | str, *counts: int) -> Respond
         pytest.param(at(METRICS, {"Rejected": 1}, 0, 2), LONG, ["2 of 3", "rejected"], id="metrics rejected"),
         pytest.param(at(METRICS, "hang up", 2), LONG, ["1 of 3"], id="connection closed without an answer"),
         pytest.param(at(METRICS, "stop"), LONG, ["2 of 3", "refused"], id="server stops in mid-run"),
+        pytest.param(at(METRICS, "page", 0, 2), LONG, ["2 of 3", "no JSON: <html>Please log"], id="a page for people"),
+        pytest.param(at(METRICS, "elsewhere"), LONG, ["3 of 3", "sends elsewhere (302, to /login)"], id="redirected"),
         pytest.param(at(METRICS, "mute", 1), (20, 2), ["2 of 3", "no answer"], id="mute in mid-run"),
     ],
 )
@@ -423,6 +442,39 @@ def test_a_malformed_token_is_not_printed(vessl: Vessl, tmp_path: Path) -> None:
     result = run_script(RUN, tmp_path, {**vessl.environ, **EXPERIMENT, "VESSL_ACCESS_TOKEN": "secret-token\n"})
     assert_one_warning(result, "no metrics are sent", "ValueError")
     assert "secret" not in result.stderr
+
+
+@needs_sdk
+@pytest.mark.parametrize("mode", ["experiment", "run"])
+@pytest.mark.parametrize("where", ["from the start", "for the metrics"])
+def test_a_token_that_the_server_quotes_is_not_printed(where: str, mode: str, vessl: Vessl, tmp_path: Path) -> None:
+    token = "abc/DEF+123=="
+    config = tmp_path / "run.toml"
+    config.write_text(f'[user]\naccess_token = "{token}"\n')
+    own = {"VESSL_ACCESS_TOKEN": token, "VESSL_EXPERIMENT_ID": "42"}
+    environ = own if mode == "experiment" else {"VESSL_RUN_INITIAL_CONFIG": str(config)}
+    metrics = METRICS if mode == "experiment" else RUN_METRICS
+    vessl.respond = everywhere("quote") if where == "from the start" else at(metrics, "quote")
+    result = run_script(RUN, tmp_path, {**vessl.environ, **environ})
+    assert vessl.requests
+    assert any(token in str(request.authorization) for request in vessl.requests)
+    assert result.returncode == 0
+    warning = result.stderr.splitlines()[-1]  # in run mode, the SDK may write about a thread of its own
+    lost = "no metrics are sent" if where == "from the start" and mode == "experiment" else "3 of 3"
+    assert warning.startswith("warning: vessl: ")
+    assert lost in warning
+    assert token not in result.stderr
+    assert "DEF" not in result.stderr, "nor a part of it"
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path != config]
+    assert not any(token in path.read_text(errors="replace") for path in written)
+
+
+@needs_sdk
+def test_a_slow_server_costs_ten_seconds_at_most(vessl: Vessl, tmp_path: Path) -> None:
+    vessl.respond = at(METRICS, "slow")
+    script = RUN.replace("[1.5, 2.5, 3.5]", "[1.5] * 8")
+    result = run_script(script, tmp_path, {**vessl.environ, **EXPERIMENT}, patience=(20.0, 5.0))
+    assert_one_warning(result, "of 8 metric updates were not sent (not finished after 10 s)")
 
 
 @needs_sdk

@@ -12,6 +12,7 @@ whatever goes wrong here becomes one warning, never an error.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import math
 import os
@@ -22,14 +23,16 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 PATIENCE_S = 5.0
 """How long the import, or one request, may take before a run stops waiting for it; seconds."""
 
-DRAIN_S = 30.0
+DRAIN_S = 10.0
 """How long `Tracker.close` waits at most, even for a slow server that still makes progress; seconds."""
 
 _IMPORT_ENVIRONMENT = {
@@ -174,6 +177,7 @@ class _VesslTracker(Tracker):
             logging.getLogger(name).addFilter(self._overhear)
         with _environment(_IMPORT_ENVIRONMENT):
             vessl = importlib.import_module("vessl")
+            self._look_at_answers()
         if getattr(vessl, "__file__", None) is None and hasattr(vessl, "__path__"):  # a folder of that name
             raise ModuleNotFoundError("No module named 'vessl'")
         # An experiment that the server cannot show leaves the SDK unmanaged; then `log` silently does nothing. The name
@@ -183,12 +187,31 @@ class _VesslTracker(Tracker):
         send: Callable[..., object] = vessl.log
         return send
 
+    def _look_at_answers(self) -> None:
+        """Let an update fail whose answer the SDK takes for a success, and which is none: a page for people, say.
+
+        The class is internal to the SDK; where it is gone, believe that all is well.
+        """
+        try:
+            client = importlib.import_module("vessl.openapi_client.rest").RESTClientObject
+        except (ImportError, AttributeError):
+            return
+        request = client.request
+
+        def looked_at(rest: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+            answer = request(rest, method, url, *args, **kwargs)
+            if method == "POST" and threading.current_thread() is self._worker:
+                _require_answer(answer, url)
+            return answer
+
+        client.request = looked_at
+
     def _overhear(self, record: logging.LogRecord) -> bool:
         """Keep what this thread's SDK and its retries would print for every update to one warning at the end."""
         if threading.current_thread() is not self._worker or record.levelno < logging.WARNING:
             return True
         if "rejected" in record.getMessage():  # the server answered 200 and still dropped metrics
-            self._refusal = textwrap.shorten(record.getMessage(), 200)
+            self._refusal = textwrap.shorten(_masked(record.getMessage()), 200)
         return False
 
 
@@ -211,9 +234,55 @@ def _describe(error: BaseException) -> str:
     while inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
         root = inner
     chain = [error] if root is error else [error, root]
-    text = " from ".join(textwrap.shorten(f"{type(link).__name__}: {link}", 160) for link in chain)
-    return re.sub(r"Token \S+", "Token ***", text)  # a malformed token is quoted in the error about its header
+    words = (_masked(f"{type(link).__name__}: {link}") for link in chain)  # before half of a token is cut off
+    return " from ".join(textwrap.shorten(text, 160) for text in words)
+
+
+def _require_answer(answer: Any, url: str) -> None:
+    """Check that an answer comes from the server that was asked, and is empty or JSON.
+
+    Raises:
+        RuntimeError: if it is not.
+    """
+    raw = getattr(answer, "urllib3_response", answer)
+    history = getattr(getattr(raw, "retries", None), "history", ())
+    for step in history:
+        if step.redirect_location:
+            raise RuntimeError(f"the server sends elsewhere ({step.status}, to {step.redirect_location})")
+    content = answer.data
+    try:
+        json.loads(content or "{}")
+    except ValueError:
+        found = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
+        raise RuntimeError(f"the server's answer is no JSON: {textwrap.shorten(found, 60)}") from None
+
+
+def _masked(text: str) -> str:
+    """A text without the access token, in any form in which a server or a library may quote it."""
+    for token in _tokens():
+        for form in {
+            token,
+            token.strip(),
+            quote(token, safe=""),
+            quote(token),
+            repr(token)[1:-1],
+            json.dumps(token)[1:-1],
+        }:
+            text = text.replace(form, "***") if form else text
+    return re.sub(r"Token \S+", "Token ***", text)
+
+
+def _tokens() -> list[str]:
+    """The access tokens that the SDK may use: of the environment, of the run's configuration, of the user's."""
+    found = [os.environ.get("VESSL_ACCESS_TOKEN", "")]
+    home = os.environ.get("VESSL_CONFIG_PATH") or os.path.expanduser("~/.vessl/config")
+    for path in (os.environ.get("VESSL_RUN_INITIAL_CONFIG"), home):
+        with suppress(OSError):
+            text = Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
+            found += re.findall(r"""^\s*(?:default_)?access_token\s*[=:]\s*["']?([^"'\s]+)""", text, flags=re.MULTILINE)
+    return sorted(filter(None, found), key=len, reverse=True)
 
 
 def _warn(text: str) -> None:
-    print(f"warning: vessl: {text}; the result files on disk are not affected", file=sys.stderr, flush=True)
+    sentence = f"warning: vessl: {_masked(text)}; the result files on disk are not affected"
+    print(sentence, file=sys.stderr, flush=True)
