@@ -6,9 +6,9 @@ import csv
 import difflib
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from bitflip.errors import BadInput
 
@@ -17,6 +17,36 @@ T = TypeVar("T")
 
 class BadRow(Exception):
     """What is wrong with a row; a sentence for each column."""
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how texts begin that a spreadsheet would run, shielded or not
+
+
+class Writer:
+    """Writes rows whose texts no spreadsheet takes for formulas, with an apostrophe in front; :class:`Row` drops it.
+
+    Args:
+        file: to write to.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._writer = csv.writer(file, lineterminator="\n")
+
+    def writerow(self, cells: Iterable[object]) -> None:
+        """Write a row."""
+        self._writer.writerow([_shielded(cell) if isinstance(cell, str) else cell for cell in cells])
+
+
+def _shielded(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Row:
@@ -28,7 +58,8 @@ class Row:
     """
 
     def __init__(self, cells: dict[str, str]) -> None:
-        self.cells = cells
+        shielded = {column for column, text in cells.items() if text[:1] == "'" and _FORMULA.match(text)}
+        self.cells = {column: text[column in shielded :] for column, text in cells.items()}
         self.wrong: list[str] = []
 
     def __contains__(self, column: str) -> bool:

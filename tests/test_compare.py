@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from conftest import FewDigits, RunScript
 
 from bitflip import __main__ as program
+from bitflip.commands import compare as command
 from bitflip.report import comparison, reading
 from bitflip.report.comparison import Comparison
 from bitflip.statistics import intervals
@@ -145,6 +147,18 @@ def test_importance_sampling_weighs_the_bits(script: str, make: Make) -> None:
         assert difference.first == pytest.approx(difference.second)
         if row["seed_5"]:
             assert difference.first == pytest.approx(float(row["seed_5"]), abs=1e-4)
+
+
+def test_in_what_runs_differ_comes_first(make: Make) -> None:
+    first, second = make("main.py"), make("main.py", "--engine=reference", "--repeats=2")
+    found = compared(first, second)
+    assert found.differing == ("repeats (1, 2)", "engine (wave, reference)")
+    line = command.text(found).splitlines()[0]
+    assert line == "The runs differ in repeats (1, 2); engine (wave, reference)."
+    facts = json.loads(second.with_suffix(".json").read_text())
+    facts["model"]["sha256"], facts["data"]["sha256"] = "0" * 64, "1" * 64
+    second.with_suffix(".json").write_text(json.dumps(facts))
+    assert compared(first, second).differing[:2] == ("weights", "images or labels")
 
 
 def test_without_a_fault_table(make: Make) -> None:

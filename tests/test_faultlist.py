@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from bitflip import report
 from bitflip.campaign import loop, publishing
 from bitflip.campaign.executor import Here
 from bitflip.engines import Engine
@@ -733,3 +735,45 @@ def test_a_lists_running_rate_is_sent(
     assert run_script("weight.py", *shared, "--faults", tmp_path / "mine.csv").code == 0
     assert sent.count("running/Misclassification_rate") == 4
     assert sent.count("Misclassification_rate") == 1
+
+
+SPREADSHEET = """
+from torch import nn
+
+def build():
+    model = nn.Sequential()
+    model.add_module("=1+1", nn.Conv2d(3, 4, 3))
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flat", nn.Flatten())
+    model.add_module("@head", nn.Linear(4, 10))
+    return model
+"""
+
+
+@pytest.mark.parametrize("script", ["neuron", "weight"])
+def test_names_that_are_formulas_are_shielded_in_every_file_and_run_again(
+    script: str, run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(8)
+    (tmp_path / "own.py").write_text(SPREADSHEET)
+    space: dict[str, Any] = {}
+    exec(SPREADSHEET, space)
+    torch.save(space["build"]().state_dict(), tmp_path / "own.pt")
+    model = ("--model-name", f"{tmp_path / 'own.py'}:build", "--weights", tmp_path / "own.pt")
+    shared = ("--dataset", "digits", *model, "--batch-size", "4", "--output-path", tmp_path / "out")
+    saved = tmp_path / "saved.csv"
+    first = run_script(f"{script}.py", *shared, "--seed", "1", "--bit-flip-pos", "1", "--save-faults", saved)
+    assert first.code == 0, first.err
+    again = run_script(f"{script}.py", *shared, "--faults", saved, "--save-faults", tmp_path / "again.csv")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again.csv").read_bytes() == saved.read_bytes()
+    tables = [*(tmp_path / "out").glob("*.csv"), saved]
+    assert len(tables) == 7
+    seen = set()
+    for path in tables:
+        for row in csv.reader(path.open(newline="")):
+            assert not [cell for cell in row if cell[:1] in tuple("=+-@") and cell[:1]], path
+            seen |= {cell for cell in row if cell.startswith("'")}
+        if path.name.endswith(("_1.csv", "_list-saved.csv")):
+            assert "=1+1" in {row.place.path for row in report.read(path).layers}
+    assert seen == {"'=1+1", "'@head"}

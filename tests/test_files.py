@@ -46,6 +46,11 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- full disks ---
 
 
+SENTENCE = (
+    "can't be written (File too large); what was finished before is kept: make room and run the same command again"
+)
+
+
 @TARGETS
 def test_a_full_disk(target: TargetKind, tmp_path: Path) -> None:
     """No file can be longer than so many bytes: first a little, then more, then as long as it likes."""
@@ -63,6 +68,28 @@ def test_a_full_disk(target: TargetKind, tmp_path: Path) -> None:
     short.finish()
     assert "going on after" in short.said
     assert short.files() == whole.files()
+
+
+def test_a_disk_that_is_full_once_plots_are_drawn(tmp_path: Path) -> None:
+    """The tables fit, the plots do not: the results come when there is room, without running anything again."""
+    arguments = ("--engine=reference", "--layer-num=8,19", "--batch-size=4", "--plots")
+    whole, short = (Run("neuron", tmp_path / name, arguments) for name in ("whole", "short"))
+    assert whole.ended(whole.start()) == 0, whole.said
+    tables = [path for path in whole.folder.iterdir() if path.suffix not in (".png", ".svg", ".html")]
+    largest = max(path.stat().st_size for path in tables)
+    assert largest < max(path.stat().st_size for path in whole.folder.iterdir() if path not in tables)
+    assert short.ended(short.start(largest_file=largest + 100)) == 2
+    errors = [line for line in short.said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, short.said
+    assert errors[0].endswith(SENTENCE)
+    assert "Traceback" not in short.said
+    assert not [path for path in short.folder.iterdir() if path.is_file()]
+    assert short.progress.exists()
+    assert short.ended(short.start()) == 0, short.said
+    assert f"going on after {short.images} of {short.images} images" in short.said
+    for path in whole.folder.iterdir():
+        if path.suffix in (".txt", ".csv", ".parquet", ".png"):
+            assert (short.folder / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_full_disk_leaves_earlier_results_as_they_were(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from damage import Damage, bounded, damages
 from hypothesis import given
 from PIL import Image
 
+from bitflip import csvs
 from bitflip.data import decoding
 from bitflip.errors import BadInput
 from bitflip.network import weightfile
@@ -69,3 +71,33 @@ def test_a_damaged_image(damage: Damage, image: bytes, tmp_path: Path) -> None:
     else:
         assert found.mode == "RGB"
     assert path.read_bytes() == content
+
+
+# --- cells that a spreadsheet would run ---
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("+1+1", "'+1+1"),
+        ("-2+3", "'-2+3"),
+        ("\tx", "'\tx"),
+        ("'=x", "''=x"),
+        ("-1.5", "-1.5"),
+        ("features.0", "features.0"),
+        ("'quoted'", "'quoted'"),
+        ("", ""),
+    ],
+)
+def test_no_cell_is_a_formula_and_each_is_read_back(text: str, written: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csvs.Writer(file)
+        writer.writerow(["name", "number"])
+        writer.writerow([text, 7])
+    with path.open(newline="") as file:
+        assert list(csv.reader(file))[1] == [written, "7"]
+    table = csvs.Table(path)
+    assert [row for _, row in table.values(lambda row: (row["name"], row.count("number")))] == [(text, 7)]

@@ -24,7 +24,7 @@ from synthetic import fragile_exponent, layers_like, write_run
 from bitflip import report
 from bitflip.__main__ import main
 from bitflip.errors import BadInput
-from bitflip.report import damage, joined, page, plots, reading, scale, summary, words
+from bitflip.report import damage, drawing, joined, page, plots, reading, scale, summary, words
 from bitflip.report.runs import Run
 from bitflip.statistics.rates import Rate
 
@@ -168,6 +168,16 @@ WRONG = {
     "a confidence of 95": (".json", lambda text: text.replace("0.95", "95"), "confidence"),
     "bit 70": ("_bits.csv", lambda text: re.sub(r"(?m)^0,(.*?),31,", r"0,\1,70,", text), "bit"),
     "an unknown layer": ("_bits.csv", lambda text: text.replace("features.0", "features.9"), "features.9"),
+    "a rate of other counts": (
+        ".csv",
+        lambda text: re.sub(r"(?m)^(0,Conv2d,)([\d.]+)", lambda found: f"{found[1]}{float(found[2]) * 1.01}", text),
+        r"features\.0: expected the rate of \d+ of \d+, got",
+    ),
+    "a bit missing": (
+        "_bits.csv",
+        lambda text: re.sub(r"(?m)^0,.*,1,.*\n", "", text, count=1),
+        r"expected bits of features\.0 that add up to net_digits_1\.csv, whose misclassified is",
+    ),
     "not UTF-8": (".csv", None, "UTF-8"),
 }
 
@@ -187,6 +197,35 @@ def test_a_file_that_is_wrong_is_named(
     with pytest.raises(BadInput, match=words) as caught:
         report.read(table)
     assert str(broken) in str(caught.value)
+
+
+def test_faults_of_another_target_are_named(tmp_path: Path) -> None:
+    table = write_run(tmp_path, target="weight")
+    edited(table.with_suffix(".json"), lambda text: text.replace('"target": "weight"', '"target": "neuron"'))
+    with pytest.raises(BadInput, match=r"expected neuron faults as in net_digits_1\.json, got weight"):
+        report.read(table)
+
+
+def test_nothing_to_divide_by_has_one_mark(tmp_path: Path) -> None:
+    """A bit that was flipped, but for no image that could be misclassified, is neither 0 % nor without a flip."""
+    run = report.read(write_run(tmp_path, images=20, correct=19))
+    without = [row for row in run.bits if row.correct == 0]
+    assert 10 < len(without) < len(run.bits)
+    assert all(row.rate.value is None for row in without)
+    page = drawing.heatmap(run)
+    covered = sum(
+        round(float(width) * run.width_of() / 100)
+        for kind, width in re.findall(r'<rect class="(zero)" x="[\d.]+%" y="[\d.]+" width="([\d.]+)%"', page)
+    )
+    assert covered == len(run.bits) - len(without)
+    assert "nothing to divide by" in page
+    figure = plots.heatmap(run)
+    assert figure is not None
+    hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+    assert len(hatched) == 1
+    cells = len(np.asarray(hatched[0].get_path().vertices)) / 5
+    assert cells == len(run.layers) * run.width_of() - len(run.bits) + len(without)
+    assert "hatched: nothing to divide by" in figure.axes[0].get_xlabel()
 
 
 @pytest.fixture(scope="module")
@@ -414,12 +453,13 @@ def test_plots_that_have_nothing_to_show_any_more_are_removed(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("quick_plots")
-def test_a_report_at_the_end_of_a_run_never_harms_it(tmp_path: Path) -> None:
+def test_a_report_at_the_end_of_a_run_never_harms_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = write_run(tmp_path)
     assert report.draw([table]) == report.outputs(report.read(table).files)
     edited(table, lambda text: text[:-5])
-    with pytest.warns(UserWarning, match=r"no report was written: .*cut off"):
-        assert report.draw([table]) == []
+    assert report.draw([table]) == []
+    (message,) = caplog.messages
+    assert re.match(r"no report was written: .*cut off", message)
 
 
 @pytest.mark.usefixtures("quick_plots")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitflip import csvs
 from bitflip.errors import BadInput
 from bitflip.files import replacing
 from bitflip.network.names import printable
@@ -53,6 +53,7 @@ def _file(path: Path) -> Path:
 def text(found: Comparison) -> str:
     """The comparison for people."""
     lines = [
+        *([f"The runs differ in {'; '.join(found.differing)}."] if found.differing else []),
         f"{'Paired' if found.paired else 'Not paired'}: {found.why}.",
         *(f"Not compared: {sentence}." for sentence in found.unmatched),
         f"Misclassification rates in percent, B - A in percentage points ({100 * found.confidence:g} % confidence):",
@@ -86,7 +87,7 @@ def write(path: Path, found: Comparison) -> None:
     """
     try:
         with replacing(path) as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = csvs.Writer(file)
             writer.writerow(HEAD)
             for place, difference in found.layers:
                 numbers = (difference.first, difference.second, difference.value, difference.low, difference.high)

@@ -21,7 +21,6 @@ least significant end; they are converted here and nowhere else.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -277,7 +276,7 @@ def write(file: TextIO, faults: Iterable[Fault], *, repeats: bool | None = None)
     if repeats is None:
         faults = list(faults)
         repeats = any(fault.repeat for fault in faults)
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csvs.Writer(file)
     writer.writerow([*HEADER, REPEAT] if repeats else HEADER)
     for fault in faults:
         writer.writerow([*fault.row, fault.repeat] if repeats else fault.row)

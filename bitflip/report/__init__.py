@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +13,15 @@ from bitflip.report.reading import read
 from bitflip.report.runs import Run
 from bitflip.results.paths import Paths
 
+log = logging.getLogger(__name__)
+
 __all__ = ["draw", "join", "outputs", "read", "write"]
 
 
 def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
     """Report a run that has just been written; a failure is a warning, for the results are on the disk.
+
+    But not a lack of room, which the results may suffer from as well.
 
     Args:
         tables: the ``.csv`` of the run; of several seeds all of them, which are then reported as one, or not at all
@@ -26,6 +30,9 @@ def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
 
     Returns:
         The files that were written.
+
+    Raises:
+        OSError: if there is no room.
     """
     try:
         runs = [read(table) for table in tables]
@@ -36,7 +43,10 @@ def draw(tables: Sequence[Path], width: float = plots.WIDTH) -> list[Path]:
                 path.unlink(missing_ok=True)
         return write(join(runs, runs[0].files.folder), width) if all(run.complete for run in runs) else []
     except Exception as error:  # whatever it is, the results must not suffer
-        warnings.warn(f"no report was written: {first_line(error)}", stacklevel=2)
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError):
+            raise cause from None
+        log.warning("no report was written: %s", first_line(error))
         return []
 
 

@@ -6,9 +6,10 @@ out, and the interval is narrower, often much, than that of two independent rate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,10 @@ from bitflip.report.runs import Place, Row, Run
 from bitflip.statistics import intervals
 from bitflip.statistics.intervals import Estimate, Sums
 
+ALIKE = (  # settings by which results differ, beside those that choose the faults
+    *("dataset", "model_name", "class_order", "img_size", "channels", "batch_size", "drop_last", "bit_flip_pos"),
+    *("repeats", "bit_sampling", "limit", "margin"),
+)
 Ints = NDArray[np.int64]
 Key = tuple[str, int, str]  # path, call and parameter of a layer
 
@@ -57,6 +62,7 @@ class Comparison:
         paired: whether each fault was compared with itself.
         why: a sentence that says why, or why not.
         unmatched: a sentence for each layer that only one of the runs has.
+        differing: in what the runs differ beside the faults: model, data, settings that results depend on.
         confidence: of the intervals.
     """
 
@@ -66,6 +72,7 @@ class Comparison:
     why: str
     unmatched: tuple[str, ...]
     confidence: float
+    differing: tuple[str, ...] = ()
 
 
 def compare(first: Run, second: Run) -> Comparison:
@@ -93,11 +100,12 @@ def compare(first: Run, second: Run) -> Comparison:
             f"{first.files.table.name} and {second.files.table.name} have no layer in common (module path, call and "
             "parameter)"
         )
+    differing = tuple(_differing(first.facts, second.facts))
     pairs = _pairs(first, second, [(rows[key].place, others[key].place) for key in common])
     if isinstance(pairs, str):
         layers = tuple((rows[key].place, _unpaired(rows[key], others[key], first, second)) for key in common)
         network = None if unmatched else _means(first, second)
-        return Comparison(layers, network, False, pairs, tuple(unmatched), first.confidence)
+        return Comparison(layers, network, False, pairs, tuple(unmatched), first.confidence, differing)
     parts = [
         pair.parts(first.width_of(rows[key].place) if first.weighted else None)
         for key, pair in zip(common, pairs, strict=True)
@@ -117,7 +125,26 @@ def compare(first: Run, second: Run) -> Comparison:
         found = _signed(intervals.mean(sums, weights, first.confidence))
         network = _percent(firsts / 100, seconds / 100, found, sum(pairs[index].images for index in known))
     why = "both runs made the same faults on the same images, so each is compared with itself"
-    return Comparison(layers, network, True, why, tuple(unmatched), first.confidence)
+    return Comparison(layers, network, True, why, tuple(unmatched), first.confidence, differing)
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    """In what two runs differ that results depend on, as far as their files say; a phrase each."""
+    for what, name, key in (
+        ("weights", "model", "sha256"),
+        ("model code", "model", "code_sha256"),
+        ("images or labels", "data", "sha256"),
+    ):
+        a, b = (facts.get(name) for facts in (first, second))
+        if isinstance(a, dict) and isinstance(b, dict) and key in a and key in b and a[key] != b[key]:
+            yield what
+    a, b = (facts.get("settings", {}) for facts in (first, second))
+    for name in a:
+        if name in b and a[name] != b[name] and name in ALIKE:
+            yield f"{name} ({a[name]}, {b[name]})"
+    for name in ("engine", "precision", "device"):
+        if name in first and name in second and first[name] != second[name]:
+            yield f"{name} ({first[name]}, {second[name]})"
 
 
 def _key(place: Place, target: str) -> Key:

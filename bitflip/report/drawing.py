@@ -12,6 +12,7 @@ from bitflip.report.summary import Bit
 from bitflip.statistics.rates import Rate
 
 HEIGHT = 250  # pixels of the plots by layer and by bit
+NOTHING = "nothing to divide by"  # where no flip, or none on an image that could be misclassified, hit a bit
 FEW = 40  # layers whose names stand beside the heat map, and whose points are large
 SHAPES = (
     '<circle r="4"/>',
@@ -217,6 +218,8 @@ def _heat_row(rows: Sequence[Row], y: float, tall: float, count: int, top: float
     start = last = -2
     for row in [*sorted(rows, key=lambda row: row.bit or 0), None]:
         bit = -1 if row is None or row.bit is None else row.bit
+        if row is not None and row.rate.value is None:
+            continue  # there is nothing to divide by: as if no flip had hit it
         zero = row is not None and not row.rate.value
         if start >= 0 and not (zero and bit == last + 1):
             parts.append(_cell("zero", start, last, y, tall, count))
@@ -249,6 +252,7 @@ def _heat_key(run: Run, top: float) -> str:
         f"{percent(top * share)} %</span>"
         for share in steps
     )
-    complete = len(run.bits) == len(run.layers) * run.width_of()
-    unhit = '<span><svg aria-hidden="true"><rect class="unhit" width="100%" height="100%"/></svg>no flip</span>'
+    known = sum(row.rate.value is not None for row in run.bits)
+    complete = known == len(run.layers) * run.width_of()
+    unhit = f'<span><svg aria-hidden="true"><rect class="unhit" width="100%" height="100%"/></svg>{NOTHING}</span>'
     return f'<p class="key">{cells}{"" if complete else unhit}</p>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import statistics
@@ -12,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bitflip import csvs
 from bitflip.errors import BadInput
 from bitflip.report.runs import Place, Row, Run
 from bitflip.report.summary import means_of, parts_of, spread, sums, total
@@ -220,7 +220,7 @@ def _text(value: float | None) -> str:
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer = csvs.Writer(buffer)
+    for row in (header, *rows):
+        writer.writerow(row)
     return buffer.getvalue()

@@ -116,7 +116,7 @@ explore(byLayer, data.layers.length, 1, (i) => `${layerName(i)}\n${measured(data
 
 const byBit = document.getElementById("by-bit");
 const bits = new Map(data.bits.map((item) => [item[0], item]));
-const bitText = (bit) => `bit ${bit}\n${bits.has(bit) ? measured(bits.get(bit).slice(1)) : "no flip"}`;
+const bitText = (bit) => `bit ${bit}\n${bits.has(bit) ? measured(bits.get(bit).slice(1)) : "nothing to divide by"}`;
 explore(byBit, data.width, 1, bitText, cursor(byBit, data.width), null);
 
 const byBoth = document.getElementById("by-both");
@@ -124,7 +124,7 @@ const cells = new Map(data.cells.map((item) => [item[0] * data.width + item[1], 
 const frame = byBoth?.querySelector(".cell");
 explore(byBoth, data.width, data.layers.length, (bit, i) => {
   const cell = cells.get(i * data.width + bit);
-  return `${layerName(i)}, bit ${bit}\n${cell ? measured(cell.slice(2)) : "no flip"}`;
+  return `${layerName(i)}, bit ${bit}\n${cell ? measured(cell.slice(2)) : "nothing to divide by"}`;
 }, (at) => {
   frame.classList.toggle("on", at !== null);
   if (!at) return;

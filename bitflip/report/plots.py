@@ -384,7 +384,9 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     axes.set_xlim(0, count)
     axes.set_ylim(len(rows), 0)
     _bit_axis(axes, count, middle=0.5)
-    axes.set_xlabel("bit, from the most significant" + ("; hatched: no flip" if np.isnan(share).any() else ""))
+    axes.set_xlabel(
+        "bit, from the most significant" + ("; hatched: nothing to divide by" if np.isnan(share).any() else "")
+    )
     if few:
         axes.set_yticks(np.arange(len(rows)) + 0.5, [short(row.place.label, LONGEST) for row in rows])
         axes.tick_params(axis="y", length=0)
@@ -405,7 +407,7 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
 
 
 def _hatch(axes: Axes, cells: np.ndarray[Any, Any]) -> None:
-    """Hatch the cells that no flip hit, (N, 2) of row and column, as one shape."""
+    """Hatch the cells with nothing to divide by, (N, 2) of row and column, as one shape."""
     if not len(cells):
         return
     from matplotlib.patches import PathPatch

@@ -84,8 +84,38 @@ def read(table: Path) -> Run:
         raise BadInput(f"{files.bits}: expected the layers of {files.table.name}, found {strays[0].place.label!r}")
     if bits and {row.place for row in bits} != {row.place for row in layers if not _idle(row)}:
         raise BadInput(f"{files.bits}: expected all layers of {files.table.name}, got fewer; the file is cut off")
+    _check_counts(files, layers, bits, facts)
     means = tuple(_means(files.run, facts.get("means", [])))
     return Run(files, (seed,), layers, bits, means, facts)
+
+
+def _check_counts(files: Paths, layers: Sequence[Row], bits: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Whether rates are those of their counts, the counts of bits add up to those of layers, and all flip the same."""
+    weighted = facts.get("settings", {}).get("bit_sampling") == "importance"  # rates of which have weights
+    for path, rows in ((files.table, layers), (files.bits, bits)):
+        for row in rows:
+            where = f"{path}: {row.place.label}{'' if row.bit is None else f', bit {row.bit}'}"
+            expected = 100 * row.misclassified / row.correct if row.correct else None
+            got = row.rate.value
+            if (expected is None) != (got is None) or (
+                not (weighted and row.bit is None) and abs((expected or 0) - (got or 0)) > ROUNDING
+            ):
+                raise BadInput(f"{where}: expected the rate of {row.misclassified} of {row.correct}, got {got}")
+            if row.place.parameter and facts.get("target") == "neuron":
+                raise BadInput(f"{where}: expected neuron faults as in {files.run.name}, got {row.place.parameter}")
+    for row in layers if bits else ():
+        of_layer = [one for one in bits if one.place == row.place]
+        for name in ("misclassified", "correct", "flips", "injections"):
+            found, whole = sum(_count(one, name) for one in of_layer), _count(row, name)
+            if found != whole:
+                raise BadInput(
+                    f"{files.bits}: expected bits of {row.place.label} that add up to {files.table.name}, whose {name} "
+                    f"is {whole}, got {found}"
+                )
+
+
+def _count(row: Row, name: str) -> int:
+    return int(getattr(row, name)) if hasattr(row, name) else row.outcomes.counts[name] if row.outcomes else 0
 
 
 def _idle(row: Row) -> bool:

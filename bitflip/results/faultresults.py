@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def write_faults(path: Path, found: PerFault) -> None:
     counts = [found.counts[name].tolist() for name in COUNTS]
     change = [f"{value:.6f}" for value in found.change.tolist()]
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csvs.Writer(file)
         writer.writerow(HEADER)
         for fault, *row in zip(found.faults, *counts, change, strict=True):
             writer.writerow([*fault.row, fault.repeat, *row])
@@ -51,7 +50,7 @@ def write_images(path: Path, found: PerFault) -> None:
     keys = [key for key in order if key in found.by_image]
     counts = np.array([found.by_image[key] for key in keys]).reshape(len(keys), found.size)
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csvs.Writer(file)
         writer.writerow(IMAGES_HEADER)
         for image in np.flatnonzero(found.seen).tolist():
             which = np.flatnonzero(counts[:, image]).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bitflip import csvs
 from bitflip.files import replacing
 from bitflip.network import bits
 from bitflip.network.layers import Target
@@ -82,9 +82,11 @@ def write_bits(path: Path, estimates: Sequence[LayerEstimate]) -> None:
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     with replacing(path) as file:
-        writer = csv.DictWriter(file, header, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csvs.Writer(file)
+        writer.writerow(header)
+        for row in rows:
+            assert row.keys() <= set(header)
+            writer.writerow([row.get(column, "") for column in header])
 
 
 def _cells(item: Target, tally: Totals, rate: Rate, column: str) -> dict[str, object]:
