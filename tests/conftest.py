@@ -24,6 +24,9 @@ from bitflip.network import devices
 from bitflip.settings.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = {
+    f"test_{name}.py" for name in ("cluster", "engines", "tracking", "resume", "terminal", "coverage", "faultlist")
+}
 SETTINGS = (*Hyperparameters.model_fields, "layer_nums")  # names of environment variables that a run looks at
 
 DEVICE = torch.device("cpu")  # that the engines' tests compute on
@@ -38,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-models", action="store_true", help="also try every classifier of torchvision (an hour)")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for processes of their own."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the number of threads, and the device, before any test module is imported."""
     global DEVICE
@@ -46,7 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes long, unless it is asked for."""
+    """Leave out what takes long, unless it is asked for, and begin with the files that take longest."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if not config.getoption("--all-models"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)

@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "functional dropout": (Drops, r"the model draws random numbers \((bernoulli_|native_dropout)\)"),
     "dropout in training mode": (lambda: Net(AlwaysTraining()), "between draws random numbers"),
     "noise": (Noisy, r"the model draws random numbers \(randn_like\)"),
-    "a global counter": (Counts, "the model gives another output for the same images in another pass"),
+    "a global counter": (Counts, "c2 gives another output for the same images in another pass"),
 }
 
 
