@@ -132,7 +132,7 @@ def _look_at_the_directory(path: Path, model: nn.Module) -> None:
             files = archive.infolist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         return  # in the form before zip files, or damaged: torch says so
-    names = {name.partition("/")[2] for name in archive.namelist()}
+    names = {name.partition("/")[2] or name for name in archive.namelist()}
     what = "a TorchScript archive" if "constants.pkl" in names else "a torch.export program"
     if names & {"constants.pkl", "archive_format", "serialized_exported_program.json"}:
         raise BadInput(
