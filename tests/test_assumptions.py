@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -503,7 +504,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("script", ["main.py", "weight.py"])
 def test_due_is_counted_in_every_file(script: str, run_own: Callable[..., Finished], tmp_path: Path) -> None:
-    flags = ("--bit-flip-pos=1", "--repeats=8", "--batch-size=4", "--fault-table", "--plots")
+    flags = ("--repeats=40", "--batch-size=4", "--fault-table", "--plots")
     done = run_own(script, "indexes", *flags)
     assert done.code == 0, done.err
     stem = next((tmp_path / "out").glob("*.json")).with_suffix("")
@@ -516,10 +517,25 @@ def test_due_is_counted_in_every_file(script: str, run_own: Callable[..., Finish
     assert {top1 for top1, is_due in zip(single["top1"], single["due"], strict=True) if is_due} == {-1}
     for row in table:
         assert int(row["injections"]) == sum(int(row[name]) for name in ("masked", "benign", "sdc1", "due"))
+    for row in (*table, *of_bits):  # the interval is that of a random fault
+        low, high = float(row["due_low"]), float(row["due_high"])
+        assert low <= 100 * int(row["due"]) / int(row["injections"]) <= high
+        assert (low > 0) == (int(row["due"]) > 0)
+        assert 0 < high <= 100
+    means = json.loads(stem.with_suffix(".json").read_text())["means"]
+    shares = [100 * int(row["due"]) / int(row["injections"]) for row in table]
+    assert means[0]["due"] == pytest.approx(sum(shares) / len(shares))
+    assert means[0]["due_low"] < means[0]["due"] < means[0]["due_high"]
     total = sum(int(row["injections"]) for row in table)
     line = f"Due: the model raised an exception in {due} of {total} faulty inferences"
     assert line in stem.with_name(f"{stem.name}.txt").read_text().splitlines()
+    most = max(table, key=lambda row: int(row["due"]))
+    assert f"; DUE {most['due']} / {most['injections']} = " in stem.with_name(f"{stem.name}.txt").read_text()
+    for plot in ("layers", "bits"):
+        assert "DUE, the model raised an exception" in stem.with_name(f"{stem.name}_{plot}.svg").read_text()
     page = stem.with_name(f"{stem.name}.html").read_text()
+    raising = {row["bit"] for row in of_bits if int(row["due"])}
+    assert page.count('<path class="due"') == len(table) + len(raising)  # a cross for each in the plots
     assert "DUE: the model raised an exception" in page
     assert "made the model raise an exception (DUE)" in page
 

@@ -188,6 +188,8 @@ def test_table(run_digits: RunDigits, few_digits: FewDigits) -> None:
             "sdc20",
             "nonfinite",
             "due",
+            "due_low",
+            "due_high",
             "largest_change",
         ),
         *("mm", "mn", "nn"),

@@ -179,8 +179,11 @@ def _means(experiment: Experiment, estimates: Sequence[LayerEstimate]) -> dict[s
     return {
         "confidence": confidence,
         "means": [
-            {"of": of, "name": name, "rate": rate.value, "low": rate.low, "high": rate.high}
-            for (of, name), rate in rates.means(estimates, confidence).items()
+            {
+                **{"of": of, "name": name, "rate": rate.value, "low": rate.low, "high": rate.high},
+                **{"due": due.value, "due_low": due.low, "due_high": due.high},
+            }
+            for (of, name), (rate, due) in rates.means(estimates, confidence).items()
         ],
         "layers": [{"number": item.number, **asdict(item.layer)} for item in experiment.chosen],
     }
@@ -229,7 +232,7 @@ def track(experiment: Experiment, estimates: Sequence[LayerEstimate], tracker: T
     found_means = rates.means(estimates, experiment.settings.confidence)
     means = {
         f"mean/{name}": rate.value
-        for (of, name), rate in found_means.items()
+        for (of, name), (rate, _) in found_means.items()
         if of == "type" and rate.value is not None
     }
     seed = {} if experiment.settings.seeds else {"seed": float(experiment.settings.seed)}

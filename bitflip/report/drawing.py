@@ -7,8 +7,8 @@ from dataclasses import replace
 from html import escape
 
 from bitflip.report.runs import Row, Run
-from bitflip.report.scale import Scale, bit_ticks, number, percent, plain, regions, scale_of, slots
-from bitflip.report.summary import Bit
+from bitflip.report.scale import CROSSES, Scale, bit_ticks, number, percent, plain, regions, scale_of, slots
+from bitflip.report.summary import Bit, due_by_layer
 from bitflip.statistics.rates import Rate
 
 HEIGHT = 250  # pixels of the plots by layer and by bit
@@ -70,9 +70,19 @@ def _whisker(x: float, rate: Rate, scale: Scale, names: str) -> str:
     return f'<line class="{names}" x1="{x:.3f}%" x2="{x:.3f}%" y1="{low}" y2="{high}"/>'
 
 
+def _cross(x: float, rate: Rate, scale: Scale) -> str:
+    """The share of inferences in which the model raised an exception."""
+    if rate.value is None:
+        return ""
+    shape = '<path class="due" d="M-3.5-3.5 3.5 3.5M-3.5 3.5 3.5-3.5"/>'
+    point = f'<svg x="{x:.3f}%" y="{_y(scale, rate.value)}" class="at">{shape}</svg>'
+    return f"<g>{_whisker(x, rate, scale, 'whisker ink')}{point}</g>"
+
+
 def layers(run: Run) -> str:
     """The rate by layer."""
-    scale = scale_of([row.rate for row in run.layers])
+    raised = due_by_layer(run)
+    scale = scale_of([*(row.rate for row in run.layers), *raised])
     slot = slots(run.types)
     parts = _rate_grid(scale)
     count = len(run.layers)
@@ -89,6 +99,7 @@ def layers(run: Run) -> str:
         shape = f'<use href="#{marker(s)}" class="f{s % COLOURS} {size}"/>'
         point = f'<svg x="{x:.3f}%" y="{_y(scale, row.rate.value)}" class="at">{shape}</svg>'
         parts.append(f"<g {kind}>{ranges}{whisker}{point}</g>")
+    parts += [_cross(100 * (i + 0.5) / count, rate, scale) for i, rate in enumerate(raised)]
     step = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 10**6) if count / step <= 24)
     for i in range(0, count, step):
         x = 100 * (i + 0.5) / count
@@ -109,6 +120,8 @@ def _axis_name(scale: Scale, run: Run) -> str:
     words = "misclassification rate, %" + ("" if scale.linear_to is None else ", logarithmic scale")
     if run.has_intervals:
         words += f"; lines: {run.confidence * 100:g} % confidence intervals"
+    if run.any_due:
+        words += f"; {CROSSES}"
     if len(run.seeds) > 1:
         words += "; grey: range of the seeds"
     return f'<p class="axis-name">{words}</p>'
@@ -131,7 +144,8 @@ def legend(run: Run) -> str:
 def bits(run: Run, found: Sequence[Bit]) -> str:
     """The rate by bit, all layers together."""
     count = run.width_of()
-    scale = scale_of([item.rate for item in found], linear=True)
+    raised = [item for item in found if item.due.value]
+    scale = scale_of([*(item.rate for item in found), *(item.due for item in raised)], linear=True)
     parts = _rate_grid(scale)
     region_of = {bit: name for name, first, last in regions(count) for bit in range(first, last + 1)}
     for item in found:
@@ -143,6 +157,7 @@ def bits(run: Run, found: Sequence[Bit]) -> str:
             f'<rect class="bar {name}" x="{100 * (item.bit + 0.14) / count:.3f}%" width="{72 / count:.3f}%" '
             f'y="{HEIGHT - top:.1f}" height="{top:.1f}"/>{_whisker(x, item.rate, scale, "whisker ink")}'
         )
+    parts += [_cross(100 * (item.bit + 0.5) / count, item.due, scale) for item in raised]
     parts += _bit_axis(count, HEIGHT)
     parts.append(f'<line class="axis" x2="100%" y1="{HEIGHT}" y2="{HEIGHT}"/><line class="cursor" y2="{HEIGHT}"/>')
     worst = max(found, key=lambda item: item.rate.value or 0)

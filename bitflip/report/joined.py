@@ -14,7 +14,7 @@ from typing import Any
 from bitflip import csvs
 from bitflip.errors import BadInput
 from bitflip.report.runs import Place, Row, Run
-from bitflip.report.summary import means_of, parts_of, spread, sums, total
+from bitflip.report.summary import due, means_of, parts_of, spread, sums, total
 from bitflip.results import columns
 from bitflip.results.paths import Paths
 from bitflip.settings.hyperparameters import role_of
@@ -181,9 +181,9 @@ def tables(run: Run) -> dict[Path, str]:
     place = [*columns.PLACE, "parameter"]
     measured = ["seeds", *columns.HITS, "rate", *columns.INTERVAL, "sd", "min", "max"]
     each = [columns.rate_of(seed) for seed in run.seeds]
-    outcomes = [*columns.COUNTS, columns.CHANGE]
+    outcomes = [*columns.COUNTS, *columns.DUE, columns.CHANGE]
     found = {
-        run.files.table: _csv([*place, *measured, *outcomes, *each], (_row(row) for row in run.layers)),
+        run.files.table: _csv([*place, *measured, *outcomes, *each], (_row(row, run) for row in run.layers)),
         run.files.means: _csv(
             ["of", "name", "seeds", *measured[3:], *each],
             ([m.of, m.name, *_numbers(m.rate, m.seeds), *map(_text, m.seeds)] for m in run.means),
@@ -192,19 +192,20 @@ def tables(run: Run) -> dict[Path, str]:
     }
     if run.bits:
         header = [*place, "bit", *measured, *outcomes, *each]
-        found[run.files.bits] = _csv(header, (_row(row) for row in run.bits))
+        found[run.files.bits] = _csv(header, (_row(row, run) for row in run.bits))
     return found
 
 
-def _row(row: Row) -> list[object]:
+def _row(row: Row, run: Run) -> list[object]:
     p, o = row.place, row.outcomes
+    raised = Rate() if o is None else due(row, run)
     seeds, *rest = _numbers(row.rate, row.seeds)
     return [
         *(p.layer, p.type, p.path, p.call, p.parameter),
         *([] if row.bit is None else [row.bit]),
         *(seeds, row.misclassified, row.correct, *rest),
         *(None if o is None else o[name] for name in columns.COUNTS),
-        _text(None if o is None else o.largest_change),
+        *map(_text, (raised.low, raised.high, None if o is None else o.largest_change)),
         *map(_text, row.seeds),
     ]
 

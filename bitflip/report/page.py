@@ -19,7 +19,7 @@ from bitflip.report import drawing
 from bitflip.report.damage import Worst, worst
 from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions, slots
-from bitflip.report.summary import Bit, by_bit, means, spread, total
+from bitflip.report.summary import Bit, by_bit, due, means, spread, total
 from bitflip.report.words import command, findings, script
 from bitflip.results.columns import CHANGE
 from bitflip.statistics.rates import Rate
@@ -243,12 +243,12 @@ def _layer_table(run: Run) -> Table:
     joined = len(run.seeds) > 1
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     known = [outcome for outcome in OUTCOMES if whole is not None and whole[outcome[0]] is not None]
-    there = {"flips": run.target == "weight", "due": whole is not None and bool(whole["due"])}
-    known = [outcome for outcome in known if there.get(outcome[0], True)]
+    known = [outcome for outcome in known if outcome[0] != "flips" or run.target == "weight"]
     header = [("#", "n"), ("Layer", ""), ("Type", ""), ("Rate, %", "n")]
     header += [(f"{run.confidence * 100:g} % interval", "n")] if run.has_intervals else []
     header += SPREAD if joined else ()
     header += [("Misclassified", "n"), ("Of", "n"), *((words, "n") for _, words, _ in known)]
+    header += [("DUE, %", "n"), ("Interval", "n")] if run.any_due else []
     top = max((row.rate.value or 0 for row in run.layers), default=0) or 1.0
     slot = slots(run.types)
     rows = []
@@ -263,6 +263,7 @@ def _layer_table(run: Run) -> Table:
             *(_spread(row.seeds) if joined else []),
             *_counts(row.misclassified, row.correct),
             *(_outcome(row, *outcome) for outcome in known),
+            *(_rate(due(row, run)) if run.any_due else []),
         ]
         rows.append(Line(cells, slot[row.place.type]))
     return Table(header, rows)
@@ -273,7 +274,6 @@ OUTCOMES = (
     ("masked", "Masked, %", ".1f"),
     ("sdc5", "SDC-5", ","),
     ("nonfinite", "NaN or ∞", ","),
-    ("due", "DUE", ","),
     (CHANGE, "Largest change", ".3f"),
 )
 """What the table of layers shows of outcomes, as far as it is known: column, header and format."""

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from bitflip.report.runs import Run
-from bitflip.report.scale import OKABE_ITO, Scale, bit_ticks, number, percent, plain, regions, scale_of, short, slots
-from bitflip.report.summary import by_bit
+from bitflip.report.scale import (
+    CROSSES,
+    OKABE_ITO,
+    Scale,
+    bit_ticks,
+    number,
+    percent,
+    plain,
+    regions,
+    scale_of,
+    short,
+    slots,
+)
+from bitflip.report.summary import by_bit, due_by_layer
 from bitflip.statistics.rates import Rate
 
 if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is drawn
@@ -127,6 +139,7 @@ def _note(run: Run) -> str:
     if not run.has_intervals:
         return ""
     note = f"whiskers: {run.confidence * 100:g} % confidence interval"
+    note += f"\n{CROSSES}" if run.any_due else ""
     return f"{note}; grey: range of seeds" if len(run.seeds) > 1 else note
 
 
@@ -162,6 +175,17 @@ def _marker(slot: int) -> str:
     return MARKERS[(slot + slot // len(OKABE_ITO)) % len(MARKERS)]
 
 
+def _crosses(axes: Axes, at: Sequence[int], raised: Sequence[Rate], *, across: bool = False) -> None:
+    """Where a bit, or layer, lies with the share of inferences in which the model raised an exception."""
+    known = [(place, rate) for place, rate in zip(at, raised, strict=False) if rate.value is not None]
+    if known:
+        places, rates = [place for place, _ in known], [rate for _, rate in known]
+        values = np.array([rate.value for rate in rates], dtype=float)
+        x, y = (values, places) if across else (places, values)
+        errors: dict[str, Any] = {"xerr" if across else "yerr": _errors(rates)}
+        axes.errorbar(x, y, **errors, fmt="x", color=INK, markersize=3, elinewidth=0.5, clip_on=False, zorder=4)
+
+
 def layers(run: Run, width: float = WIDTH) -> Figure:
     """The rate by layer: few layers below each other with their names, many beside each other by number."""
     return _few_layers(run, width) if len(run.layers) <= FEW else _many_layers(run, width)
@@ -172,7 +196,8 @@ def _few_layers(run: Run, width: float) -> Figure:
     slot = slots(run.types)
     legend_rows = -(-len(slot) // _columns(run, width))
     figure, axes = _figure(run, width, 0.85 + 0.135 * len(rows) + 0.12 * legend_rows)
-    scale = scale_of([row.rate for row in rows])
+    raised = due_by_layer(run)
+    scale = scale_of([*(row.rate for row in rows), *raised])
     _rate_axis(axes, "x", scale, _note(run))
     for kind, number_ in slot.items():
         at = [i for i, row in enumerate(rows) if row.place.type == kind and row.rate.value is not None]
@@ -192,6 +217,7 @@ def _few_layers(run: Run, width: float) -> Figure:
             zorder=3,
             label=plain(kind, 20),
         )
+    _crosses(axes, range(len(rows)), raised, across=True)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [short(row.place.label, LONGEST) for row in rows])
     axes.tick_params(axis="y", length=0)
@@ -209,7 +235,8 @@ def _many_layers(run: Run, width: float) -> Figure:
     slot = slots(run.types)
     legend_rows = -(-len(slot) // _columns(run, width))
     figure, axes = _figure(run, width, max(2.1, width * 0.45) + 0.12 * legend_rows)
-    scale = scale_of([row.rate for row in rows])
+    raised = due_by_layer(run)
+    scale = scale_of([*(row.rate for row in rows), *raised])
     _rate_axis(axes, "y", scale, "")
     numbers = [row.place.layer for row in rows]
     at = numbers if len(set(numbers)) == len(rows) else list(range(len(rows)))
@@ -232,8 +259,10 @@ def _many_layers(run: Run, width: float) -> Figure:
             zorder=3,
             label=plain(kind, 20),
         )
+    _crosses(axes, at, raised)
     axes.set_xlim(min(at) - 0.01 * len(rows), max(at) + 0.01 * len(rows))
     note = f"; band: {run.confidence * 100:g} % confidence interval" if run.has_intervals else ""
+    note += f"\n{CROSSES}" if raised else ""
     axes.set_xlabel(f"layer, by number{note}")
     _name_the_worst(axes, run, at, scale)
     _legend(figure, axes, run, width)
@@ -307,7 +336,11 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
     if len(found) < 2:
         return None
     figure, axes = _figure(run, width, max(1.9, width * 0.42))
-    _rate_axis(axes, "y", scale_of([item.rate for item in found], linear=True), "")  # a bar's length is its rate
+    raised = [item for item in found if item.due.value]
+    scale = scale_of(
+        [*(item.rate for item in found), *(item.due for item in raised)], linear=True
+    )  # a bar's length is its rate
+    _rate_axis(axes, "y", scale, "")
     count = run.width_of()
     colours = {"sign": OKABE_ITO[1], "exponent": OKABE_ITO[0], "mantissa": OKABE_ITO[2]}
     colour = {bit: colours[name] for name, first, last in regions(count) for bit in range(first, last + 1)}
@@ -320,9 +353,11 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
     axes.errorbar(
         at, values, yerr=_errors(rates), fmt="none", ecolor=INK, elinewidth=0.7, capsize=1.2, capthick=0.7, zorder=3
     )
+    _crosses(axes, [item.bit for item in raised], [item.due for item in raised])
     axes.set_xlim(-0.6, count - 0.4)
     _bit_axis(axes, count)
     level = f"; whiskers: {run.confidence * 100:g} % interval" if found[0].rate.interval else ""
+    level += f"\n{CROSSES}" if raised else ""
     axes.set_xlabel(f"bit, from the most significant{level}")
     return figure
 

@@ -183,6 +183,11 @@ class Run:
         return any(row.rate.interval for row in self.layers)
 
     @property
+    def any_due(self) -> bool:
+        """Whether the model raised an exception in any faulty inference."""
+        return any(row.outcomes and row.outcomes["due"] for row in self.layers)
+
+    @property
     def name(self) -> str:
         """Model and data set."""
         if not self.settings:

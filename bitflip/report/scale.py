@@ -22,6 +22,8 @@ KNOWN = ("Conv2d", "BatchNorm2d", "ReLU", "Linear", "MaxPool2d", "Identity", "Ad
 REGIONS = {32: (1, 8, 23), 64: (1, 11, 52)}
 """Bits of sign, exponent and mantissa; widths that stand for several formats are not here."""
 
+CROSSES = "\N{MULTIPLICATION SIGN}: DUE, the model raised an exception"  # what they mean in plots
+
 CROWDED = 25  # times the median that the largest rate may be before a linear scale hides the rest
 
 

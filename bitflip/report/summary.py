@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from bitflip.report.runs import Mean, Outcomes, Place, Row, Run
 from bitflip.statistics import rates
@@ -14,13 +14,14 @@ from bitflip.statistics.rates import Rate
 
 @dataclass(frozen=True)
 class Bit:
-    """One bit position over all layers; see :class:`bitflip.report.runs.Row`."""
+    """One bit position over all layers; see :class:`bitflip.report.runs.Row`, and for DUE :func:`due`."""
 
     bit: int
     misclassified: int
     correct: int
     rate: Rate
     outcomes: Outcomes | None
+    due: Rate
 
 
 def by_bit(run: Run) -> list[Bit]:
@@ -30,8 +31,14 @@ def by_bit(run: Run) -> list[Bit]:
         rows = [row for row in run.bits if row.bit == bit]
         wrong, correct = sum(row.misclassified for row in rows), sum(row.correct for row in rows)
         rate = rates.of(sums(rows, run.target), run.target, run.confidence)
-        found.append(Bit(bit, wrong, correct, rate, total(row.outcomes for row in rows if row.outcomes)))
+        outcomes = total(row.outcomes for row in rows if row.outcomes)
+        found.append(Bit(bit, wrong, correct, rate, outcomes, due_of_all(rows, run)))
     return found
+
+
+def due_by_layer(run: Run) -> list[Rate]:
+    """:func:`due` of each layer; empty if the model never raised an exception."""
+    return [due(row, run) for row in run.layers] if run.any_due else []
 
 
 def means(run: Run) -> list[Mean]:
@@ -42,26 +49,47 @@ def means(run: Run) -> list[Mean]:
 def sums(rows: Sequence[Row], target: str) -> Sums[float]:
     """What intervals need to know about all faults of some rows.
 
-    Where a file does not say how the images of a row spread over its flips, each flip is taken to break all of its
-    images or none, which makes the interval the widest that it can be.
+    Where a file does not say how the images of a row spread over its flips, see :func:`rates.widest`.
     """
     wrong, correct = (float(sum(getattr(row, name) for row in rows)) for name in ("misclassified", "correct"))
     if target == "neuron":
         return Sums.single(wrong, correct)
-    flips = mm = mn = nn = 0.0
+    parts = []
     for row in rows:
         count = row.outcomes.flips if row.outcomes else 1  # without a count, a run's flips are taken as one
-        if count == 0:
-            continue
+        part = rates.widest(count, row.misclassified, row.correct)
         if row.outcomes and row.outcomes.squares:
-            flips += count
-            mm, mn, nn = (a + b for a, b in zip((mm, mn, nn), row.outcomes.squares, strict=True))
-            continue
-        flips += count
-        mm += row.misclassified**2 if count == 1 else row.misclassified * row.correct / count
-        mn += row.misclassified * row.correct / count
-        nn += row.correct**2 / count
-    return Sums(flips, wrong, correct, mm, mn, nn)
+            part = Sums(count, part.m, part.n, *row.outcomes.squares)
+        parts.append(part)
+    return _added(parts)
+
+
+def _added(parts: Sequence[Sums[float]]) -> Sums[float]:
+    return Sums(*(float(sum(getattr(part, name.name) for part in parts)) for name in fields(Sums)))
+
+
+def due(row: Row, run: Run) -> Rate:
+    """The share of inferences in which the model raised an exception; see :func:`bitflip.statistics.rates.of_due`.
+
+    Args:
+        row: of a layer, or of a bit of it.
+        run: that the row is of.
+    """
+    parts = [_due([row])]
+    if run.weighted and row.bit is None and parts[0].n:
+        cells = [cell for cell in run.bits if cell.place == row.place]
+        parts = [_due([cell for cell in cells if cell.bit == bit]) for bit in range(run.width_of(row.place))]
+    return rates.of_due(parts, run.target, run.confidence)
+
+
+def due_of_all(rows: Sequence[Row], run: Run) -> Rate:
+    """:func:`due` of all inferences of some rows together."""
+    return rates.of_due([_due(rows)], run.target, run.confidence)
+
+
+def _due(rows: Sequence[Row]) -> Sums[float]:
+    known = [row.outcomes for row in rows if row.outcomes]
+    return _added([rates.widest(found.flips, found["due"] or 0, found.injections) for found in known])
 
 
 def parts_of(rows: Sequence[Row], run: Run) -> list[Sums[float]]:

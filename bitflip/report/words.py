@@ -8,7 +8,7 @@ from typing import get_args
 
 from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions
-from bitflip.report.summary import Bit, by_bit, means, total
+from bitflip.report.summary import Bit, by_bit, due_of_all, means, total
 from bitflip.statistics.rates import Rate
 
 SCRIPTS = {"neuron_": "neuron.py", "weight_": "weight.py"}
@@ -145,8 +145,8 @@ def _about_outcomes(run: Run) -> list[str]:
         found.append(f"{percent(masked)} % {of}: their logits equal the clean ones bit for bit")
     if (nonfinite := whole.share("nonfinite")) is not None:
         found.append(f"{percent(nonfinite)} % had NaN or infinity among the logits")
-    if due := whole.share("due"):
-        found.append(f"{percent(due)} % made the model raise an exception (DUE)")
+    if run.any_due:
+        found.append(f"{with_interval(due_of_all(run.layers, run))} made the model raise an exception (DUE)")
     return [f"{'; '.join(found)}."] if found else []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 PLACE = ("layer", "name", "path", "call")
 INTERVAL = ("low", "high")
 EFFECTS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "due")
+DUE = ("due_low", "due_high")  # interval of the share of DUE; see bitflip.statistics.rates.of_due
 COUNTS = ("flips", "injections", *EFFECTS)
 CHANGE = "largest_change"
 SUMS = ("mm", "mn", "nn")  # what intervals of joined runs need; see bitflip.outcomes.counts.Totals
@@ -19,12 +20,12 @@ NEEDED = (*PLACE, *HITS)  # what even the oldest files have
 def of_layers(seed: int | str) -> tuple[str, ...]:
     """Those of the ``.csv``; rates are in percent, empty with nothing to divide by."""
     front = ("index", "name", rate_of(seed), "layer", "path", "call", "parameter")
-    return (*front, *HITS, *INTERVAL, *COUNTS, CHANGE, *SUMS)
+    return (*front, *HITS, *INTERVAL, *COUNTS, *DUE, CHANGE, *SUMS)
 
 
 def of_bits() -> tuple[str, ...]:
     """Those of the ``_bits.csv``."""
-    return (*PLACE, "parameter", "bit", "flips", "injections", *HITS, "rate", *INTERVAL, *EFFECTS, CHANGE, *SUMS)
+    return (*PLACE, "parameter", "bit", "flips", "injections", *HITS, "rate", *INTERVAL, *EFFECTS, *DUE, CHANGE, *SUMS)
 
 
 def rate_of(seed: int | str) -> str:

@@ -47,13 +47,20 @@ def result_lines(chosen: Sequence[Target], estimates: Sequence[LayerEstimate]) -
             if found.item.parameter not in ("", "weight"):
                 name += f" {found.item.parameter}"
             if found.rate.value is None:
-                lines.append(f"Layer #{item.number}: no image is classified correctly without a fault, {name}")
+                no = "no image is classified correctly without a fault"
+                lines.append(f"Layer #{item.number}: {no}, {name}{_due(found)}")
                 continue
             count = f"{found.tally.misclassified} / {found.tally.correct}"
             if found.weighted:
                 count += ", weighted by bit"
-            lines.append(f"Layer #{item.number}: {count} = {found.rate.value:.4f}%, {name}")
+            lines.append(f"Layer #{item.number}: {count} = {found.rate.value:.4f}%, {name}{_due(found)}")
     return lines
+
+
+def _due(found: LayerEstimate) -> str:
+    if not found.tally.due:
+        return ""
+    return f"; DUE {found.tally.due} / {found.tally.injections} = {found.due.value:.4f}%"
 
 
 def write_summary(path: Path, heading: str, seed: int, bit: int | None, lines: Sequence[str]) -> None:
@@ -66,16 +73,19 @@ def write_summary(path: Path, heading: str, seed: int, bit: int | None, lines: S
 def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate]) -> None:
     """Write the ``.csv``: one row per layer that was run."""
     rate = columns.rate_of(seed)
-    rows = ({"index": i, **_cells(found.item, found.tally, found.rate, rate)} for i, found in enumerate(estimates))
+    rows = (
+        {"index": i, **_cells(found.item, found.tally, found.rate, found.due, rate)}
+        for i, found in enumerate(estimates)
+    )
     _write(path, columns.of_layers(seed), rows)
 
 
 def write_bits(path: Path, estimates: Sequence[LayerEstimate]) -> None:
     """Write the ``_bits.csv``: one row per layer and bit that was flipped in it."""
     rows = (
-        {"bit": bit, **_cells(found.item, tally, rate, "rate")}
+        {"bit": bit, **_cells(found.item, tally, rate, due, "rate")}
         for found in estimates
-        for bit, (tally, rate) in found.by_bit.items()
+        for bit, (tally, rate, due) in found.by_bit.items()
     )
     _write(path, columns.of_bits(), rows)
 
@@ -89,7 +99,7 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object
             writer.writerow([row.get(column, "") for column in header])
 
 
-def _cells(item: Target, tally: Totals, rate: Rate, column: str) -> dict[str, object]:
+def _cells(item: Target, tally: Totals, rate: Rate, due: Rate, column: str) -> dict[str, object]:
     """What both tables have in a row, by column; ``column`` is that of the rate."""
     layer = item.layer
     return {
@@ -97,6 +107,7 @@ def _cells(item: Target, tally: Totals, rate: Rate, column: str) -> dict[str, ob
         "parameter": item.parameter,
         **{name: getattr(tally, name) for name in (*columns.HITS, *columns.COUNTS, *columns.SUMS)},
         **dict(zip((column, *columns.INTERVAL), map(decimal, (rate.value, rate.low, rate.high)), strict=True)),
+        **dict(zip(columns.DUE, map(decimal, (due.low, due.high)), strict=True)),
         columns.CHANGE: decimal(tally.largest_change),
     }
 

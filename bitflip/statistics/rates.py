@@ -47,6 +47,26 @@ def of(sums: Sums[float], target: str, confidence: float) -> Rate:
     return Rate(100 * (s.m / s.n), 100 * found.low, 100 * found.high)
 
 
+def of_due(parts: Sequence[Sums[float]], target: str, confidence: float) -> Rate:
+    """The share of inferences in which the model raises an exception, whether the clean model is right or not.
+
+    Args:
+        parts: sums of :func:`widest`: one, or one per bit when bits were drawn unequally.
+        target: of the faults.
+        confidence: of the interval.
+    """
+    return mean([parts], confidence) if len(parts) > 1 else of(parts[0], target, confidence)
+
+
+def widest(flips: float, m: float, n: float) -> Sums[float]:
+    """What intervals need when it is not known how m of n images spread over the flips.
+
+    Each of several flips is taken to break all of its images or none, which makes the interval the widest.
+    """
+    each = n / flips if flips else 0.0
+    return Sums(flips, m, n, m * (m if flips == 1 else each), m * each, n * each)
+
+
 def mean(layers: Sequence[Sequence[Sums[float]]], confidence: float) -> Rate:
     """The mean rate of layers, each of which counts the same, whatever its size.
 
@@ -68,16 +88,20 @@ class LayerEstimate:
         item: the layer.
         tally: counts over all its faults.
         rate: misclassification rate of a random fault.
-        by_bit: the same for each bit that was flipped.
+        by_bit: counts, rate and share of DUE for each bit that was flipped.
+        due: share of the inferences in which the model raises an exception, see :func:`of_due`.
         parts: what the rate is the mean of, see :func:`mean`; if there are several, it is no longer
             misclassified / correct.
+        due_parts: the same for the share of DUE.
     """
 
     item: Target
     tally: Totals
     rate: Rate
-    by_bit: dict[int, tuple[Totals, Rate]]
+    by_bit: dict[int, tuple[Totals, Rate, Rate]]
+    due: Rate
     parts: list[Sums[float]]
+    due_parts: list[Sums[float]]
 
     @property
     def weighted(self) -> bool:
@@ -100,12 +124,17 @@ def of_layers(
     found = []
     for place, item in enumerate(counts.items):
         tally, bits = counts.layer(seed, place), counts.bits(seed, place)
-        by_bit = {bit: (one, of(_sums(one), target, confidence)) for bit, one in bits.items()}
-        parts = [_sums(tally)]
+        by_bit = {
+            bit: (one, of(_sums(one), target, confidence), of_due([_of_due(one)], target, confidence))
+            for bit, one in bits.items()
+        }
+        parts, due = [_sums(tally)], [_of_due(tally)]
         if weighted and tally.correct:
             parts = [_sums(bits[bit]) if bit in bits else Sums.single(0.0, 0.0) for bit in range(item.bits)]
+        if weighted and tally.injections:
+            due = [_of_due(bits[bit]) if bit in bits else Sums.single(0.0, 0.0) for bit in range(item.bits)]
         rate = mean([parts], confidence) if len(parts) > 1 else of(parts[0], target, confidence)
-        found.append(LayerEstimate(item, tally, rate, by_bit, parts))
+        found.append(LayerEstimate(item, tally, rate, by_bit, of_due(due, target, confidence), parts, due))
     return found
 
 
@@ -113,11 +142,21 @@ def _sums(t: Totals) -> Sums[float]:
     return Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn)
 
 
-def means(estimates: Sequence[LayerEstimate], confidence: float) -> dict[tuple[str, str], Rate]:
-    """The mean rate of the whole network, ("network", "all"), and of each layer type, ("type", NAME)."""
-    parts: dict[tuple[str, str], list[list[Sums[float]]]] = {}
+def _of_due(t: Totals) -> Sums[float]:
+    return widest(t.flips, t.due, t.injections)
+
+
+def means(estimates: Sequence[LayerEstimate], confidence: float) -> dict[tuple[str, str], tuple[Rate, Rate]]:
+    """The mean rate and share of DUE of the whole network, ("network", "all"), and each layer type, ("type", NAME)."""
+    groups: dict[tuple[str, str], list[LayerEstimate]] = {}
     for found in estimates:
         if found.rate.value is not None:
-            parts.setdefault(("network", "all"), []).append(found.parts)
-            parts.setdefault(("type", found.item.layer.type), []).append(found.parts)
-    return {name: mean(layers, confidence) for name, layers in parts.items()}
+            groups.setdefault(("network", "all"), []).append(found)
+            groups.setdefault(("type", found.item.layer.type), []).append(found)
+    return {
+        name: (
+            mean([found.parts for found in layers], confidence),
+            mean([found.due_parts for found in layers], confidence),
+        )
+        for name, layers in groups.items()
+    }
