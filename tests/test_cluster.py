@@ -213,7 +213,8 @@ def nodes() -> Iterator[Any]:
     """A Ray cluster: a head without a worker, to which tests add nodes."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
-    os.environ |= joining.QUIET
+    # By default, workers give way to whatever else runs: here, to the other tests.
+    os.environ |= {**joining.QUIET, "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -244,12 +245,13 @@ class Slowly:
                 pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=generator)
                 Image.fromarray(pixels.numpy()).save(place / f"{i}.png")
         (folder / "net.py").write_text(SLOW)
-        (folder / "seconds.txt").write_text("0")
+        self.seconds = folder / "seconds.txt"
+        self.seconds.write_text("0")
         weights = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (10, 256), "linear.bias": (10,)}
         torch.save({k: torch.randn(s, generator=generator) for k, s in weights.items()}, folder / "net.pt")
 
     def start(self, script: str, output: str, *arguments: str, seconds: float = 0.0) -> subprocess.Popen[str]:
-        (self.folder / "seconds.txt").write_text(str(seconds))
+        self.seconds.write_text(str(seconds))
         command = [sys.executable, str(ROOT / script), "--dataset", "cifar10", "--input-path", "images"]
         command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt", "--seed", "5"]
         command += [
@@ -272,6 +274,10 @@ class Slowly:
             # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
+
+    def hurry(self) -> None:
+        """Let the network take no more time."""
+        self.seconds.write_text("0")
 
     def alone(self, script: str) -> dict[str, Any]:
         """The files of the run in one process."""
@@ -379,6 +385,7 @@ def test_a_list_loses_a_worker_and_changes_no_byte(
     wait_until(lambda: slowly.saved(f"list-ray-{script}") and all(map(actors_of, two_nodes)), driver)
     for pid in actors_of(two_nodes[0]):
         os.kill(pid, signal.SIGKILL)
+    slowly.hurry()
     code, errors = ended(driver)
     assert code == 0, errors
     assert "ray: lost a worker on node" in errors
