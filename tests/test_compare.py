@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import FewDigits, RunScript
 
 from bitflip import __main__ as program
 from bitflip.commands import compare as command
-from bitflip.report import comparison, reading
+from bitflip.report import comparison, damage, reading
 from bitflip.report.comparison import Comparison
 from bitflip.statistics import intervals
 
@@ -159,6 +162,69 @@ def test_in_what_runs_differ_comes_first(make: Make) -> None:
     facts["model"]["sha256"], facts["data"]["sha256"] = "0" * 64, "1" * 64
     second.with_suffix(".json").write_text(json.dumps(facts))
     assert compared(first, second).differing[:2] == ("weights", "images or labels")
+
+
+RAISING = """
+import torch
+from torch import nn
+
+class Raising(nn.Module):
+    def __init__(self, most):
+        super().__init__()
+        self.conv, self.head, self.most = nn.Conv2d(3, 10, 3), nn.Linear(10, 10), most
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        if bool((x.abs() > self.most).any()):
+            raise IndexError("out of range")
+        return self.head(x)
+
+def strict():
+    return Raising(100.0)
+
+def patient():
+    return Raising(float("inf"))
+"""
+
+
+@pytest.fixture
+def run_raising(make: Make, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that runs ``strict``, which raises under many faults, or ``patient``, which never does."""
+    (tmp_path / "own.py").write_text(RAISING)
+    torch.manual_seed(0)
+    space: dict[str, Any] = {}
+    exec(RAISING, space)
+    torch.save(space["strict"]().state_dict(), tmp_path / "own.pt")
+
+    def run(script: str, name: str, *more: str) -> Path:
+        own = ("--model-name", f"{tmp_path / 'own.py'}:{name}", "--weights", str(tmp_path / "own.pt"))
+        return make(script, *own, "--layer-num=all", "--bit-flip-pos=1", "--repeats=4", *more)
+
+    return run
+
+
+@SCRIPTS
+def test_an_exception_is_no_misclassification(script: str, run_raising: Callable[..., Path]) -> None:
+    """The rates are those of each run's own table, though many faults end without a class in one of them."""
+    first, second = run_raising(script, "strict"), run_raising(script, "patient")
+    found = compared(first, second)
+    assert found.paired
+    tables = [list(csv.DictReader(table.read_text().splitlines())) for table in (first, second)]
+    assert sum(int(row["due"]) for row in tables[0]) > 20
+    for (_, difference), *rows in zip(found.layers, *tables, strict=True):
+        assert difference.compared == int(rows[0]["correct"]) == int(rows[1]["correct"])
+        assert difference.first == pytest.approx(float(rows[0]["seed_5"]), abs=1e-5)
+        assert difference.second == pytest.approx(float(rows[1]["seed_5"]), abs=1e-5)
+
+
+@SCRIPTS
+def test_the_most_damaging_faults_misclassify(script: str, run_raising: Callable[..., Path]) -> None:
+    run = reading.read(run_raising(script, "strict", "--layer-type=Conv2d", "--repeats=4"))
+    worst = damage.worst(run)
+    broken = sum(row.misclassified for row in run.layers)
+    assert broken < damage.COUNT, "or not all of them are shown"
+    assert sum(fault.broken for fault in worst.faults) == broken
+    assert not [fault.effect for fault in worst.faults if "-1" in fault.effect]
 
 
 def test_without_a_fault_table(make: Make) -> None:

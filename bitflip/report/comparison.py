@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitflip.errors import BadInput, first_line
+from bitflip.report import record
 from bitflip.report.runs import Place, Row, Run
 from bitflip.statistics import intervals
 from bitflip.statistics.intervals import Estimate, Sums
@@ -281,7 +282,7 @@ def _pairs(first: Run, second: Run, places: Sequence[tuple[Place, Place]]) -> li
 
 def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int, *, alone: bool) -> _Pairs:
     both = (a["clean_top1"] == a["label"]) & (b["clean_top1"] == b["label"])
-    broken, other = (both & (run["top1"] != run["clean_top1"]) for run in (a, b))
+    broken, other = (both & record.misclassified(run["label"], run["clean_top1"], run["top1"]) for run in (a, b))
     values = (both, broken, other, broken & ~other, other & ~broken)
     if alone:
         size, *counts = (value.astype(np.int64) for value in values)
