@@ -124,6 +124,7 @@ def compare(first: Run, second: Run) -> Comparison:
             float(np.mean([getattr(layers[index][1], name) for index in known])) for name in ("first", "second")
         )
         found = _signed(intervals.mean(sums, weights, first.confidence))
+        found = replace(found, rate=(seconds - firsts) / 100)  # a layer counts the same if a bit of it was not hit
         network = _percent(firsts / 100, seconds / 100, found, sum(pairs[index].images for index in known))
     why = "both runs made the same faults on the same images, so each is compared with itself"
     return Comparison(layers, network, True, why, tuple(unmatched), first.confidence, differing)
