@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bitflip.errors import BadInput, first_line
+from bitflip.errors import BadInput
 from bitflip.report import record
 from bitflip.report.runs import Place, Row, Run
 from bitflip.statistics import intervals
@@ -302,7 +302,7 @@ def _faults(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
         names = table.column("parameter").cast("string").to_numpy(zero_copy_only=False).astype(str)
         columns = {name: table.column(name).to_numpy().astype(np.int64) for name in ("layer", *_COLUMNS)}
     except Exception as error:  # a damaged file makes its reader raise anything
-        raise BadInput(f"{path}: expected a table of faults, and it is damaged ({first_line(error)})") from error
+        raise record.damaged(path, error) from error
     known, code = np.unique(names, return_inverse=True)
     order = np.lexsort([columns[name] for name in reversed(_COLUMNS)] + [code, columns["layer"]])
     layer, code = columns["layer"][order], code[order]
