@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import FewDigits, RunScript
+from synthetic import write_run
 
 from bitflip import __main__ as program
 from bitflip.commands import compare as command
 from bitflip.report import comparison, damage, reading
 from bitflip.report.comparison import Comparison
+from bitflip.settings.hyperparameters import Hyperparameters
 from bitflip.statistics import intervals
 
 SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
@@ -163,6 +166,40 @@ def test_in_what_runs_differ_comes_first(make: Make) -> None:
     facts["model"]["sha256"], facts["data"]["sha256"] = "0" * 64, "1" * 64
     second.with_suffix(".json").write_text(json.dumps(facts))
     assert compared(first, second).differing[:2] == ("weights", "images or labels")
+
+
+OTHER: dict[str, object] = {
+    **{"dataset": "digits", "class_order": "numeric", "model_name": "other", "img_size": 33, "channels": 1},
+    **{"mean": "0.5", "std": "0.25", "bit_flip_pos": 3, "layer_type": "Linear", "layer_num": "1,2", "repeats": 2},
+    **{"bit_sampling": "importance", "margin": 0.5, "parameters": "bias", "precision": "tf32", "drop_last": True},
+    **{"faults": "lists/mine.csv", "limit": 10, "batch_size": 16, "not_made_yet": 1},
+}
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+@pytest.mark.parametrize("name", [*Hyperparameters.model_fields, "not_made_yet"])
+def test_each_setting_that_results_depend_on_is_named(name: str, target: str, tmp_path: Path) -> None:
+    usual = {known: field.default for known, field in Hyperparameters.model_fields.items()}
+    first = reading.read(write_run(tmp_path, target=target))
+    runs = [
+        dataclasses.replace(first, facts={**first.facts, "settings": {**usual, "not_made_yet": 0, name: value}})
+        for value in (usual.get(name, 0), OTHER.get(name, "other"))
+    ]
+    named = name in OTHER and (target == "weight" or name != "batch_size")
+    words = (f"{name} ({usual.get(name, 0)}, {str(OTHER.get(name)).removeprefix('lists/')})",) if named else ()
+    if name != "confidence":  # of which a comparison has only one
+        assert comparison.compare(*runs).differing == words
+    older = [dataclasses.replace(run, facts={**run.facts, "settings": dict(run.settings)}) for run in runs]
+    del older[0].facts["settings"][name]
+    if name not in ("confidence", "not_made_yet"):
+        assert comparison.compare(*older).differing == words, "an earlier version did as the default says"
+
+
+def test_how_faults_are_sampled_means_nothing_to_a_list(tmp_path: Path) -> None:
+    first = reading.read(write_run(tmp_path))
+    settings = [{"faults": f"{folder}/mine.csv", "repeats": repeats} for folder, repeats in (("a", 1), ("b", 2))]
+    runs = [dataclasses.replace(first, facts={**first.facts, "settings": chosen}) for chosen in settings]
+    assert comparison.compare(*runs).differing == ()
 
 
 RAISING = """
