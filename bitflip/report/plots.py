@@ -14,6 +14,7 @@ from bitflip.report.runs import Run
 from bitflip.report.scale import OKABE_ITO, Scale, bit_ticks, number, percent, plain, regions, scale_of, short, slots
 from bitflip.report.summary import by_bit
 from bitflip.statistics.rates import Rate
+from bitflip.terminal import NOTHING
 
 if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is drawn
     from matplotlib.axes import Axes
@@ -384,9 +385,7 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     axes.set_xlim(0, count)
     axes.set_ylim(len(rows), 0)
     _bit_axis(axes, count, middle=0.5)
-    axes.set_xlabel(
-        "bit, from the most significant" + ("; hatched: nothing to divide by" if np.isnan(share).any() else "")
-    )
+    axes.set_xlabel("bit, from the most significant" + (f"; hatched: {NOTHING}" if np.isnan(share).any() else ""))
     if few:
         axes.set_yticks(np.arange(len(rows)) + 0.5, [short(row.place.label, LONGEST) for row in rows])
         axes.tick_params(axis="y", length=0)
