@@ -344,7 +344,8 @@ def test_bad_input(problem: str, make: Make, tmp_path: Path, capsys: pytest.Capt
         sentence = f"{second}: expected a folder, or the .csv or .json of a run"
     else:
         arguments = ["--csv", str(tmp_path / "nowhere" / "x.csv")]
-        sentence = f"--csv: expected a file that can be written, got {arguments[1]} (No such file or directory)"
+        reason = f"there is no folder {tmp_path / 'nowhere'}"
+        sentence = f"csv (--csv): expected a file that can be written, got {arguments[1]} ({reason})"
     capsys.readouterr()
     assert program.main(["compare", str(first), str(second), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
