@@ -30,11 +30,23 @@ class Writer:
     """
 
     def __init__(self, file: TextIO) -> None:
-        self._writer = csv.writer(file, lineterminator="\n")
+        self._writer = csv.writer(_Lines(file), lineterminator=_Lines.END)
 
     def writerow(self, cells: Iterable[object]) -> None:
         """Write a row."""
         self._writer.writerow([_shielded(cell) if isinstance(cell, str) else cell for cell in cells])
+
+
+class _Lines:
+    """A file that takes rows that end in CR LF, so that cells with either are quoted, and ends its lines in LF."""
+
+    END = "\r\n"
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(row.removesuffix(self.END) + "\n")
 
 
 def _shielded(text: str) -> str:

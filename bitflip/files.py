@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import tempfile
@@ -10,10 +11,59 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
+from bitflip.errors import BadInput
+
+
+def unlike_a_file(path: Path) -> str:
+    """What is at a path and no file, a folder or a device, in words; empty if nothing is, or a file."""
+    if path.is_file() or not path.exists():
+        return ""
+    return "it is a folder" if path.is_dir() else "it is no regular file"
+
+
+def check_place(setting: str, path: Path) -> list[str]:
+    """One sentence if no file can be written at a path, found out without touching what is there.
+
+    Args:
+        setting: that names the file.
+        path: of the file.
+    """
+    try:
+        reason = unlike_a_file(path)
+        if not reason and not path.parent.is_dir():
+            reason = f"there is no folder {path.parent}"
+        if not reason:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return [f"{setting}: expected a file that can be written, got {path} ({reason})"] if reason else []
+
+
+@contextlib.contextmanager
+def written_for(setting: str, path: Path) -> Iterator[TextIO]:
+    """As :func:`replacing`, for a file that a user names.
+
+    Raises:
+        BadInput: if it can't be written.
+    """
+    try:
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInput(f"{setting}: expected a file that can be written, got {path} ({reason})") from error
+
 
 @contextlib.contextmanager
 def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise."""
+    """Open a file for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OSError: if it can't be written, or if something else than a file is there, which stays as it is.
+    """
+    if other := unlike_a_file(path):
+        raise OSError(errno.EEXIST, other, str(path))
     beside = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it has to be closed before it is renamed
         "wb", dir=path.parent, prefix=".bitflip-", suffix=".tmp", delete=False
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
+NOTHING = "nothing to divide by"  # of a rate without an image that could be misclassified: here, in files, on pages
 MOST = 5  # layers that are shown
 WIDEST = 100  # columns
 BAR = 10  # columns of the longest bar
@@ -95,7 +96,7 @@ def is_pretty(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
 def most_fragile(
     lines: Sequence[Line], *, confidence: float = 0.95, pretty: bool = False, width: int | None = None
 ) -> str:
-    """The most fragile layers, as text of a few lines; empty when no layer has a rate.
+    """The most fragile layers, as text of a few lines; empty without a layer.
 
     Args:
         lines: all layers that were run.
@@ -109,8 +110,6 @@ def most_fragile(
       1 of 2 layers without a misclassification
     """
     known = [line for line in lines if line.rate is not None]
-    if not known:
-        return ""
     # Layers with the same rate stay in the order of the network.
     worst = [line for line in sorted(known, key=lambda line: -(line.rate or 0)) if line.rate][:MOST]
     rows = padded(
@@ -141,6 +140,8 @@ def most_fragile(
     none = sum(line.rate == 0 for line in known)
     if none:
         text.append(f"  {none} of {len(known)} layers without a misclassification")
+    if left := len(lines) - len(known):
+        text.append(f"  {left} of {len(lines)} layers with 0 / 0, {NOTHING}")
     return "\n".join(text)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bitflip.statistics import intervals
+from bitflip.statistics import intervals, rates
+from bitflip.statistics.intervals import Sums
 
 TYPES = ("Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Linear")
 COUNTS = ("flips", "injections", "masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite")
@@ -57,10 +58,13 @@ def write_run(
         flips = 5 if target == "weight" else images
         hits = random.choice(list(bits), flips)
         total = dict.fromkeys([*COUNTS, "misclassified", "correct"], 0)
+        begun = most = 0
+        hit = dict.fromkeys(range(32), (0, 0))
         for bit in sorted(set(hits.tolist())):
             n_flips = int((hits == bit).sum())
             n = n_flips * (images // flips)
-            right = n * correct // images
+            right = (begun + n) * correct // images - begun * correct // images  # so that all bits have all of them
+            begun += n
             wrong = int(random.binomial(right, shares(number, bit)))
             masked = int((n - wrong) * 0.6)
             cell = {
@@ -76,10 +80,18 @@ def write_run(
                 "sdc20": wrong // 2,
                 "nonfinite": wrong // 4,
             }
+            most = max(most, wrong)
+            hit[bit] = wrong, right
             for name, value in cell.items():
                 total[name] += value
-            by_bit.append([number, kind, path, 0, parameter, bit, *_measured(cell, target)])
-        measured = _measured(total, target)
+            by_bit.append([number, kind, path, 0, parameter, bit, *_measured(cell, target, wrong)])
+        measured = _measured(total, target, most)
+        if settings.get("bit_sampling") == "importance":  # of neurons
+            parts = [Sums.single(float(m), float(n)) for m, n in hit.values()]
+            weighted = rates.mean([parts], 0.95)
+            measured[4:7] = [
+                f"{value:.6f}" for value in (weighted.value, weighted.low, weighted.high) if value is not None
+            ]
         if old:
             rows.append([len(rows), kind, measured[4], number, path, 0, total["misclassified"], total["correct"]])
         else:
@@ -134,7 +146,7 @@ def write_run(
     return folder / f"{stem}.csv"
 
 
-def _measured(cell: dict[str, int], target: str) -> list[object]:
+def _measured(cell: dict[str, int], target: str, most: int) -> list[object]:
     n, wrong = cell["correct"], cell["misclassified"]
     low, high = ("", "")
     if n:
@@ -145,7 +157,7 @@ def _measured(cell: dict[str, int], target: str) -> list[object]:
             found = intervals.clustered(flips, float(wrong), float(n), wrong * each, wrong * each, n * each)
         low, high = f"{100 * found.low:.6f}", f"{100 * found.high:.6f}"
     front = [cell["flips"], cell["injections"], wrong, n, f"{100 * wrong / n:.6f}" if n else "", low, high]
-    return [*front, *(cell[name] for name in COUNTS[2:]), f"{min(1.0, wrong / 7):.6f}"]
+    return [*front, *(cell[name] for name in COUNTS[2:]), f"{min(1.0, most / 7):.6f}"]
 
 
 def _write(path: Path, header: str, rows: Sequence[Sequence[object]]) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import FewDigits, RunScript
+from synthetic import write_run
 
 from bitflip import __main__ as program
 from bitflip.commands import compare as command
-from bitflip.report import comparison, reading
+from bitflip.report import comparison, damage, reading
 from bitflip.report.comparison import Comparison
+from bitflip.settings.hyperparameters import Hyperparameters
 from bitflip.statistics import intervals
 
 SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
@@ -71,6 +77,7 @@ def test_the_same_faults_of_another_model(script: str, make: Make) -> None:
     first = make(script, "--bit-flip-pos=1")
     second = first.parent.parent / "other" / first.name
     shutil.copytree(first.parent, second.parent)
+    other = reading.read(second)  # before its record is no longer that of its tables
     faults = second.with_name(f"{second.stem}_faults.parquet")
     table = pq.read_table(faults)
     top1, clean = table.column("top1").to_numpy().copy(), table.column("clean_top1").to_numpy().copy()
@@ -83,7 +90,7 @@ def test_the_same_faults_of_another_model(script: str, make: Make) -> None:
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.schema.field(name), [values.astype(np.int32)])
     pq.write_table(table, faults)
-    found = compared(first, second)
+    found = comparison.compare(reading.read(first), other)
     assert found.paired
     before = pq.read_table(first.with_name(f"{first.stem}_faults.parquet"))
     for place, difference in found.layers:
@@ -159,6 +166,103 @@ def test_in_what_runs_differ_comes_first(make: Make) -> None:
     facts["model"]["sha256"], facts["data"]["sha256"] = "0" * 64, "1" * 64
     second.with_suffix(".json").write_text(json.dumps(facts))
     assert compared(first, second).differing[:2] == ("weights", "images or labels")
+
+
+OTHER: dict[str, object] = {
+    **{"dataset": "digits", "class_order": "numeric", "model_name": "other", "img_size": 33, "channels": 1},
+    **{"mean": "0.5", "std": "0.25", "bit_flip_pos": 3, "layer_type": "Linear", "layer_num": "1,2", "repeats": 2},
+    **{"bit_sampling": "importance", "margin": 0.5, "parameters": "bias", "precision": "tf32", "drop_last": True},
+    **{"faults": "lists/mine.csv", "limit": 10, "batch_size": 16, "not_made_yet": 1},
+}
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+@pytest.mark.parametrize("name", [*Hyperparameters.model_fields, "not_made_yet"])
+def test_each_setting_that_results_depend_on_is_named(name: str, target: str, tmp_path: Path) -> None:
+    usual = {known: field.default for known, field in Hyperparameters.model_fields.items()}
+    first = reading.read(write_run(tmp_path, target=target))
+    runs = [
+        dataclasses.replace(first, facts={**first.facts, "settings": {**usual, "not_made_yet": 0, name: value}})
+        for value in (usual.get(name, 0), OTHER.get(name, "other"))
+    ]
+    named = name in OTHER and (target == "weight" or name != "batch_size")
+    words = (f"{name} ({usual.get(name, 0)}, {str(OTHER.get(name)).removeprefix('lists/')})",) if named else ()
+    if name != "confidence":  # of which a comparison has only one
+        assert comparison.compare(*runs).differing == words
+    older = [dataclasses.replace(run, facts={**run.facts, "settings": dict(run.settings)}) for run in runs]
+    del older[0].facts["settings"][name]
+    if name not in ("confidence", "not_made_yet"):
+        assert comparison.compare(*older).differing == words, "an earlier version did as the default says"
+
+
+def test_how_faults_are_sampled_means_nothing_to_a_list(tmp_path: Path) -> None:
+    first = reading.read(write_run(tmp_path))
+    settings = [{"faults": f"{folder}/mine.csv", "repeats": repeats} for folder, repeats in (("a", 1), ("b", 2))]
+    runs = [dataclasses.replace(first, facts={**first.facts, "settings": chosen}) for chosen in settings]
+    assert comparison.compare(*runs).differing == ()
+
+
+RAISING = """
+import torch
+from torch import nn
+
+class Raising(nn.Module):
+    def __init__(self, most):
+        super().__init__()
+        self.conv, self.head, self.most = nn.Conv2d(3, 10, 3), nn.Linear(10, 10), most
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        if bool((x.abs() > self.most).any()):
+            raise IndexError("out of range")
+        return self.head(x)
+
+def strict():
+    return Raising(100.0)
+
+def patient():
+    return Raising(float("inf"))
+"""
+
+
+@pytest.fixture
+def run_raising(make: Make, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that runs ``strict``, which raises under many faults, or ``patient``, which never does."""
+    (tmp_path / "own.py").write_text(RAISING)
+    torch.manual_seed(0)
+    space: dict[str, Any] = {}
+    exec(RAISING, space)
+    torch.save(space["strict"]().state_dict(), tmp_path / "own.pt")
+
+    def run(script: str, name: str, *more: str) -> Path:
+        own = ("--model-name", f"{tmp_path / 'own.py'}:{name}", "--weights", str(tmp_path / "own.pt"))
+        return make(script, *own, "--layer-num=all", "--bit-flip-pos=1", "--repeats=4", *more)
+
+    return run
+
+
+@SCRIPTS
+def test_an_exception_is_no_misclassification(script: str, run_raising: Callable[..., Path]) -> None:
+    """The rates are those of each run's own table, though many faults end without a class in one of them."""
+    first, second = run_raising(script, "strict"), run_raising(script, "patient")
+    found = compared(first, second)
+    assert found.paired
+    tables = [list(csv.DictReader(table.read_text().splitlines())) for table in (first, second)]
+    assert sum(int(row["due"]) for row in tables[0]) > 20
+    for (_, difference), *rows in zip(found.layers, *tables, strict=True):
+        assert difference.compared == int(rows[0]["correct"]) == int(rows[1]["correct"])
+        assert difference.first == pytest.approx(float(rows[0]["seed_5"]), abs=1e-5)
+        assert difference.second == pytest.approx(float(rows[1]["seed_5"]), abs=1e-5)
+
+
+@SCRIPTS
+def test_the_most_damaging_faults_misclassify(script: str, run_raising: Callable[..., Path]) -> None:
+    run = reading.read(run_raising(script, "strict", "--layer-type=Conv2d", "--repeats=4"))
+    worst = damage.worst(run)
+    broken = sum(row.misclassified for row in run.layers)
+    assert broken < damage.COUNT, "or not all of them are shown"
+    assert sum(fault.broken for fault in worst.faults) == broken
+    assert not [fault.effect for fault in worst.faults if "-1" in fault.effect]
 
 
 def test_without_a_fault_table(make: Make) -> None:
@@ -240,7 +344,8 @@ def test_bad_input(problem: str, make: Make, tmp_path: Path, capsys: pytest.Capt
         sentence = f"{second}: expected a folder, or the .csv or .json of a run"
     else:
         arguments = ["--csv", str(tmp_path / "nowhere" / "x.csv")]
-        sentence = f"--csv: expected a file that can be written, got {arguments[1]} (No such file or directory)"
+        reason = f"there is no folder {tmp_path / 'nowhere'}"
+        sentence = f"csv (--csv): expected a file that can be written, got {arguments[1]} ({reason})"
     capsys.readouterr()
     assert program.main(["compare", str(first), str(second), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

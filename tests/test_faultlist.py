@@ -620,6 +620,28 @@ def test_results_are_read_back(run_script: RunScript, few_digits: FewDigits, tmp
         results.write_text(bad)
         with pytest.raises(BadInput, match=sentence):
             faultresults.read(results)
+    header, first, *rest = (line.split(",") for line in good.splitlines())
+    for column, sentence in (
+        ("critical", "expected masked \\+ benign \\+ critical \\+ due to be images, 10, got"),
+        ("due", "expected masked \\+ benign"),
+        ("correct", "expected correct <= images, got"),
+        ("misclassified", "expected misclassified <= critical, got"),
+    ):
+        changed = list(first)
+        changed[header.index(column)] = str(int(changed[header.index(column)]) + 10)
+        results.write_text("".join(f"{','.join(cells)}\n" for cells in (header, changed, *rest)))
+        with pytest.raises(BadInput, match=sentence):
+            faultresults.read(results)
+    results.write_text(good)
+    images = results.with_name(results.name.replace("_faults", "_images"))
+    seen = images.read_text()
+    assert seen.count(",weight,features.0,0,1,") > 0
+    images.write_text(seen.replace(",weight,features.0,0,1,", ",weight,features.0,0,9,"))
+    with pytest.raises(
+        BadInput, match=r"not of one run: expected \d+ critical inferences under faults of weight, feat"
+    ):
+        faultresults.read(results)
+    images.write_text(seen)
     later = [f"{line},{'?' if i else 'new'}\n" for i, line in enumerate(good.splitlines())]
     results.write_text("".join(later))
     assert faultresults.read(results).counts["critical"].tolist() == read.counts["critical"].tolist()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,14 +22,19 @@ from damage import Damage, bounded, damages
 from hypothesis import example, given
 from hypothesis import strategies as st
 from killing import Run
+from synthetic import write_run
 
+from bitflip import files
+from bitflip.__main__ import main
 from bitflip.campaign import experiment, loop, publishing
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
 from bitflip.commands import checks
+from bitflip.commands import run as commands_run
 from bitflip.errors import BadInput
 from bitflip.faults.flips import TargetKind
+from bitflip.report import reading as result_files
 from bitflip.results.tracking import Tracker
 from bitflip.settings import hyperparameters, reading
 
@@ -49,6 +55,81 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 SENTENCE = (
     "can't be written (File too large); what was finished before is kept: make room and run the same command again"
 )
+
+
+@pytest.fixture(params=["plan", "compare", "save_faults"])
+def writing(request: pytest.FixtureRequest, few_digits: FewDigits, tmp_path: Path) -> Callable[[Path], int]:
+    """A command that is to write to a file: its exit code."""
+    few_digits(8)
+    table = write_run(tmp_path / "run")
+    common = ["--dataset=digits", "--layer-num=1", "--seed=1"]
+
+    def run(path: Path) -> int:
+        if request.param == "plan":
+            return main(["plan", *common, f"--csv={path}"])
+        if request.param == "compare":
+            return main(["compare", str(table), str(table), f"--csv={path}"])
+        return commands_run.main("neuron", "", [*common, f"--output-path={tmp_path}", f"--save-faults={path}"])
+
+    return run
+
+
+KINDS = {"it is no regular file": os.mkfifo, "it is a folder": os.mkdir}
+
+
+@pytest.mark.parametrize("reason", [*KINDS, "there is no folder"])
+def test_a_place_for_no_file_is_refused_before_anything_is_loaded(
+    reason: str,
+    writing: Callable[[Path], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as /dev/full, which a rename would take the place of."""
+    path = tmp_path / "place" / "file"
+    if reason in KINDS:
+        path.parent.mkdir()
+        KINDS[reason](path)
+    for module, name in ((experiment, "prepare"), (result_files, "read")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("this is slow"))
+    before = path.lstat().st_mode if reason in KINDS else None
+    assert writing(path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(
+        r"error: (csv \(--csv\)|save_faults \(--save-faults\)): expected a file that can be written, got ", line
+    )
+    assert f"{path} ({reason}" in line
+    assert (path.lstat().st_mode if reason in KINDS else None) == before
+    assert [*tmp_path.glob("place/*")] == [path] * (reason in KINDS)
+
+
+def test_a_disk_that_is_full_in_the_end_is_a_sentence(
+    writing: Callable[[Path], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.csv"
+    replace = os.replace
+
+    def full(source: str, place: Path) -> None:
+        if place == path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert writing(path) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"): expected a file that can be written, got {path} (No space left on device)")
+    assert not [*tmp_path.glob("*.tmp"), *tmp_path.glob("*.csv")]
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_nothing_but_a_file_is_replaced(make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "place"
+    make(path)
+    before = path.lstat()
+    with pytest.raises(OSError, match="it is"), files.replacing(path) as file:
+        file.write("text")
+    assert path.lstat() == before
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @TARGETS

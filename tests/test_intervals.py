@@ -418,3 +418,18 @@ def test_layers_count_the_same_in_a_mean_however_many_parts_they_have() -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.low < 30 < found.high
+
+
+def test_layers_count_the_same_in_a_mean_however_many_of_their_bits_were_hit() -> None:
+    none = Sums.single(0.0, 0.0)
+    layers = [[Sums.single(4.0, 10.0), none, none], [Sums.single(m, 10.0) for m in (0.0, 1.0, 2.0)]]
+    found = rates_of_layers.mean([*layers, [none, none]], 0.95)
+    assert found.value == pytest.approx((40 + 10) / 2)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 25 < found.high
+    assert found.high - found.low > 100 * (2 / 3 + 1) / 3, "bits that were not hit can have any rate"
+    extreme = rates_of_layers.mean([[Sums.single(1e6, 1e6), none, none], [Sums.single(0.0, 1e6)] * 3], 0.95)
+    assert extreme.interval is not None
+    assert extreme.value == pytest.approx(50)
+    assert extreme.interval[0] < 50 < extreme.interval[1]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import FewDigits
 
+from bitflip import csvs
 from bitflip.__main__ import main
+from bitflip.commands import plan as command
 from bitflip.commands.plan import Need, Trial, duration, plan
 from bitflip.statistics.sampling import sample_size
 
@@ -79,7 +81,7 @@ def test_a_model_that_is_never_right_still_gets_a_plan() -> None:
         (["--margin", "lots"], "margin (--margin): expected"),
         (["--confidence", "95"], "confidence (--confidence): expected"),
         (["--dataset", "digit"], "dataset (--dataset): expected"),
-        (["--csv", "no/such/folder/plan.csv"], "csv (--csv): expected a file in a folder that is there"),
+        (["--csv", "no/such/folder/plan.csv"], "plan.csv (there is no folder no/such/folder)"),
         (["--target", "weight", "--layer-num", "2", "--layer-type", "ReLU"], "expected"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -88,6 +90,16 @@ def test_bad_input_is_a_sentence(arguments: list[str], said: str, capsys: pytest
     data = [] if "--dataset" in arguments else ["--dataset", "digits"]
     assert main(["plan", *data, *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_name_is_no_formula_and_is_read_back(tmp_path: Path) -> None:
+    path, hostile = tmp_path / "plan.csv", ("=1+1", "a\rb\n,c", "@d\r")
+    command._write(path, [Need(0, hostile[0], hostile[1], 0, hostile[2], 1, 32, 32, 32, 1)])
+    with path.open(encoding="utf-8", newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert [cells[name] for name in ("type", "path", "parameter")] == ["'=1+1", "a\rb\n,c", "'@d\r"]
+    found = csvs.Table(path, ended=True).values(lambda row: (row["type"], row["path"], row["parameter"]))
+    assert [names for _, names in found] == [hostile]
 
 
 @pytest.mark.parametrize(

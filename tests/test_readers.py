@@ -89,6 +89,10 @@ def test_a_damaged_image(damage: Damage, image: bytes, tmp_path: Path) -> None:
         ("features.0", "features.0"),
         ("'quoted'", "'quoted'"),
         ("", ""),
+        ("a\rb", "a\rb"),
+        ("a\r\nb\n", "a\r\nb\n"),
+        ("\rb", "'\rb"),
+        ('a,"b"', 'a,"b"'),
     ],
 )
 def test_no_cell_is_a_formula_and_each_is_read_back(text: str, written: str, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from bitflip.errors import BadInput
 from bitflip.faults.tasks import Task
 from bitflip.network import bits
 from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.report import reading, words
 
 PREFIX = {"main.py": "", "neuron.py": "neuron_", "weight.py": "weight_"}
 SCRIPTS = pytest.mark.parametrize("script", PREFIX)
@@ -238,9 +239,12 @@ def test_nothing_to_divide_by(run_digits: RunDigits, monkeypatch: pytest.MonkeyP
     assert result.done.code == 0
     assert "Clean accuracy: 0 / 2 = 0.00%" in result.done.out
     assert result.text(".txt").splitlines()[-2:] == [
-        "Layer #0: no image is classified correctly without a fault, Identity",
-        "Layer #1: no image is classified correctly without a fault, Conv2d",
+        "Layer #0: 0 / 0, nothing to divide by, Identity",
+        "Layer #1: 0 / 0, nothing to divide by, Conv2d",
     ]
+    assert result.done.out.splitlines()[-1] == "  2 of 2 layers with 0 / 0, nothing to divide by"
+    found = words.findings(reading.read(next(result.folder.glob("*_5.csv"))))
+    assert found == ["No image is classified correctly without a fault: every rate is 0 / 0, nothing to divide by."]
     assert [(row["seed_5"], row["misclassified"], row["correct"]) for row in result.rows] == [("", "0", "0")] * 2
 
 

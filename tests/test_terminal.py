@@ -47,7 +47,7 @@ def test_a_name_can_not_command_the_terminal() -> None:
     ("lines", "expected"),
     [
         ([], ""),
-        ([Line(0, "a", "ReLU", None)], ""),
+        ([Line(0, "a", "ReLU", None)], "  1 of 1 layers with 0 / 0, nothing to divide by"),
         ([Line(0, "a", "ReLU", 0.0)], "  1 of 1 layers without a misclassification"),
     ],
     ids=["no layer", "no rate", "no misclassification"],

@@ -32,6 +32,8 @@ PAGES: dict[str, tuple[int, tuple[str, str] | None, str]] = {
     "page": (200, ("Content-Type", "text/html"), "<html>Please log in</html>"),
     "elsewhere": (302, ("Location", "/login"), ""),
     "quote": (401, None, "not known: "),
+    "list": (200, ("Content-Type", "application/json"), "[]"),
+    "word": (200, ("Content-Type", "application/json"), '"fine"'),
 }
 METRIC_OF_LAYER = {"Misclassification_rate"}
 UPDATES = [1.5, 2.5, 3.5]  # what RUN logs as steps 0, 1, 2
@@ -407,7 +409,11 @@ def at(target: str, answer: int | dict[str, Any] | str, *counts: int) -> Respond
         pytest.param(at(METRICS, {"Rejected": 1}, 0, 2), LONG, ["2 of 3", "rejected"], id="metrics rejected"),
         pytest.param(at(METRICS, "hang up", 2), LONG, ["1 of 3"], id="connection closed without an answer"),
         pytest.param(at(METRICS, "stop"), LONG, ["2 of 3", "refused"], id="server stops in mid-run"),
-        pytest.param(at(METRICS, "page", 0, 2), LONG, ["2 of 3", "no JSON: <html>Please log"], id="a page for people"),
+        pytest.param(
+            at(METRICS, "page", 0, 2), LONG, ["2 of 3", "no JSON object: <html>Please log"], id="a page for people"
+        ),
+        pytest.param(at(METRICS, "list", 0), LONG, ["1 of 3", "no JSON object: []"], id="a list"),
+        pytest.param(at(METRICS, "word", 1), LONG, ["1 of 3", 'no JSON object: "fine"'], id="a text"),
         pytest.param(at(METRICS, "elsewhere"), LONG, ["3 of 3", "sends elsewhere (302, to /login)"], id="redirected"),
         pytest.param(at(METRICS, "mute", 1), (20, 2), ["2 of 3", "no answer"], id="mute in mid-run"),
     ],
@@ -420,6 +426,27 @@ def test_a_failing_server_costs_one_warning(
     result = run_script(RUN, tmp_path, {**vessl.environ, **EXPERIMENT}, patience=patience)
     assert vessl.requests
     assert_one_warning(result, *expected)
+
+
+@pytest.mark.parametrize("content", [b"", None, "", b"{}", b' {"a": 1}\n', '{"code": null}'])
+def test_an_empty_answer_or_an_object_is_a_success(content: bytes | str | None) -> None:
+    tracking._require_answer(types.SimpleNamespace(data=content), METRICS)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>", b"[]", b'[{"a": 1}]', '"sent"', b"3", b"null", b"true", b"NaN", b"{", b"\xff"]
+)
+def test_no_other_answer_is_a_success(content: bytes | str) -> None:
+    with pytest.raises(RuntimeError, match="the server's answer is no JSON object: "):
+        tracking._require_answer(types.SimpleNamespace(data=content), METRICS)
+
+
+def test_half_a_token_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESSL_ACCESS_TOKEN", "one two/three")
+    page = f"<p>{'word ' * 9} one two%2Fthree</p>"
+    with pytest.raises(RuntimeError) as caught:
+        tracking._require_answer(types.SimpleNamespace(data=page), METRICS)
+    assert "one" not in str(caught.value)
 
 
 @needs_sdk

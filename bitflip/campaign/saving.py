@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bitflip import files
 from bitflip.campaign.experiment import Experiment
-from bitflip.campaign.unfinished import writable
 from bitflip.faults import faultlist
 from bitflip.faults.listed import Listed
-from bitflip.files import replacing
 
 
 def save(path: Path, experiment: Experiment) -> None:
     """Write the faults of one round through the test set, or of the list; run again, they give the same outcomes.
 
     Raises:
-        BadInput: if there is no room.
+        BadInput: if it can't be written.
     """
     source = experiment.source
-    with writable(path.parent), replacing(path) as file:
+    with files.written_for(faultlist.SAVE, path) as file:
         if isinstance(source, Listed):
             faultlist.write(file, source.faults)
         else:

@@ -6,15 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitflip import csvs
+from bitflip import csvs, files
 from bitflip.errors import BadInput
-from bitflip.files import replacing
 from bitflip.network.names import printable
 from bitflip.terminal import aligned
 
 if TYPE_CHECKING:
     from bitflip.report.comparison import Comparison, Difference
 
+CSV = "csv (--csv)"
 HEAD = ("layer", "name", "path", "call", "parameter", "first", "second", "difference", "low", "high", "compared")
 
 
@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from bitflip.report import comparison, reading
 
+    if arguments.csv is not None and (problems := files.check_place(CSV, arguments.csv)):
+        raise BadInput(*problems)
     first, second = (reading.read(reading.table_of(_file(path))) for path in (arguments.first, arguments.second))
     found = comparison.compare(first, second)
     print(f"A: {first.files.folder / first.files.stem}", f"B: {second.files.folder / second.files.stem}", sep="\n")
@@ -85,14 +87,11 @@ def write(path: Path, found: Comparison) -> None:
     Raises:
         BadInput: if the file can't be written.
     """
-    try:
-        with replacing(path) as file:
-            writer = csvs.Writer(file)
-            writer.writerow(HEAD)
-            for place, difference in found.layers:
-                numbers = (difference.first, difference.second, difference.value, difference.low, difference.high)
-                cells = ["" if number is None else f"{number:.6f}" for number in numbers]
-                where = [place.layer, place.type, place.path, place.call, place.parameter]
-                writer.writerow([*where, *cells, difference.compared])
-    except OSError as error:
-        raise BadInput(f"--csv: expected a file that can be written, got {path} ({error.strerror})") from error
+    with files.written_for(CSV, path) as file:
+        writer = csvs.Writer(file)
+        writer.writerow(HEAD)
+        for place, difference in found.layers:
+            numbers = (difference.first, difference.second, difference.value, difference.low, difference.high)
+            cells = ["" if number is None else f"{number:.6f}" for number in numbers]
+            where = [place.layer, place.type, place.path, place.call, place.parameter]
+            writer.writerow([*where, *cells, difference.compared])

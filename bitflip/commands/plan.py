@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import tempfile
 import time
@@ -13,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitflip import csvs, files
 from bitflip.errors import BadInput
-from bitflip.files import replacing
 from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
 from bitflip.terminal import aligned
@@ -24,6 +22,7 @@ if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --he
     from bitflip.faults.flips import TargetKind
     from bitflip.network.layers import Target
 
+CSV = "csv (--csv)"
 MARGIN = 1.0  # percentage points, unless the margin is given
 
 
@@ -103,8 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
     from bitflip.campaign import experiment
     from bitflip.commands import checks
 
-    if arguments.csv is not None and not arguments.csv.parent.is_dir():
-        raise BadInput(f"csv (--csv): expected a file in a folder that is there, got {arguments.csv}")
+    if arguments.csv is not None and (problems := files.check_place(CSV, arguments.csv)):
+        raise BadInput(*problems)
     # Unless told, results go nowhere in particular.
     flags = ["--output-path", tempfile.gettempdir(), *reading.flags_of(arguments)]
     settings = checks.checked(flags, arguments.target)
@@ -242,12 +241,8 @@ def duration(seconds: float) -> str:
 
 
 def _write(path: Path, needs: Sequence[Need]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Need)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in needs)
-    try:
-        with replacing(path) as file:
-            file.write(buffer.getvalue())
-    except OSError as error:
-        raise BadInput(f"csv (--csv): expected a file that can be written to, got {path} ({error.strerror})") from error
+    with files.written_for(CSV, path) as file:
+        writer = csvs.Writer(file)
+        writer.writerow(field.name for field in fields(Need))
+        for row in needs:
+            writer.writerow(asdict(row).values())

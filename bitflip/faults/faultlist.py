@@ -28,7 +28,7 @@ from typing import TextIO
 
 import numpy as np
 
-from bitflip import csvs
+from bitflip import csvs, files
 from bitflip.csvs import BadRow, Row
 from bitflip.errors import BadInput, nearest
 from bitflip.network.layers import Layer
@@ -39,6 +39,7 @@ REPEAT = "repeat"
 PUBLISHED_HEADER = ("Injection", "Layer", "TensorIndex", "Bit", "n_injections", "masked", "non_critical", "critical")
 PUBLISHED_WIDTH = 32
 SETTING = "faults (--faults)"
+SAVE = "save_faults (--save-faults)"
 SHOWN = 20  # bad rows that are printed
 
 Key = tuple[str, str, int, int]  # target, path, call, bit
@@ -211,10 +212,7 @@ def place_of(layer: Layer, target: str) -> tuple[tuple[int, ...], int] | None:
 
 def check_settings(settings: Hyperparameters) -> list[str]:
     """One sentence per setting that does not go with a fault list, or not without one."""
-    problems = []
-    if settings.save_faults is not None and not settings.save_faults.parent.is_dir():
-        folder = settings.save_faults.parent
-        problems.append(f"save_faults (--save-faults): expected the path of a file, but there is no folder {folder}")
+    problems = [] if settings.save_faults is None else files.check_place(SAVE, settings.save_faults)
     if settings.faults is None:
         if settings.limit is not None:
             problems.append("limit (--limit): expected a fault list, --faults FILE, to take so many faults of")

@@ -9,21 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bitflip.errors import BadInput, first_line
+from bitflip.errors import BadInput
+from bitflip.report import record
 from bitflip.report.runs import Place, Row, Run
+from bitflip.settings.hyperparameters import Hyperparameters, changes_results, role_of
 from bitflip.statistics import intervals
 from bitflip.statistics.intervals import Estimate, Sums
 
-ALIKE = (  # settings by which results differ, beside those that choose the faults
-    *("dataset", "model_name", "class_order", "img_size", "channels", "batch_size", "drop_last", "bit_flip_pos"),
-    *("repeats", "bit_sampling", "limit", "margin"),
-)
 Ints = NDArray[np.int64]
 Key = tuple[str, int, str]  # path, call and parameter of a layer
 
@@ -100,7 +97,7 @@ def compare(first: Run, second: Run) -> Comparison:
             f"{first.files.table.name} and {second.files.table.name} have no layer in common (module path, call and "
             "parameter)"
         )
-    differing = tuple(_differing(first.facts, second.facts))
+    differing = tuple(_differing(first, second))
     pairs = _pairs(first, second, [(rows[key].place, others[key].place) for key in common])
     if isinstance(pairs, str):
         layers = tuple((rows[key].place, _unpaired(rows[key], others[key], first, second)) for key in common)
@@ -123,13 +120,15 @@ def compare(first: Run, second: Run) -> Comparison:
             float(np.mean([getattr(layers[index][1], name) for index in known])) for name in ("first", "second")
         )
         found = _signed(intervals.mean(sums, weights, first.confidence))
+        found = replace(found, rate=(seconds - firsts) / 100)  # a layer counts the same if a bit of it was not hit
         network = _percent(firsts / 100, seconds / 100, found, sum(pairs[index].images for index in known))
     why = "both runs made the same faults on the same images, so each is compared with itself"
     return Comparison(layers, network, True, why, tuple(unmatched), first.confidence, differing)
 
 
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
-    """In what two runs differ that results depend on, as far as their files say; a phrase each."""
+def _differing(one: Run, other: Run) -> Iterator[str]:
+    """In what two runs of one target differ that results depend on, as far as their files say; a phrase each."""
+    first, second = one.facts, other.facts
     for what, name, key in (
         ("weights", "model", "sha256"),
         ("model code", "model", "code_sha256"),
@@ -138,13 +137,27 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[
         a, b = (facts.get(name) for facts in (first, second))
         if isinstance(a, dict) and isinstance(b, dict) and key in a and key in b and a[key] != b[key]:
             yield what
-    a, b = (facts.get("settings", {}) for facts in (first, second))
-    for name in a:
-        if name in b and a[name] != b[name] and name in ALIKE:
-            yield f"{name} ({a[name]}, {b[name]})"
-    for name in ("engine", "precision", "device"):
+    listed = one.listed or other.listed
+    settings = {**one.settings, **other.settings} if one.settings and other.settings else {}
+    for name in settings:
+        if changes_results(name, one.target) and not (listed and role_of(name).sampling):
+            a, b = _set(one, name), _set(other, name)
+            if a != b and UNKNOWN not in (a, b):
+                yield f"{name} ({a}, {b})"
+    for name in ("engine", "device"):  # that were used, whatever was asked for
         if name in first and name in second and first[name] != second[name]:
             yield f"{name} ({first[name]}, {second[name]})"
+
+
+UNKNOWN = object()
+
+
+def _set(run: Run, name: str) -> object:
+    """What a run had for a setting; an earlier version, which did not know it, did as its default says."""
+    if name == "faults":  # wherever the list was
+        return run.listed
+    field = Hyperparameters.model_fields.get(name)
+    return run.settings.get(name, UNKNOWN if field is None else field.default)
 
 
 def _key(place: Place, target: str) -> Key:
@@ -281,7 +294,7 @@ def _pairs(first: Run, second: Run, places: Sequence[tuple[Place, Place]]) -> li
 
 def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int, *, alone: bool) -> _Pairs:
     both = (a["clean_top1"] == a["label"]) & (b["clean_top1"] == b["label"])
-    broken, other = (both & (run["top1"] != run["clean_top1"]) for run in (a, b))
+    broken, other = (both & record.misclassified(run["label"], run["clean_top1"], run["top1"]) for run in (a, b))
     values = (both, broken, other, broken & ~other, other & ~broken)
     if alone:
         size, *counts = (value.astype(np.int64) for value in values)
@@ -300,7 +313,7 @@ def _faults(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
         names = table.column("parameter").cast("string").to_numpy(zero_copy_only=False).astype(str)
         columns = {name: table.column(name).to_numpy().astype(np.int64) for name in ("layer", *_COLUMNS)}
     except Exception as error:  # a damaged file makes its reader raise anything
-        raise BadInput(f"{path}: expected a table of faults, and it is damaged ({first_line(error)})") from error
+        raise record.damaged(path, error) from error
     known, code = np.unique(names, return_inverse=True)
     order = np.lexsort([columns[name] for name in reversed(_COLUMNS)] + [code, columns["layer"]])
     layer, code = columns["layer"][order], code[order]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bitflip.errors import BadInput, first_line
+from bitflip.report import record
 from bitflip.report.runs import Place, Run, parameters_of
 
 COUNT = 12  # faults that are shown
@@ -126,7 +127,7 @@ def _broken(columns: Mapping[str, Any], most: int | None) -> list[int]:
     label, clean, top1, change = (
         columns[name].to_numpy(zero_copy_only=False) for name in ("label", "clean_top1", "top1", "change")
     )
-    at: list[int] = ((label == clean) & (top1 != clean)).nonzero()[0].tolist()
+    at: list[int] = record.misclassified(label, clean, top1).nonzero()[0].tolist()
     return at if most is None else heapq.nsmallest(most, at, key=lambda i: (-change[i], i))
 
 

@@ -10,9 +10,9 @@ from bitflip.report.runs import Row, Run
 from bitflip.report.scale import CROSSES, Scale, bit_ticks, number, percent, plain, regions, scale_of, slots
 from bitflip.report.summary import Bit, due_by_layer
 from bitflip.statistics.rates import Rate
+from bitflip.terminal import NOTHING
 
 HEIGHT = 250  # pixels of the plots by layer and by bit
-NOTHING = "nothing to divide by"  # where no flip, or none on an image that could be misclassified, hit a bit
 FEW = 40  # layers whose names stand beside the heat map, and whose points are large
 SHAPES = (
     '<circle r="4"/>',

@@ -17,7 +17,7 @@ from bitflip.report.runs import Place, Row, Run
 from bitflip.report.summary import due, means_of, parts_of, spread, sums, total
 from bitflip.results import columns
 from bitflip.results.paths import Paths
-from bitflip.settings.hyperparameters import role_of
+from bitflip.settings.hyperparameters import changes_results
 from bitflip.statistics import rates
 from bitflip.statistics.rates import Rate
 
@@ -30,7 +30,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     facts = run.facts
     return {
         "target": run.target,
-        **{name: value for name, value in run.settings.items() if role_of(name).joined in ("all", run.target)},
+        **{name: value for name, value in run.settings.items() if changes_results(name, run.target)},
         "confidence": run.confidence,
         "sha256 of the weights": facts.get("model", {}).get("sha256"),
         "sha256 of the model's code": facts.get("model", {}).get("code_sha256"),

@@ -51,7 +51,7 @@ const percent = (rate) => {
 };
 
 function measured([wrong, correct, rate, low, high]) {
-  if (rate === null) return "no image is classified correctly without a fault";
+  if (rate === null) return `${wrong} / ${correct}, nothing to divide by`;
   const interval = low === null ? "" : `, ${percent(low)} to ${percent(high)} %`;
   return `${wrong} of ${correct} = ${percent(rate)} %${interval}`;
 }

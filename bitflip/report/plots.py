@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +21,10 @@ from bitflip.report.scale import (
     short,
     slots,
 )
+from bitflip.report.style import GREY, INK, PALE, saved, styled
 from bitflip.report.summary import by_bit, due_by_layer
 from bitflip.statistics.rates import Rate
+from bitflip.terminal import NOTHING
 
 if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is drawn
     from matplotlib.axes import Axes
@@ -33,43 +32,12 @@ if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is 
 
 NAMES = ("layers", "bits", "heatmap")
 KINDS = ("png", "svg")
-DPI = 300
 WIDTH = 3.5  # inches, a column of a paper
 FEW = 30  # layers that are drawn with their names
 MANY = 2000  # cells of the heat map that are drawn as shapes in SVG; more are an image there
 LONGEST = 26  # characters of a name on an axis
 MARKERS = "osD^vPXp<>dh8"
-INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 HEAT = ("#f7f5ef", "#fde0a6", "#f9a765", "#e8604c", "#b5255f", "#5e1561", "#1b0a33")  # light to dark, zero first
-
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7,
-    "axes.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "legend.fontsize": 6,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a $ in a name is a $
-    "hatch.linewidth": 0.4,
-    "figure.dpi": DPI,
-    "svg.hashsalt": "bitflip",  # the same bytes each time
-}
 
 
 def pictures(run: Run, width: float = WIDTH) -> dict[str, dict[str, bytes] | None]:
@@ -80,39 +48,8 @@ def pictures(run: Run, width: float = WIDTH) -> dict[str, dict[str, bytes] | Non
         width: in inches.
     """
     draw: dict[str, Callable[[Run, float], Figure | None]] = {"layers": layers, "bits": bits, "heatmap": heatmap}
-    with _style():
-        return {name: _saved(figure(run, width)) for name, figure in draw.items()}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Our style instead of the user's, whose own settings come back afterwards."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it is drawn as a box
-        mpl.rcdefaults()
-        cast(Any, mpl.rcParams).update(STYLE)
-        yield
-
-
-def _saved(figure: Figure | None) -> dict[str, bytes] | None:
-    """A figure in both formats; ``savefig`` would draw it five times instead of twice."""
-    if figure is None:
-        return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from PIL import Image
-
-    png, svg = io.BytesIO(), io.BytesIO()
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(256).save(png, "png", dpi=(DPI, DPI))  # a third of the bytes, and all colours that it has
-    figure.set_layout_engine("none")  # everything has its place by now
-    canvas = FigureCanvasSVG(figure)
-    canvas.print_svg(svg, metadata={"Date": None})
-    return {"png": png.getvalue(), "svg": svg.getvalue()}
+    with styled():
+        return {name: saved(figure(run, width)) for name, figure in draw.items()}
 
 
 def _figure(run: Run, width: float, height: float) -> tuple[Figure, Axes]:
@@ -419,9 +356,7 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     axes.set_xlim(0, count)
     axes.set_ylim(len(rows), 0)
     _bit_axis(axes, count, middle=0.5)
-    axes.set_xlabel(
-        "bit, from the most significant" + ("; hatched: nothing to divide by" if np.isnan(share).any() else "")
-    )
+    axes.set_xlabel("bit, from the most significant" + (f"; hatched: {NOTHING}" if np.isnan(share).any() else ""))
     if few:
         axes.set_yticks(np.arange(len(rows)) + 0.5, [short(row.place.label, LONGEST) for row in rows])
         axes.tick_params(axis="y", length=0)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bitflip import csvs
 from bitflip.errors import BadInput, first_line
-from bitflip.report.runs import Mean, Outcomes, Place, Row, Run, parameters_of
+from bitflip.report import consistency
+from bitflip.report.consistency import ROUNDING
+from bitflip.report.runs import Mean, Outcomes, Place, Row, Run
 from bitflip.results import columns
 from bitflip.results.paths import Paths
 from bitflip.statistics.rates import Rate
-
-ROUNDING = 1e-3  # percent, of the ends of an interval in a file
 
 
 def find(folder: Path) -> list[Path]:
@@ -77,72 +77,13 @@ def read(table: Path) -> Run:
     seed, layers = _read_table(files.table)
     bits = tuple(_read_bits(files.bits)) if files.bits.exists() else ()
     facts = _read_facts(files.run) if files.run.exists() else {}
-    _check_facts(files, seed, layers, facts)
-    places = {row.place for row in layers}
-    strays = [row for row in bits if row.place not in places]
-    if strays:
-        raise BadInput(f"{files.bits}: expected the layers of {files.table.name}, found {strays[0].place.label!r}")
-    if bits and {row.place for row in bits} != {row.place for row in layers if not _idle(row)}:
-        raise BadInput(f"{files.bits}: expected all layers of {files.table.name}, got fewer; the file is cut off")
-    _check_counts(files, layers, bits, facts)
-    means = tuple(_means(files.run, facts.get("means", [])))
-    return Run(files, (seed,), layers, bits, means, facts)
-
-
-def _check_counts(files: Paths, layers: Sequence[Row], bits: Sequence[Row], facts: Mapping[str, Any]) -> None:
-    """Whether rates are those of their counts, the counts of bits add up to those of layers, and all flip the same."""
-    weighted = facts.get("settings", {}).get("bit_sampling") == "importance"  # rates of which have weights
-    for path, rows in ((files.table, layers), (files.bits, bits)):
-        for row in rows:
-            where = f"{path}: {row.place.label}{'' if row.bit is None else f', bit {row.bit}'}"
-            expected = 100 * row.misclassified / row.correct if row.correct else None
-            got = row.rate.value
-            if (expected is None) != (got is None) or (
-                not (weighted and row.bit is None) and abs((expected or 0) - (got or 0)) > ROUNDING
-            ):
-                raise BadInput(f"{where}: expected the rate of {row.misclassified} of {row.correct}, got {got}")
-            if row.place.parameter and facts.get("target") == "neuron":
-                raise BadInput(f"{where}: expected neuron faults as in {files.run.name}, got {row.place.parameter}")
-    for row in layers if bits else ():
-        of_layer = [one for one in bits if one.place == row.place]
-        for name in ("misclassified", "correct", "flips", "injections"):
-            found, whole = sum(_count(one, name) for one in of_layer), _count(row, name)
-            if found != whole:
-                raise BadInput(
-                    f"{files.bits}: expected bits of {row.place.label} that add up to {files.table.name}, whose {name} "
-                    f"is {whole}, got {found}"
-                )
-
-
-def _count(row: Row, name: str) -> int:
-    return int(getattr(row, name)) if hasattr(row, name) else row.outcomes.counts[name] if row.outcomes else 0
-
-
-def _idle(row: Row) -> bool:
-    return row.outcomes is not None and row.outcomes.flips == 0
-
-
-def _check_facts(files: Paths, seed: int, layers: Sequence[Row], facts: Mapping[str, Any]) -> None:
-    """Whether the ``.json`` belongs to the table, and the table has all its layers."""
-    if not facts:
-        return
-    said = facts["settings"].get("seed")
-    if said is not None and said != seed and "seeds" not in facts["settings"]:
-        raise BadInput(f"{files.run}: expected the seed of {files.table.name}, {seed}, got {said}")
-    names = str(facts["settings"].get("parameters", "weight")).split(",")
-
-    def has(item: Mapping[str, Any]) -> bool:
-        if facts.get("target") != "weight":
-            return bool(item.get("per_image"))
-        return any("all" in names or parameter.get("name") in names for parameter in parameters_of(item))
-
-    items = [item for item in facts.get("layers", []) if isinstance(item, dict)]
-    have = {row.place.layer for row in layers}
-    missing = [item["number"] for item in items if has(item) and item.get("number", 0) not in have]
-    if missing and not facts["settings"].get("faults"):  # a fault list need not reach every layer
-        raise BadInput(
-            f"{files.table}: expected a row for each layer of {files.run.name}, layer {missing[0]} is missing"
-        )
+    said = facts.get("settings", {})
+    if said.get("seed") not in (None, seed) and "seeds" not in said:
+        raise BadInput(f"{files.run}: expected the seed of {files.table.name}, {seed}, got {said['seed']}")
+    run = Run(files, (seed,), layers, bits, tuple(_means(files.run, facts.get("means", []))), facts)
+    consistency.check_places(run)
+    consistency.check(run)
+    return run
 
 
 def _row(row: csvs.Row, rate: str, bit: int | None = None) -> Row:
@@ -156,8 +97,8 @@ def _row(row: csvs.Row, rate: str, bit: int | None = None) -> Row:
         row.wrong.append(f"expected misclassified <= correct, got {wrong} and {correct}")
     kinds = [outcomes[name] for name in ("masked", "benign", "sdc1")] if outcomes else []
     due = (outcomes and outcomes["due"]) or 0  # earlier files do without
-    if outcomes and None not in kinds and sum(filter(None, kinds)) + due != outcomes.injections:
-        row.wrong.append("expected masked + benign + sdc1 + due to be injections")
+    if outcomes and None not in kinds and (sum_ := int(sum(filter(None, kinds)) + due)) != outcomes.injections:
+        row.wrong.append(f"expected masked + benign + sdc1 + due to be injections, {outcomes.injections}, got {sum_}")
     if value is not None and found.rate.interval:
         low, high = found.rate.interval
         if not low - ROUNDING <= value <= high + ROUNDING:

@@ -10,6 +10,7 @@ from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions
 from bitflip.report.summary import Bit, by_bit, due_of_all, means, total
 from bitflip.statistics.rates import Rate
+from bitflip.terminal import NOTHING
 
 SCRIPTS = {"neuron_": "neuron.py", "weight_": "weight.py"}
 
@@ -29,7 +30,7 @@ def findings(run: Run) -> list[str]:
     """The most fragile layers and bits, in a few sentences."""
     rows = ranked(run)
     if not rows:
-        return ["No image is classified correctly without a fault, so there is nothing to misclassify."]
+        return [f"No image is classified correctly without a fault: every rate is 0 / 0, {NOTHING}."]
     found = [*_about_layers(run, rows), *_about_types(run), *_about_bits(run), *_about_outcomes(run)]
     return [plain(sentence) for sentence in found]
 

@@ -47,8 +47,8 @@ SCHEMA = pa.schema(
 
 seed, layer (number), path, call, parameter (empty: the layer's output): where; image: index in the test set; element:
 flat index into the image's output, or into the parameter; bit: from the most significant; original, error: the value
-before and after; label, clean_top1, top1: classes; masked to nonfinite: see :class:`bitflip.outcomes.batch.Effect`;
-change: of the clean top-1 class's probability.
+before and after; label, clean_top1, top1: classes, -1 where the model raised an exception; masked to due: see
+:class:`bitflip.outcomes.batch.Effect`; change: of the clean top-1 class's probability.
 """
 
 

@@ -110,15 +110,31 @@ def read(path: Path) -> Read:
     by_image: dict[Key, NDArray[np.int64]] = {}
     for key, image, critical in cells:
         by_image.setdefault(key, np.zeros(len(seen), dtype=np.int64))[image] = critical
-    if sum(int(counted.sum()) for counted in by_image.values()) != by_name["critical"].sum():
-        raise BadInput(f"{SETTING}: {path} and {beside} are not of one run")
+    of_faults: dict[Key, int] = {}
+    for (fault, _), count in zip(rows, by_name["critical"].tolist(), strict=True):
+        of_faults[fault.key] = of_faults.get(fault.key, 0) + count
+    for key in [*of_faults, *(key for key in by_image if key not in of_faults)]:
+        expected, got = of_faults.get(key, 0), int(by_image[key].sum()) if key in by_image else 0
+        if expected != got:
+            raise BadInput(
+                f"{SETTING}: {path} and {beside} are not of one run: expected {expected} critical inferences under "
+                f"faults of {', '.join(map(str, key))}, got {got}"
+            )
     return Read(tuple(fault for fault, _ in rows), by_name, by_image)
 
 
 def _fault(row: Row) -> tuple[Fault, dict[str, int]]:
-    found = faultlist.own(row), {name: row.count(name) for name in COUNTS if name in row}
+    fault, counts = faultlist.own(row), {name: row.count(name) for name in COUNTS if name in row}
     row.finish()
-    return found
+    images, kinds = counts["images"], [counts.get(name) for name in ("masked", "benign", "critical")]
+    ended = sum(filter(None, kinds)) + counts.get("due", 0)  # earlier files do without
+    if None not in kinds and ended != images:
+        row.wrong.append(f"expected masked + benign + critical + due to be images, {images}, got {ended}")
+    for less, more in (("misclassified", "critical"), ("misclassified", "correct"), ("correct", "images")):
+        if less in counts and more in counts and counts[less] > counts[more]:
+            row.wrong.append(f"expected {less} <= {more}, got {counts[less]} and {counts[more]}")
+    row.finish()
+    return fault, counts
 
 
 def _image(row: Row) -> tuple[int, Key | None, int]:

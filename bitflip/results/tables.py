@@ -18,6 +18,7 @@ from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.outcomes.counts import Totals
 from bitflip.results import columns
 from bitflip.statistics.rates import LayerEstimate, Rate
+from bitflip.terminal import NOTHING
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -47,8 +48,7 @@ def result_lines(chosen: Sequence[Target], estimates: Sequence[LayerEstimate]) -
             if found.item.parameter not in ("", "weight"):
                 name += f" {found.item.parameter}"
             if found.rate.value is None:
-                no = "no image is classified correctly without a fault"
-                lines.append(f"Layer #{item.number}: {no}, {name}{_due(found)}")
+                lines.append(f"Layer #{item.number}: 0 / 0, {NOTHING}, {name}{_due(found)}")
                 continue
             count = f"{found.tally.misclassified} / {found.tally.correct}"
             if found.weighted:

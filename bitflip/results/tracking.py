@@ -27,7 +27,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
+
+from bitflip.results import masking
 
 PATIENCE_S = 5.0
 """How long the import, or one request, may take before a run stops waiting for it; seconds."""
@@ -239,7 +240,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _require_answer(answer: Any, url: str) -> None:
-    """Check that an answer comes from the server that was asked, and is empty or JSON.
+    """Check that an answer comes from the server that was asked, and is empty or a JSON object, as the API's are.
 
     Raises:
         RuntimeError: if it is not.
@@ -249,26 +250,19 @@ def _require_answer(answer: Any, url: str) -> None:
     for step in history:
         if step.redirect_location:
             raise RuntimeError(f"the server sends elsewhere ({step.status}, to {step.redirect_location})")
-    content = answer.data
+    content = answer.data or b""
+    found = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
     try:
-        json.loads(content or "{}")
+        fits = isinstance(json.loads(found.strip() or "{}"), dict)
     except ValueError:
-        found = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
-        raise RuntimeError(f"the server's answer is no JSON: {textwrap.shorten(found, 60)}") from None
+        fits = False
+    if not fits:  # masked before half of a token is cut off
+        raise RuntimeError(f"the server's answer is no JSON object: {textwrap.shorten(_masked(found), 60)}")
 
 
 def _masked(text: str) -> str:
     """A text without the access token, in any form in which a server or a library may quote it."""
-    for token in _tokens():
-        for form in {
-            token,
-            token.strip(),
-            quote(token, safe=""),
-            quote(token),
-            repr(token)[1:-1],
-            json.dumps(token)[1:-1],
-        }:
-            text = text.replace(form, "***") if form else text
+    text = masking.without(text, _tokens())
     return re.sub(r"Token \S+", "Token ***", text)
 
 

@@ -34,7 +34,8 @@ class Role:
 
     Attributes:
         unfinished: whether a run can only be gone on with if it has the same value.
-        joined: whether runs that are joined must have the same value: all, those of weight faults, or none.
+        joined: of which runs the results depend on it, so that those that are joined must have the same value, and
+            those that are compared name it: all, those of weight faults, or none.
         sampling: whether it says which faults are sampled, so that it means nothing with a fault list.
         rerun: whether a rerun takes it from the earlier run.
         planned: whether it means something to a plan.
@@ -384,6 +385,11 @@ def role_of(name: str) -> Role:
     extra = None if field is None else field.json_schema_extra
     role = extra["role"] if isinstance(extra, dict) else RESULT
     return cast("Role", role)
+
+
+def changes_results(name: str, target: str) -> bool:
+    """Whether the results of a run with such faults depend on a setting."""
+    return role_of(name).joined in ("all", target)
 
 
 def names(chosen: Callable[[Role], bool]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bitflip.statistics import intervals
-from bitflip.statistics.intervals import Interval, Sums
+from bitflip.statistics.intervals import Estimate, Interval, Sums
 
 if TYPE_CHECKING:  # reports are made without torch, which takes seconds to import
     from bitflip.faults.flips import TargetKind
@@ -68,16 +68,23 @@ def widest(flips: float, m: float, n: float) -> Sums[float]:
 
 
 def mean(layers: Sequence[Sequence[Sums[float]]], confidence: float) -> Rate:
-    """The mean rate of layers, each of which counts the same, whatever its size.
+    """The mean rate of layers, each of which counts the same, whatever its size and however many of its bits were hit.
 
     Args:
         layers: the parts of each, of equal weight: one, or one per bit when bits were drawn unequally. One without
-            images can have any rate.
+            images can have any rate, which makes the interval wider; the rate of the layer is that of the others.
         confidence: of the interval.
     """
+    found = _mean(layers, confidence)
+    if math.isnan(found.rate):
+        return Rate()
+    seen = _mean([known for parts in layers if (known := [part for part in parts if part.n])], confidence)
+    return Rate(100 * seen.rate, 100 * found.low, 100 * found.high)
+
+
+def _mean(layers: Sequence[Sequence[Sums[float]]], confidence: float) -> Estimate[float]:
     weights = [1 / len(parts) for parts in layers for _ in parts]
-    found = intervals.mean([part for parts in layers for part in parts], weights, confidence)
-    return Rate() if math.isnan(found.rate) else Rate(100 * found.rate, 100 * found.low, 100 * found.high)
+    return intervals.mean([part for parts in layers for part in parts], weights, confidence)
 
 
 @dataclass(frozen=True)

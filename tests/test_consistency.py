@@ -1,0 +1,191 @@
+"""Files of one run that do not agree are refused: whichever number was changed, in whichever file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from conftest import few_digits_with
+
+from bitflip.commands import run as command
+from bitflip.errors import BadInput
+from bitflip.faults.flips import TargetKind
+from bitflip.report import reading
+from bitflip.results import columns
+
+RUNS: dict[str, tuple[TargetKind, str]] = {
+    "neurons": ("neuron", "--bit-flip-pos=-1"),
+    "weights": ("weight", "--repeats=2 --parameters=weight,bias"),
+    "importance": ("neuron", "--bit-sampling=importance"),
+    "margin": ("neuron", "--margin=12"),
+    "list": ("weight", "--faults={list}"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each kind, each in a folder of its own: its ``.csv``."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        few_digits_with(patch)(64)
+        faults = tmp_path_factory.mktemp("list") / "faults.csv"
+        for name, (target, more) in RUNS.items():
+            folder = tmp_path_factory.mktemp(name)
+            common = ["--dataset=digits", "--seed=5", "--fault-table", f"--output-path={folder}", "--batch-size=8"]
+            common += [] if name == "list" else ["--layer-num=1,4,8"]
+            common += [f"--save-faults={faults}"] if name == "weights" else []
+            flags = [flag.format(list=faults) for flag in more.split()]
+            assert command.main(target, "", [*common, "--no-plots", *flags]) == 0
+            (facts,) = folder.glob("*.json")
+            found[name] = facts.with_suffix(".csv")
+    return found
+
+
+@pytest.fixture(params=RUNS)
+def table(request: pytest.FixtureRequest, made: dict[str, Path], tmp_path: Path) -> Path:
+    """The ``.csv`` of a run, whose files may be changed."""
+    first = made[request.param]
+    shutil.copytree(first.parent, tmp_path / "run")
+    return tmp_path / "run" / first.name
+
+
+def beside(table: Path, end: str) -> Path:
+    return table.with_name(f"{table.stem}{end}")
+
+
+def test_what_a_run_wrote_is_read(table: Path) -> None:
+    assert beside(table, "_faults.parquet").exists()
+    assert reading.read(table).layers
+
+
+def refused(table: Path, what: object) -> str:
+    with pytest.raises(BadInput) as caught:
+        reading.read(table)
+    (sentence,) = caught.value.problems
+    assert str(table.parent) in sentence, what
+    assert "expected" in sentence, what
+    assert "got" in sentence or "missing" in sentence or "none" in sentence, what
+    return sentence
+
+
+@pytest.mark.parametrize("end", [".csv", "_bits.csv"])
+def test_no_count_of_a_table_can_be_another(table: Path, end: str) -> None:
+    path = beside(table, end)
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file))
+    for column, name in enumerate(header):
+        if name not in (*columns.HITS, *columns.COUNTS, *columns.SUMS, *columns.INTERVAL, columns.CHANGE, "seed_5"):
+            continue
+        changed = [list(row) for row in rows]
+        row = next((row for row in changed if row[column] not in ("", "0", "0.000000")), changed[0])
+        if not row[column]:
+            continue
+        row[column] = f"{float(row[column]) / 2 + 0.1:.6f}" if "." in row[column] else str(int(row[column]) + 1)
+        with path.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *changed])
+        refused(table, name)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    assert reading.read(table)
+
+
+def test_a_wider_interval_that_holds_the_rate_is_refused(table: Path) -> None:
+    with table.open(newline="") as file:
+        header, *rows = list(csv.reader(file))
+    rows[0][header.index("high")] = f"{float(rows[0][header.index('high')]) + 0.5:.6f}"
+    with table.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    found = refused(table, "high")
+    assert re.match(rf"{re.escape(str(table))}: \S+: expected the interval [\d.]+ to [\d.]+, got [\d.]+ to", found)
+
+
+def test_no_number_of_the_json_can_be_another(table: Path) -> None:
+    path = table.with_suffix(".json")
+    facts = json.loads(path.read_text())
+    sampled = not facts["settings"]["faults"]
+
+    def change(edit: Callable[[dict[str, Any]], object], words: str) -> None:
+        other = json.loads(json.dumps(facts))
+        edit(other)
+        path.write_text(json.dumps(other))
+        assert words in refused(table, words)
+
+    def mean(place: int, name: str, value: float) -> Callable[[dict[str, Any]], object]:
+        return lambda f: f["means"][place].update({name: value})
+
+    for place, known in enumerate(facts["means"]):
+        for name, more in {"rate": -0.01, "low": -0.01, "high": 0.01}.items():
+            if 0 <= known[name] + more <= 100:
+                change(mean(place, name, known[name] + more), "means: expected")
+    change(lambda f: f["means"].pop(0), "got none")
+    change(lambda f: f["means"].append({**f["means"][-1], "name": "Other"}), "got Other")
+    change(lambda f: f.update(clean_correct=f["images"] + 1), "expected clean_correct <= images")
+    change(lambda f: f["layers"][0].update(path="elsewhere"), "expected the path of")
+    if sampled:
+        target = {"neuron": "weight", "weight": "neuron"}[facts["target"]]
+        change(lambda f: f.update(target=target), f"expected {target} faults as in {path.name}")
+    if sampled and facts["settings"]["margin"] is None:
+        change(lambda f: f.update(images=f["images"] + 1), "expected injections of")
+        change(lambda f: f.update(clean_correct=f["clean_correct"] - 1), "expected correct of")
+    if not sampled:
+        change(lambda f: f.update(faults=f["faults"] + 1), "expected the flips of the")
+
+
+def test_no_injection_of_the_record_can_be_another(table: Path) -> None:
+    path = beside(table, "_faults.parquet")
+    whole = pq.read_table(path)
+
+    def change(name: str, value: object, where: int) -> None:
+        values = whole.column(name).combine_chunks().to_pylist()
+        values[where] = value
+        place = whole.schema.get_field_index(name)
+        column = pa.array(values).cast(whole.schema.field(name).type)
+        pq.write_table(whole.set_column(place, whole.schema.field(name), column), path)
+        assert refused(table, name).startswith(f"{path}: expected the faults of {table.stem}")
+
+    label, clean, top1 = (whole.column(name).to_numpy() for name in ("label", "clean_top1", "top1"))
+    wrong = int(np.flatnonzero((label == clean) & (top1 != clean))[0])
+    right = int(np.flatnonzero((label == clean) & (top1 == clean))[0])
+    change("top1", int(clean[wrong]), wrong)
+    change("top1", -1, wrong)
+    change("top1", int(clean[right]) + 1, right)
+    change("label", int(label[right]) + 1, right)
+    change("layer", 77, right)
+    change("bit", (whole.column("bit")[right].as_py() + 1) % 32, right)
+    for name in (name for name in columns.EFFECTS if name != "benign"):
+        change(name, not whole.column(name)[right].as_py(), right)
+    change("change", 1.0, int(np.flatnonzero(~top1_breaks(whole, right))[0]))
+    pq.write_table(whole.slice(1), path)
+    assert "injections of" in refused(table, "a row less")
+    assert pc.sum(whole.column("sdc1")).as_py() > 0
+
+
+def top1_breaks(whole: pa.Table, index: int) -> Any:
+    """Injections of a layer and bit in which the change is already 1, so that another one does not show."""
+    layer, bit, change = (whole.column(name).to_numpy() for name in ("layer", "bit", "change"))
+    full = {(at, b) for at, b, c in zip(layer, bit, change, strict=True) if c > 0.99}
+    assert len(full) < len(set(zip(layer.tolist(), bit.tolist(), strict=True)))
+    return np.array([(at, b) in full for at, b in zip(layer, bit, strict=True)])
+
+
+def test_the_sentence_names_both_files(made: dict[str, Path], tmp_path: Path) -> None:
+    first = made["neurons"]
+    shutil.copytree(first.parent, tmp_path / "run")
+    table = tmp_path / "run" / first.name
+    path = beside(table, "_faults.parquet")
+    whole = pq.read_table(path)
+    clean, place = whole.column("clean_top1"), whole.schema.get_field_index("top1")
+    pq.write_table(whole.set_column(place, whole.schema.field("top1"), clean), path)
+    row = next(row for row in reading.read(first).layers if row.misclassified)
+    words = f"whose misclassified of {row.place.label} is {row.misclassified}, got 0"
+    assert refused(table, "top1") == f"{path}: expected the faults of {table.name}, {words}"
