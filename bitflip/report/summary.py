@@ -46,8 +46,8 @@ def sums(rows: Sequence[Row], target: str) -> Sums[float]:
     images or none, which makes the interval the widest that it can be.
     """
     wrong, correct = (float(sum(getattr(row, name) for row in rows)) for name in ("misclassified", "correct"))
-    if target == "neuron":
-        return Sums.single(wrong, correct)
+    if target == "neuron" and not all(row.outcomes and row.outcomes.squares for row in rows):
+        return Sums.single(wrong, correct)  # unless a list has faults of many images, which newer files tell
     flips = mm = mn = nn = 0.0
     for row in rows:
         count = row.outcomes.flips if row.outcomes else 1  # without a count, a run's flips are taken as one
