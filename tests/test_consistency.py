@@ -15,10 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import few_digits_with
+from conftest import FewDigits, few_digits_with
+from torch import nn
 
+import bitflip
 from bitflip.commands import run as command
+from bitflip.data import digits
 from bitflip.errors import BadInput
+from bitflip.faults import faultlist
+from bitflip.faults.faultlist import Fault
 from bitflip.faults.flips import TargetKind
 from bitflip.report import reading
 from bitflip.results import columns
@@ -61,6 +66,22 @@ def table(request: pytest.FixtureRequest, made: dict[str, Path], tmp_path: Path)
 
 def beside(table: Path, end: str) -> Path:
     return table.with_name(f"{table.stem}{end}")
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_lists_of_faults_of_one_image_and_of_many_are_read(
+    target: str, few_digits: FewDigits, tmp_path: Path, digits_model: nn.Module
+) -> None:
+    few_digits(24)
+    index = (0, 0, 0) if target == "neuron" else (0, 0, 0, 0)
+    images = [None, range(5), range(3, 9), range(7, 8)]
+    places = [("features.0", 1), ("features.4", 1), ("features.4", 9)]
+    faults = [Fault(target, path, 0, index, bit, hit) for path, bit in places for hit in images]
+    with (tmp_path / "list.csv").open("w") as file:
+        faultlist.write(file, faults)
+    campaign = bitflip.Campaign(digits_model, digits.load("test"), batch_size=8)
+    result = campaign.run(bitflip.read_faults(tmp_path / "list.csv"), fault_table=True)
+    assert sum(row.flips for row in result.layers) == len(faults)
 
 
 def test_what_a_run_wrote_is_read(table: Path) -> None:
@@ -131,9 +152,8 @@ def test_no_number_of_the_json_can_be_another(table: Path) -> None:
     change(lambda f: f["means"].append({**f["means"][-1], "name": "Other"}), "got Other")
     change(lambda f: f.update(clean_correct=f["images"] + 1), "expected clean_correct <= images")
     change(lambda f: f["layers"][0].update(path="elsewhere"), "expected the path of")
-    if sampled:
-        target = {"neuron": "weight", "weight": "neuron"}[facts["target"]]
-        change(lambda f: f.update(target=target), f"expected {target} faults as in {path.name}")
+    target = {"neuron": "weight", "weight": "neuron"}[facts["target"]]
+    change(lambda f: f.update(target=target), f"expected {target} faults as in {path.name}")
     if sampled and facts["settings"]["margin"] is None:
         change(lambda f: f.update(images=f["images"] + 1), "expected injections of")
         change(lambda f: f.update(clean_correct=f["clean_correct"] - 1), "expected correct of")

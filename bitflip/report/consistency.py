@@ -97,7 +97,7 @@ def _check_target(run: Run) -> None:
             where = f"{path}: {_name(row)}: expected {run.target} faults as in {run.files.run.name}"
             if row.place.parameter and run.target == "neuron":
                 raise BadInput(f"{where}, got {row.place.parameter}")
-            if not row.place.parameter and run.target == "weight" and run.listed is None and (named or _squares(row)):
+            if not row.place.parameter and run.target == "weight" and (named or _squares(row)):
                 raise BadInput(f"{where}, got no parameter")
 
 

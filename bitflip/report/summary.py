@@ -52,8 +52,8 @@ def sums(rows: Sequence[Row], target: str) -> Sums[float]:
     Where a file does not say how the images of a row spread over its flips, see :func:`rates.widest`.
     """
     wrong, correct = (float(sum(getattr(row, name) for row in rows)) for name in ("misclassified", "correct"))
-    if target == "neuron":
-        return Sums.single(wrong, correct)
+    if target == "neuron" and not all(row.outcomes and row.outcomes.squares for row in rows):
+        return Sums.single(wrong, correct)  # unless a list has faults of many images, which newer files tell
     parts = []
     for row in rows:
         count = row.outcomes.flips if row.outcomes else 1  # without a count, a run's flips are taken as one

@@ -55,7 +55,10 @@ def of_due(parts: Sequence[Sums[float]], target: str, confidence: float) -> Rate
         target: of the faults.
         confidence: of the interval.
     """
-    return mean([parts], confidence) if len(parts) > 1 else of(parts[0], target, confidence)
+    if len(parts) > 1:
+        return mean([parts], confidence)
+    one = parts[0]  # a list may have faults of neurons that hit many images each
+    return of(one, target if one.flips >= one.n else "weight", confidence)
 
 
 def widest(flips: float, m: float, n: float) -> Sums[float]:
