@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # reports are made without torch, which takes seconds to impo
     from bitflip.outcomes.counts import Counts, Totals
 
 
+NONE = Sums.single(0.0, 0.0)  # the sums of no fault
+
+
 @dataclass(frozen=True)
 class Rate:
     """A rate in percent, with the ends of its confidence interval; None with nothing to divide by, or where not known.
@@ -138,21 +141,24 @@ def of_layers(
             bit: (one, of(_sums(one), target, confidence), of_due([_of_due(one)], target, confidence))
             for bit, one in bits.items()
         }
-        parts, due = [_sums(tally)], [_of_due(tally)]
-        if weighted and tally.correct:
-            parts = [_sums(bits[bit]) if bit in bits else Sums.single(0.0, 0.0) for bit in range(item.bits)]
-        if weighted and tally.injections:
-            due = [_of_due(bits[bit]) if bit in bits else Sums.single(0.0, 0.0) for bit in range(item.bits)]
+        each = [bits.get(bit) for bit in range(item.bits)] if weighted else [tally]
+        parts = [_sums(one) for one in (each if tally.correct else [tally])]
+        due = [_of_due(one) for one in (each if tally.injections else [tally])]
         rate = mean([parts], confidence) if len(parts) > 1 else of(parts[0], target, confidence)
         found.append(LayerEstimate(item, tally, rate, by_bit, of_due(due, target, confidence), parts, due))
     return found
 
 
-def _sums(t: Totals) -> Sums[float]:
+def _sums(t: Totals | None) -> Sums[float]:
+    """Those of a bit; None if it was not hit."""
+    if t is None:
+        return NONE
     return Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn)
 
 
-def _of_due(t: Totals) -> Sums[float]:
+def _of_due(t: Totals | None) -> Sums[float]:
+    if t is None:
+        return NONE
     return widest(t.flips, t.due, t.injections)
 
 
