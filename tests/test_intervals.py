@@ -433,3 +433,22 @@ def test_layers_count_the_same_in_a_mean_however_many_of_their_bits_were_hit() -
     assert extreme.interval is not None
     assert extreme.value == pytest.approx(50)
     assert extreme.interval[0] < 50 < extreme.interval[1]
+
+
+# --- from sums to rates ---
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30))
+def test_a_fault_of_a_neuron_counts_once_however_many_images_it_hits(pairs: list[tuple[int, int]]) -> None:
+    broken, hit = np.sort(np.array(pairs, dtype=np.float64)).T
+    sums = Sums(
+        *(float(len(pairs)), float(broken.sum()), float(hit.sum())),
+        *(float(product.sum()) for product in (broken * broken, broken * hit, hit * hit)),
+    )
+    got = rates_of_layers.of(sums, "neuron", 0.95)
+    if sums.n == 0:
+        assert got == rates_of_layers.Rate()
+        return
+    ends = wilson(sums.m, sums.n) if hit.max() == 1 else clustered(*astuple(sums))
+    assert got.interval == pytest.approx((100 * ends.low, 100 * ends.high), rel=1e-12)
+    assert got == rates_of_layers.of_each([sums, sums], "neuron", 0.95)[1]

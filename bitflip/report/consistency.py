@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bitflip.errors import BadInput
 from bitflip.report import record
 from bitflip.report.runs import Place, Row, Run, parameters_of
 from bitflip.report.summary import means_of, parts_of, sums
 from bitflip.results import columns
-from bitflip.statistics import intervals, rates
+from bitflip.statistics import rates
 from bitflip.statistics.rates import Rate
 
 ROUNDING = 1e-3  # percent, of numbers in a file
@@ -193,20 +191,10 @@ def _check_rates(run: Run) -> None:
 
 def _check_alike(run: Run, path: Path, rows: Sequence[Row]) -> None:
     """The same, of rows whose flips were drawn alike."""
-    if not rows:
-        return
-    each = [sums([row], run.target) for row in rows]
-    m, n = (np.array([getattr(one, name) for one in each]) for name in ("m", "n"))
-    if run.target == "neuron":
-        found = intervals.wilson(m, n, run.confidence)
-    else:
-        flips, mm, mn, nn = (np.array([getattr(one, name) for one in each]) for name in ("flips", "mm", "mn", "nn"))
-        found = intervals.clustered(flips, m, n, mm, mn, nn, run.confidence)
     known = _knows_sums(run, rows)
-    for i, row in enumerate(rows):
-        low, high = (100 * float(ends[i]) if known else None for ends in (found.low, found.high))
-        rate = 100 * row.misclassified / row.correct if row.correct else None
-        _compare(run, path, row, Rate() if rate is None else Rate(rate, low, high))
+    found = rates.of_each([sums([row], run.target) for row in rows], run.target, run.confidence)
+    for row, rate in zip(rows, found, strict=True):
+        _compare(run, path, row, rate if known else Rate(rate.value))
 
 
 def _knows_sums(run: Run, rows: Sequence[Row]) -> bool:

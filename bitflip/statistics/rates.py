@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bitflip.statistics import intervals
-from bitflip.statistics.intervals import Estimate, Interval, Sums
+from bitflip.statistics.intervals import Estimate, Sums
 
 if TYPE_CHECKING:  # reports are made without torch, which takes seconds to import
     from bitflip.faults.flips import TargetKind
@@ -39,15 +41,24 @@ class Rate:
 
 def of(sums: Sums[float], target: str, confidence: float) -> Rate:
     """The rate of some faults that were drawn alike."""
-    s = sums
-    if not s.n:
-        return Rate()
-    found: Interval[float]
-    if target == "neuron":
-        found = intervals.wilson(s.m, s.n, confidence)
-    else:
-        found = intervals.clustered(s.flips, s.m, s.n, s.mm, s.mn, s.nn, confidence)
-    return Rate(100 * (s.m / s.n), 100 * found.low, 100 * found.high)
+    return of_each([sums], target, confidence)[0]
+
+
+def of_each(sums: Sequence[Sums[float]], target: str, confidence: float) -> list[Rate]:
+    """The rate of each of several groups of faults that were drawn alike.
+
+    Those of neurons are independent images, unless a list has faults that hit several each.
+    """
+    if not sums:
+        return []
+    flips, m, n, mm, mn, nn = (np.array([getattr(one, field.name) for one in sums]) for field in fields(Sums))
+    single = (nn == n) & (target == "neuron")
+    alone, together = intervals.wilson(m, n, confidence), intervals.clustered(flips, m, n, mm, mn, nn, confidence)
+    low, high = np.where(single, alone.low, together.low), np.where(single, alone.high, together.high)
+    return [
+        Rate(100 * (s.m / s.n), 100 * float(low[i]), 100 * float(high[i])) if s.n else Rate()
+        for i, s in enumerate(sums)
+    ]
 
 
 def of_due(parts: Sequence[Sums[float]], target: str, confidence: float) -> Rate:
@@ -58,10 +69,7 @@ def of_due(parts: Sequence[Sums[float]], target: str, confidence: float) -> Rate
         target: of the faults.
         confidence: of the interval.
     """
-    if len(parts) > 1:
-        return mean([parts], confidence)
-    one = parts[0]  # a list may have faults of neurons that hit many images each
-    return of(one, target if one.flips >= one.n else "weight", confidence)
+    return of(parts[0], target, confidence) if len(parts) == 1 else mean([parts], confidence)
 
 
 def widest(flips: float, m: float, n: float) -> Sums[float]:
