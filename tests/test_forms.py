@@ -423,7 +423,7 @@ def lazy_volumes() -> nn.Module:
 
 
 def test_coverage_of_lazy_modules_and_parameters_of_five_dimensions() -> None:
-    found = coverage.of("lazy", models.untrained(f"{__file__}:lazy_volumes")[0], (8,), check=True)
+    found = coverage.of("lazy", models.untrained(f"{__file__}:lazy_volumes")[0], (8,), check=0)
     assert found.parameters == found.scalars == 4 * 27 + 4 + 5 * 4 * 3 * 64 + 5
     assert (found.tensors, found.differing, found.engine) == (4, 0, "wave")
 

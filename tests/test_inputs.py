@@ -18,7 +18,8 @@ from bitflip.data import inputs
 from bitflip.data.images import Images
 from bitflip.data.inputs import Inputs
 from bitflip.engines.agreement import differing, record
-from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.capture import Untraceable
+from bitflip.engines.graph import Program
 from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
@@ -505,7 +506,7 @@ def test_an_input_that_is_changed_in_place_stays_the_users() -> None:
     engine, note = engines.build("wave", injector, batch)
     assert engine.name == "reference"
     assert note is not None
-    assert "changes value in place" in note
+    assert "changes inputs in place" in note
     flips = flips_of(injector, "weight")
     first, again = record(engine, batch, flips)[0], record(engine, batch, flips)[0]
     assert not differing(first, again).any()

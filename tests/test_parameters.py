@@ -229,7 +229,7 @@ class Encodes(nn.Module):
 
 
 class Bakes(nn.Module):
-    """Keeps a parameter in a list of its own, which tracing reads once and for all."""
+    """Keeps a parameter in a list of its own, where the names of the model do not lead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,11 +288,13 @@ def test_the_wave_knows_where_a_parameter_reaches_the_images() -> None:
     assert len(table.anew) == 2, "the table itself and what is taken from it"
 
 
-def test_what_tracing_read_once_runs_on_the_reference_engine() -> None:
+def test_what_is_made_of_a_parameter_alone_is_made_anew() -> None:
     model = scatter(Bakes()).eval()
     injector = Injector(model, 2, torch.zeros(1, *SHAPE))
     program = Program(model, injector.modules, injector.layers, random_images(2, *SHAPE))
-    assert program.entry(model.get_parameter("shift")) == "several"
+    entry = program.entry(model.get_parameter("shift"))
+    assert isinstance(entry, Entry)
+    assert {node.name for node in entry.anew} == {"shift", "exp"}
 
 
 # --- runs ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import chain
 from pathlib import Path
 
 from bitflip.errors import BadInput
@@ -22,9 +23,13 @@ Layers that were found and parameters that faults can reach, on random weights.
 - *engine*: what runs the faults by default.
 """
 CHECKED = """\
-- *engines agree*: one random bit of one random value per image in each neuron layer's output, and one in each tensor,
-  run by both engines on two images; they agree on a fault if all logits have the same bits.
+- *engines agree*: one random bit of one random value per image in the output of {layers}, and one in {tensors},
+  run by both engines on two images; they agree on a fault if all logits have the same bits, and both call it masked or
+  neither does.
 """
+
+
+_EACH = "each neuron layer", "each tensor"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hub-path", type=Path, help="checkout of pytorch-cifar-models that the names are entries of")
     parser.add_argument("--sizes", default="", help="image sizes to try, comma-separated, smallest first")
+    parser.add_argument("--timm", action="store_true", help="also the smallest model of each family of timm")
     parser.add_argument("--check", action="store_true", help="also run one fault per target through both engines")
+    parser.add_argument(
+        "--targets", type=int, default=0, metavar="N", help="check N of the layers and N of the tensors only"
+    )
     parser.add_argument("--rows", action="store_true", help="print the rows of the table only")
 
 
@@ -46,19 +55,34 @@ def run(arguments: argparse.Namespace) -> int:
     from bitflip.engines import coverage
     from bitflip.network import models
 
+    if arguments.targets < 0:
+        raise BadInput(f"--targets: expected a number of at least 0, got {arguments.targets}")
     if not all(part.strip().isdigit() and int(part) for part in arguments.sizes.split(",") if arguments.sizes):
         raise BadInput(f"--sizes: expected whole numbers of at least 1, comma-separated, got {arguments.sizes!r}")
     sizes = tuple(map(int, arguments.sizes.split(","))) if arguments.sizes else None
     if not arguments.rows:
-        options = " --check" * arguments.check + "".join(f" {name}" for name in arguments.models)
-        words = [INTRODUCTION, *([CHECKED] if arguments.check else [])]
+        options, words = "".join(f" {name}" for name in arguments.models), [INTRODUCTION]
+        if arguments.timm:
+            options = f" --timm{options}"
+        if arguments.check:
+            some = arguments.targets
+            options = f" --check{f' --targets {some}' * bool(some)}{options}"
+            layers, tensors = (f"{some} of the neuron layers", f"{some} of the tensors") if some else _EACH
+            words.append(CHECKED.format(layers=layers, tensors=tensors))
         print(
             "".join(words), f"Made by `python -m bitflip coverage{options}`.\n", coverage.HEADER, sep="\n", flush=True
         )
-    good = True
-    for name in arguments.models or models.torchvision_names():
-        model, usual = models.untrained(name, arguments.hub_path)
-        found = coverage.of(name, model, sizes or usual or coverage.SIZES, check=arguments.check)
+    good, check = True, arguments.targets if arguments.check else None
+    named = arguments.models or ([] if arguments.timm else models.torchvision_names())
+    for name in chain(named, models.timm_families() if arguments.timm else ()):
+        try:
+            model, usual = models.untrained(name, arguments.hub_path)
+            found = coverage.of(name, model, sizes or usual or coverage.SIZES, check=check)
+        except BadInput as error:
+            if name in arguments.models:
+                raise
+            print(f"| {name} {'| ' * 8}| refused: {error} | |", flush=True)
+            continue
         good = good and found.scalars == found.parameters and not found.differing
         print(found.row(), flush=True)
     if not good:

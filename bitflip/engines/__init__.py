@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines import assumptions, strides
-from bitflip.engines.graph import Program, Untraceable
+from bitflip.engines.capture import Untraceable
+from bitflip.engines.graph import Program
 from bitflip.engines.injection import Injector
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference

@@ -76,14 +76,14 @@ HEADER = """\
 |---|--:|--:|--:|--:|--:|--:|--:|---|---|"""
 
 
-def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: bool = False) -> Coverage:
+def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: int | None = None) -> Coverage:
     """Look at one model, on random weights and the smallest of some image sizes that it takes.
 
     Args:
         name: of the model, for the table.
         model: any classifier of images of 3 channels; its constant parameters are made random.
         sizes: pixels a side to try, in that order.
-        check: whether to run one fault in every layer's output and every parameter tensor through both engines.
+        check: in how many layers' outputs, and parameter tensors, to run a fault through both engines; 0 for all.
 
     Raises:
         BadInput: if it takes none of the sizes, or is no classifier.
@@ -103,9 +103,9 @@ def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: bool
         entries = [engine.program.entry(injector.tensor_of(item.layer, item.parameter)) for item in tensors]
         alone = entries.count("several")
     ran = differ = 0
-    if check:
-        neurons = [neuron_flips(SEED, item.layer, 0, IMAGES) for item in outputs]
-        weights = [parameter_flip(SEED, item.layer, 0, parameter=item.parameter) for item in tensors]
+    if check is not None:
+        neurons = [neuron_flips(SEED, item.layer, 0, IMAGES) for item in _spread(outputs, check)]
+        weights = [parameter_flip(SEED, item.layer, 0, parameter=item.parameter) for item in _spread(tensors, check)]
         for target, flips in (("neuron", neurons), ("weight", weights)):
             found = _differing(injector, engine, target, images, flips)  # type: ignore[arg-type]
             ran, differ = ran + found.numel(), differ + int(found.sum())
@@ -121,7 +121,7 @@ def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: bool
         "wave" if note is None else f"reference: {note}",
         alone,
         ran,
-        differ if check else None,
+        None if check is None else differ,
     )
 
 
@@ -141,6 +141,13 @@ def enlivened(model: nn.Module) -> nn.Module:
             elif name.endswith("running_mean") or (isinstance(value, nn.Parameter) and value.min() == value.max()):
                 value.add_(0.2 * noise - 0.1)
     return model
+
+
+def _spread(items: Sequence[Target], count: int) -> list[Target]:
+    """So many of the items, the first and the last among them; all for 0."""
+    if not count or count >= len(items):
+        return list(items)
+    return [items[i * (len(items) - 1) // max(1, count - 1)] for i in range(count)]
 
 
 def _numbered(layers: Iterable[Layer]) -> list[Target]:

@@ -19,6 +19,7 @@ from bitflip.engines.windows import (
     Spread,
     Window,
     crop,
+    function_name,
     is_plain,
     one_channel,
     one_channel_normalised,
@@ -72,7 +73,7 @@ class Exactness:
     def _known(self, step: Step, question: tuple[object, ...], clean: Tensor, how: Callable[[], bool]) -> bool:
         key = step.node, question
         if key not in self._found:
-            module = self._program.module(step.node) if step.node.op == "call_module" else step.node.target
+            module = self._program.module(step.node) if step.node.op == "call_module" else function_name(step.node)
             form = f"{module} on {clean.dtype} {tuple(clean.shape[1:])} {strides.order(clean)}"
             self._found[key] = verdicts.of(clean.device).holds(form, str(question), how)
         return self._found[key]

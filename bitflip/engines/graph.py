@@ -1,12 +1,12 @@
 """A model as a straight line of steps whose values know which of their dimensions is the batch.
 
-The steps come from ``torch.fx``. Two rehearsals on random images, with batches of different size and order, show how
-every value depends on the batch, and that no image's values depend on another image. What does not fit is refused.
+The steps are those of two recorded passes. Two rehearsals on random images, with batches of different size and order,
+show how every value depends on the batch, and that no image's values depend on another image. What does not fit is
+refused.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs, Packed
-from bitflip.engines import strides
+from bitflip.engines import memory, strides
+from bitflip.engines.capture import Captured, Multiple, Pass, Untraceable, record
 from bitflip.engines.injection import storage
 from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
+from bitflip.network import bits
 from bitflip.network.layers import Layer, is_leaf
 from bitflip.network.state import State
 
@@ -33,23 +35,12 @@ _MASKING_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.pooling")
 _MASKING_FUNCTION = re.compile(r"relu|pool|clamp|hard|silu|gelu|sigmoid|tanh")
 
 
-class Untraceable(Exception):
-    """The model can't be run step by step; says why."""
-
-
 @dataclass(frozen=True)
 class Rows:
     """A tensor whose dimension ``dim`` holds the batch: ``fold`` entries per image, one image after the other."""
 
     dim: int
     fold: int
-
-
-@dataclass(frozen=True)
-class Multiple:
-    """An integer that is ``factor`` times the batch size."""
-
-    factor: int
 
 
 @dataclass(frozen=True)
@@ -100,13 +91,6 @@ class Entry:
     anew: frozenset[fx.Node]
 
 
-class _LeafTracer(fx.Tracer):
-    """Keeps whole what is a layer, so that every layer is one step."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
-
-
 class Program:
     """The steps of a model.
 
@@ -126,25 +110,22 @@ class Program:
         self.model = Packed(model, images)
         self._modules: dict[str, nn.Module] = dict(self.model.named_modules())
         self._state = State.of(model)
-        try:
-            graph = _LeafTracer().trace(self.model)
-        except Exception as error:  # tracing runs the model's own code on stand-ins, and that can raise anything
-            raise Untraceable(f"torch.fx can't trace it ({type(error).__name__}: {first_line(error)})") from error
-        finally:
-            self._state.restore()  # no stand-in stays in it
+        self.mode = Invariant()
+        three = inputs.random(3, images)
+        two = inputs.rows(three, torch.tensor([1, 0], device=inputs.device(three)))
+        captured = Captured(self._recorded(two), self._recorded(three), self._names())
+        self._constants = captured.constants
         paths = {id(module): path for path, module in modules.items()}
-        nodes = list(graph.nodes)
-        self.placeholder, logits = nodes[0], nodes[-1].args[0]
-        if not isinstance(logits, fx.Node):
+        nodes = list(captured.graph.nodes)
+        self.placeholder, self.logits = nodes[0], captured.logits
+        if not isinstance(self.logits, fx.Node):
             raise Untraceable("it does not return one tensor")
-        self.logits: fx.Node = logits
         last_use = {used: i for i, node in enumerate(nodes) for used in node.all_input_nodes}
         self._bytes: dict[fx.Node, int] = {}
-        self.mode = Invariant()
         self._invariant = set(nodes)  # that have to be run in it; the rehearsal leaves out the others
         self._in_place: set[fx.Node] = set()
         try:
-            layouts = self._rehearse(nodes, _deaths(nodes, last_use), images)
+            layouts = self._rehearse(nodes, _deaths(nodes, last_use), two, three)
         finally:
             self._state.restore()
         # To make constants anew for a flipped parameter, what they are made from must still be there.
@@ -165,23 +146,21 @@ class Program:
             layout = layouts[node]
             masks = isinstance(layout, Rows) and layout.dim == 0 and _masks(node, module)
             kind = kind_of(node, module) if layout == Rows(0, 1) else Kind.OTHER
-            inputs = tuple(node.all_input_nodes)
-            ends, size, in_place = tuple(dead.get(i, ())), self._bytes[node], node in self._in_place
-            self.steps.append(Step(node, inputs, ends, layout, layer, size, in_place, kind, masks))
+            read, ends = tuple(node.all_input_nodes), tuple(dead.get(i, ()))
+            size, in_place = self._bytes[node], node in self._in_place
+            self.steps.append(Step(node, read, ends, layout, layer, size, in_place, kind, masks))
         self.layouts = layouts
         missing = {(item.path, item.call) for item in layers} - {step.layer for step in self.steps}
         if missing:
-            raise Untraceable(f"its traced form does not call {sorted(missing)[0][0]}")
+            raise Untraceable(f"its recorded form does not call {sorted(missing)[0][0]}")
         self._reads = [self._parameters_read(step.node) for step in self.steps]
-        # Values that tracing computed, perhaps from parameters that it read outside of the graph.
-        made = [getattr(self.model, str(n.target)) for n in nodes if str(n.target).startswith("_tensor_constant")]
-        self._baked = any(value.is_floating_point() for value in made)
+        self._handed = self._handed_to_python(captured.read)
         self._entries: dict[int, Entry | Literal["none", "several"]] = {}
 
     def run(self, node: fx.Node, load: Callable[[fx.Node], Any]) -> Any:
         """Carry out one operation; ``load`` gives the results that it reads."""
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.model)
+            return self._constants[str(node.target)]
         args, kwargs = map_arg(node.args, load), map_arg(node.kwargs, load)
         if node not in self._invariant:  # it costs a little
             return self._carry_out(node, args, kwargs)
@@ -191,8 +170,6 @@ class Program:
     def _carry_out(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "call_module":
             return self.module(node)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
@@ -216,7 +193,7 @@ class Program:
         for i, step in enumerate(self.steps):
             if place not in self._reads[i] and anew.isdisjoint(step.inputs):
                 continue
-            if step.in_place or self._baked:
+            if step.in_place or place in self._handed:
                 return "several"
             if is_data(step.layout):
                 found.append(i)
@@ -225,7 +202,7 @@ class Program:
             else:
                 anew.add(step.node)
         if not found:
-            return "none" if not anew and not self._baked else "several"
+            return "several" if anew or place in self._handed else "none"
         return Entry(found[0], frozenset(anew)) if len(found) == 1 else "several"
 
     def run_anew(self, entry: Entry, clean: Mapping[fx.Node, Any]) -> Any:
@@ -246,13 +223,45 @@ class Program:
         if node.op == "call_module":
             return {storage(parameter) for parameter in self.module(node).parameters()}
         if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(self.model)
-            return {storage(value)} if isinstance(value, Tensor) else set()
+            return {storage(self._constants[str(node.target)])}
         return set()
 
-    def _rehearse(self, nodes: list[fx.Node], dead: dict[int, list[fx.Node]], images: Inputs) -> dict[fx.Node, Layout]:
-        three = inputs.random(3, images)
-        two = inputs.rows(three, torch.tensor([1, 0], device=inputs.device(three)))
+    def _recorded(self, images: Inputs) -> Pass:
+        layers = {id(module): name for name, module in self._modules.items() if is_leaf(module)}
+        self._state.restore()
+        try:
+            return record(self.model, self.model.pack(inputs.clone(images)), layers, self.mode)
+        except Exception as error:  # the model's own code can raise anything
+            if isinstance(error, Untraceable) or memory.ran_out(error):
+                raise
+            raise Untraceable(f"it fails on a batch of another size ({first_line(error)})") from error
+        finally:
+            self._state.restore()
+
+    def _names(self) -> dict[int, str]:
+        """Of the tensors that the model holds, by their identity."""
+        held = [*self.model.model.named_buffers(), *self.model.model.named_parameters()]
+        return {id(tensor): name for name, tensor in held}
+
+    def _handed_to_python(self, read: Sequence[fx.Node]) -> set[int]:
+        """Where the memory is of the parameters whose values, or what was made of them, Python was handed.
+
+        Raises:
+            Untraceable: if it was handed what was made of the images.
+        """
+        waiting, seen = list(read), set(read)
+        while waiting:
+            node = waiting.pop()
+            if node is self.placeholder:
+                raise Untraceable("Python is handed values of the images")
+            new = set(node.all_input_nodes) - seen
+            seen |= new
+            waiting += new
+        return {place for node in seen for place in self._parameters_read(node)}
+
+    def _rehearse(
+        self, nodes: list[fx.Node], dead: dict[int, list[fx.Node]], two: Inputs, three: Inputs
+    ) -> dict[fx.Node, Layout]:
         a: dict[fx.Node, Any] = {nodes[0]: self.model.pack(two)}
         b: dict[fx.Node, Any] = {nodes[0]: self.model.pack(three)}
         layouts: dict[fx.Node, Layout] = {nodes[0]: _layout(a[nodes[0]], b[nodes[0]], "the input")}
@@ -278,12 +287,14 @@ class Program:
                 for other in changed:
                     if other in b:
                         raise Untraceable(f"{node} changes {other} in place, which is still needed")
-            # Tracing takes x += y for x = x + y, and one branch of every isinstance: see that it did no harm.
+            # Being recorded, it may have chosen another way: see that it did no harm.
             self._state.restore()
             with self.mode:
                 whole = self.model(self.model.pack(inputs.clone(three)))
             if not close(whole, b[self.logits]):
-                raise Untraceable("its traced form computes something else")
+                raise Untraceable("its recorded form computes something else")
+            if not torch.equal(bits.exact(whole), bits.exact(b[self.logits])):
+                raise Untraceable("its recorded form rounds otherwise")
         if layouts[self.logits] != Rows(0, 1):
             raise Untraceable("its output is not one row per image")
         return layouts

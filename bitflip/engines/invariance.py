@@ -114,8 +114,10 @@ def close(a: Tensor, b: Tensor) -> bool:
     """Equal but for a kernel's rounding."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if torch.equal(a, b):
+        return True
     if not a.is_floating_point():
-        return torch.equal(a, b)
+        return False
     tolerance = 1e-3 if torch.finfo(a.dtype).bits >= 32 else 5e-2
     a, b = a.double(), b.double()
     scale = max(1e-6, float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitflip.engines import strides
+from bitflip.engines.capture import name_of
 from bitflip.engines.striking import Struck
 
 WIDEST = 0.6  # share of the map beyond which a window is not worth its gathering
@@ -264,26 +265,13 @@ _POINTWISE_MODULES = (
     *(nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU),
     *(nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
 )
-_POINTWISE_FUNCTIONS = {
-    "relu",
-    "relu_",
-    "relu6",
-    "leaky_relu",
-    "silu",
-    "gelu",
-    "hardswish",
-    "sigmoid",
-    "tanh",
-    "dropout",
-}
-_SUM_FUNCTIONS = {"add", "iadd", "add_"}
+_POINTWISE_FUNCTIONS = {"relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "sigmoid", "tanh", "dropout"}
+_SUM_FUNCTIONS = {"add", "iadd"}
 
 
 def function_name(node: fx.Node) -> str:
     """Name of the function or method that an operation calls; empty if it calls none."""
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name_of(node.target).strip("_") if node.op == "call_function" else ""
 
 
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:

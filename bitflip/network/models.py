@@ -143,6 +143,23 @@ def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple
     return torchvision.models.get_model(name, weights=None, **options), sizes
 
 
+def timm_families() -> Iterator[str]:
+    """The model with the fewest parameters of each family of timm, which is a module of its source, as ``timm:NAME``.
+
+    Raises:
+        BadInput: if timm is not there.
+    """
+    timm, _ = _with_timm("--timm", "coverage")
+    for family in timm.list_modules():
+        sizes = {}
+        for entry in timm.list_models(module=family):
+            with torch.device("meta"):
+                model = timm.create_model(entry, pretrained=False)
+            sizes[f"{TIMM}{entry}"] = sum(parameter.numel() for parameter in model.parameters())
+        if sizes:
+            yield min(sizes, key=lambda name: (sizes[name], name))
+
+
 def load(settings: Hyperparameters, classes: int | None = None) -> Classifier:
     """Load the model and its weights.
 
@@ -238,15 +255,18 @@ def _plain(model: object, name: str) -> nn.Module:
 _UNINITIALISED: dict[str, dict[str, Any]] = {name: {"init_weights": False} for name in ("googlenet", "inception_v3")}
 
 
-def _timm(name: str, classes: int, *, published: bool) -> tuple[nn.Module, str, str]:
+def _with_timm(setting: str, what: str) -> tuple[Any, str]:
+    """The package, and its name with its version."""
     try:
         import timm
     except ImportError as error:
-        raise BadInput(
-            f"model_name (--model-name): {name} needs timm; install it with: pip install timm ({error})"
-        ) from error
+        raise BadInput(f"{setting}: {what} needs timm; install it with: pip install timm ({error})") from error
+    return timm, f"timm {timm.__version__}"
+
+
+def _timm(name: str, classes: int, *, published: bool) -> tuple[nn.Module, str, str]:
+    timm, source = _with_timm("model_name (--model-name)", name)
     entry = name.removeprefix(TIMM)
-    source = f"timm {timm.__version__}"
     if not timm.is_model(entry):
         raise BadInput(f"model_name (--model-name): timm has no model {entry!r}; {nearest(entry, timm.list_models())}")
     if not published:
