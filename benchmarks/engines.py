@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", choices=("neuron", "weight"), default="neuron", help="default neuron")
     parser.add_argument("--images", type=positive, default=512, help="default 512")
     parser.add_argument("--batch-size", type=positive, default=256, help="default 256")
-    text = "default pytorchfi, reference, wave; as_they_come is the wave on kernels that are not batch invariant"
+    text = "default all but as_they_come, which is the wave on kernels that are not batch invariant"
     parser.add_argument("--engines", choices=ENGINES, nargs="+", default=DEFAULT_ENGINES, help=text)
     parser.add_argument("--repeats", type=positive, default=3, help="measurements of each engine; default 3")
     for name, layers in (("pytorchfi", 4), ("reference", None)):
@@ -129,6 +129,8 @@ def compare(runner: Runner, options: argparse.Namespace, task: Task) -> dict[str
         report["alive"] = found["wave"][0].alive
     if {"wave", "reference"} <= found.keys():
         report["agreement"] = agreement(found["reference"][0], top1["reference"], found["wave"][0], top1["wave"])
+    if {"wave", "prove"} <= found.keys():
+        report["agreement_prove"] = agreement(found["wave"][0], top1["wave"], found["prove"][0], top1["prove"])
     return report
 
 

@@ -133,6 +133,7 @@ def engine(task: Task) -> Ready:
         img_size=networks.IMG_SIZE.get(task.model, 32),
         batch_size=task.batch_size,
         engine="reference" if task.engine == "reference" else "wave",
+        prove=task.engine == "prove",
         device=task.device,
         seed=task.seed,
     ).resolved()
@@ -153,7 +154,7 @@ def engine(task: Task) -> Ready:
         return torch.cat(found, dim=1)
 
     return Ready(
-        task.engine if task.engine == "as_they_come" else network.engine.name,
+        task.engine if task.engine in ("as_they_come", "prove") else network.engine.name,
         network.placement.device,
         load_batches(task, prepared.cut.together, network.placement.inputs),
         [layer.path + (f"#{layer.call}" if layer.call else "") for layer in layers],

@@ -10,6 +10,7 @@ TITLES = {
     "pytorchfi": "PyTorchFI 0.6.0 as documented",
     "reference": "reference",
     "wave": "wave",
+    "prove": "wave with bounds (`--prove`)",
     "as_they_come": "wave on kernels as they come",
 }
 MAX_DEPTHS = 12
@@ -20,6 +21,8 @@ def markdown(report: dict[str, Any]) -> str:
     parts = [heading(report), engines(report)]
     if "agreement" in report:
         parts.append(agreement(report["agreement"]))
+    if "agreement_prove" in report:
+        parts.append(agreement(report["agreement_prove"], "Wave with and without bounds"))
     if report.get("alive"):
         parts.append(alive(report["alive"]))
     if "growth" in report:
@@ -72,15 +75,15 @@ def engines(report: dict[str, Any]) -> str:
     return table([*columns, "cores busy", "peak MiB", "before the campaign"], rows)
 
 
-def agreement(counts: dict[str, int]) -> str:
+def agreement(counts: dict[str, int], who: str = "Reference and wave") -> str:
     """Whether the two engines gave the same outcomes."""
     if not counts["faults_with_other_top1"] and not counts["images_with_other_clean_top1"]:
         return (
-            f"Reference and wave agree on all {counts['faults']:,} faults in {counts['layers']} layers, of which "
+            f"{who} agree on all {counts['faults']:,} faults in {counts['layers']} layers, of which "
             f"{counts['changed']:,} change the top-1."
         )
     return (
-        f"Reference and wave DIFFER: {counts['faults_with_other_top1']:,} of {counts['faults']:,} faults have another "
+        f"{who} DIFFER: {counts['faults_with_other_top1']:,} of {counts['faults']:,} faults have another "
         f"top-1, {counts['layers_with_other_count']} of {counts['layers']} layers another count, "
         f"{counts['images_with_other_clean_top1']} images another clean top-1."
     )

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-Engine: TypeAlias = Literal["pytorchfi", "reference", "wave", "as_they_come"]
+Engine: TypeAlias = Literal["pytorchfi", "reference", "wave", "prove", "as_they_come"]
 TargetKind: TypeAlias = Literal["neuron", "weight"]
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-DEFAULT_ENGINES = ENGINES[:3]
+DEFAULT_ENGINES = ENGINES[:4]
 FAMILIES = {
     "vgg": ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     "resnet": ("resnet20", "resnet32", "resnet44"),
@@ -94,7 +94,7 @@ class Measured:
         """
         if (images, layers) == (self.task.images, len(self.layers)):
             return self.seconds
-        if self.ran == "wave":
+        if self.ran in ("wave", "prove"):
             raise ValueError("the wave's time can't be scaled to other images or layers")
         clean = 1 if self.ran == "reference" else 0  # its clean pass serves all layers; PyTorchFI's serves one
         return self.seconds * (layers + clean) / (len(self.layers) + clean) * images / self.task.images

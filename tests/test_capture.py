@@ -161,9 +161,21 @@ class OwnView(Network):
         return x
 
 
+class BiasInPlace(Network):
+    """What is made of a parameter is changed in place, as in Swin V2."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        bias = (self.scale * 3 - 1).relu_()
+        return x + bias.view(1, 1, 1, 1) * 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.middle(self.act(self.first(x))).flatten(1))
+        return logits
+
+
 CAPTURED = [
     *(BranchOnHeight, PooledByInt, MathOfSizes, ChecksOfForm, MadeInForward, Objects, Windows, Unpacked, Assigned),
-    *(CalledTwice, BesideItself, Scripted, OfAutograd),
+    *(CalledTwice, BesideItself, Scripted, OfAutograd, BiasInPlace),
 ]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bitflip import engines
 from bitflip.commands import run as command
 from bitflip.data import digits
-from bitflip.engines import exactness, windows
+from bitflip.engines import exactness, sweep, windows
 from bitflip.engines import wave as wave_module
 from bitflip.engines.agreement import Recorder, differing, record
 from bitflip.engines.capture import Untraceable
@@ -27,6 +27,7 @@ from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
 from bitflip.engines.reference import Reference
+from bitflip.engines.sweep import Sweep
 from bitflip.engines.wave import Wave
 from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
@@ -254,7 +255,7 @@ def test_windows_are_exact_where_the_kernel_is_not(monkeypatch: pytest.MonkeyPat
         calls.append(module)
         return real(module, patch) * (1 + 2**-20)
 
-    monkeypatch.setattr(wave_module, "unpadded", rounds_differently)
+    monkeypatch.setattr(sweep, "unpadded", rounds_differently)
     monkeypatch.setattr(exactness, "unpadded", rounds_differently)
     wave = Wave(injector, program, Budget(rows=16, bytes=1 << 28))
     got, _ = record(wave, images, flips)
@@ -606,7 +607,7 @@ def test_the_pool_stays_within_its_budget(mib: int, monkeypatch: pytest.MonkeyPa
     injector, program = built(model, "neuron", images)
     flips = sampled(injector, "neuron", len(images), 100, repeats=6)
     most = 0
-    real = wave_module._Sweep._advance
+    real = Sweep._advance
 
     def watched(self: Any, step: Any, chunk: Any, clean: Any) -> Any:
         nonlocal most
@@ -616,8 +617,8 @@ def test_the_pool_stays_within_its_budget(mib: int, monkeypatch: pytest.MonkeyPa
         most = max(most, self.held[step.node])
         return done
 
-    monkeypatch.setattr(wave_module._Sweep, "walk", _forgetting(wave_module._Sweep.walk))
-    monkeypatch.setattr(wave_module._Sweep, "_advance", watched)
+    monkeypatch.setattr(Sweep, "walk", _forgetting(Sweep.walk))
+    monkeypatch.setattr(Sweep, "_advance", watched)
     whole = Budget(rows=32, bytes=mib << 20)
     _, done = record(Wave(injector, program, whole), images, flips)
     assert done == len(flips) * len(images)

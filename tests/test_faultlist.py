@@ -428,7 +428,7 @@ def test_results_of_an_earlier_list_stay_until_all_new_ones_are_whole(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     listed.write_text(written([Fault("weight", "features.0", 0, (1, 0, 0, 0), 2)]))
 
-    def full(*args: object) -> None:
+    def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -55,6 +55,8 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("engine", "wave", "reference", "reference", "wave", "wave"),
     ("parameters", "weight", "bias", "bias", "bias, weight,bias", "bias,weight"),
     ("pool_mib", None, "100", 100, "200", 200),
+    ("prove", False, "true", True, "false", False),
+    ("audit", 0.0, "0.1", 0.1, "1", 1.0),
     ("faults", None, "a.csv", Path("a.csv"), "b.csv", Path("b.csv")),
     ("limit", None, "100", 100, "200", 200),
     ("save_faults", None, "a.csv", Path("a.csv"), "b.csv", Path("b.csv")),

@@ -59,7 +59,9 @@ def test_each_flip_does_what_a_plain_loop_says(target: Any, campaign: Campaign, 
     right = clean.argmax(1) == labels
     assert (row.path, row.type, row.correct) == ("linear", "Linear", int(right.sum()))
     assert row.injections == COUNT
-    assert row.masked + row.benign + row.sdc1 == COUNT
+    assert row.masked is not None
+    assert row.benign is not None
+    assert row.masked + row.benign + row.sdc1 == row.harmless + row.sdc1 == COUNT
     assert result.facts["images"] == COUNT
     assert sum(bit.injections for bit in result.bits) == COUNT
     assert {bit.bit for bit in result.bits} == {1}

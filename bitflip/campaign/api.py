@@ -32,7 +32,7 @@ from bitflip.report.result import Result, Rows
 from bitflip.results import provenance
 from bitflip.results.paths import Paths
 from bitflip.results.tracking import Tracker
-from bitflip.settings import hyperparameters
+from bitflip.settings import combined, hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
 
 
@@ -183,6 +183,8 @@ class Campaign:
         confidence: float = 0.95,
         detailed_log: bool = False,
         fault_table: bool = False,
+        prove: bool = False,
+        audit: float = 0.0,
         progress: bool = False,
         folder: str | Path | None = None,
     ) -> Result:
@@ -193,6 +195,8 @@ class Campaign:
             confidence: of all intervals.
             detailed_log: also log every misclassification.
             fault_table: also write a row for every injection; :func:`bitflip.compare` then compares fault by fault.
+            prove: do not run faults of which a bound shows that they can't change the class.
+            audit: share of those that are run all the same.
             progress: show a progress bar.
             folder: for the files; a run that was stopped goes on from there. None: they are kept as long as the result.
 
@@ -214,10 +218,13 @@ class Campaign:
                 raise BadInput(f"seed: expected a whole number from 0, got {faults.seed}")
         holder = tempfile.TemporaryDirectory(prefix="bitflip-") if folder is None else None
         chosen |= {"confidence": confidence, "detailed_log": detailed_log, "fault_table": fault_table, "plots": False}
+        chosen |= {"prove": prove, "audit": audit}
         path = Path(holder.name if holder is not None else str(folder))
         settings = _settings({**self._settings, **chosen, "output_path": path}).model_copy(
             update={"model_name": self._name, "dataset": self._data_name}
         )
+        if problems := combined.check_prove(settings):
+            raise BadInput(*problems)
         path.mkdir(parents=True, exist_ok=True)
         table = self._run(settings, target, listed, progress=progress)
         return Result(table, holder)

@@ -27,7 +27,7 @@ from bitflip.network.layers import Layer, Target
 from bitflip.network.models import Classifier
 from bitflip.network.names import label
 from bitflip.outcomes.counts import Counts
-from bitflip.settings import hyperparameters
+from bitflip.settings import combined
 from bitflip.settings.hyperparameters import Hyperparameters
 from bitflip.statistics import rates
 from bitflip.statistics.rates import LayerEstimate
@@ -119,7 +119,7 @@ class Experiment:
             what, whose = f"{len(self.source.faults)} faults of {s.faults.name}", ""
         return (
             f"{s.model_name} on {s.dataset}: {what} in {count} layers, {self.images.count} images{whose}, "
-            f"{self.device}, {s.precision}, {self.network.engine.name} engine"
+            f"{self.device}, {s.precision}, {self.network.engine.name} engine{' with bounds' if s.prove else ''}"
         )
 
 
@@ -167,7 +167,7 @@ def of(
         chosen = choose(settings, target, network.injector)
         targets = layers.targets(chosen, target, settings.parameter_names)
         for item in targets:
-            if problems := hyperparameters.check_bit(settings, item.bits):
+            if problems := combined.check_bit(settings, item.bits):
                 raise BadInput(*problems)
     else:
         source = _listed(settings, target, listed, network.injector.everything, images.count)
@@ -207,7 +207,8 @@ def ready(
     counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
     injector.require_logits(classes, counted if settings.dataset == "folder" else "")
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
-    engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes)
+    audit = settings.audit if settings.prove else None
+    engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes, audit)
     return Network(classifier, placement, injector, engine, note)
 
 

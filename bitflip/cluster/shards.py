@@ -57,7 +57,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Parcel:
-    """The outcomes of B images under L flips in few bytes: 7 per fault, and the flipped values if they are wanted.
+    """The outcomes of B images under L flips in few bytes: 8 per fault, and the flipped values if they are wanted.
 
     Attributes:
         first: index in the test set of the first image.
@@ -70,7 +70,7 @@ class Parcel:
     first: int
     clean: NDArray[Any]
     top1: NDArray[Any]
-    effects: NDArray[np.uint8]
+    effects: NDArray[np.int16]
     change: NDArray[np.float32]
     types: tuple[torch.dtype, ...]
     values: NDArray[np.uint8]

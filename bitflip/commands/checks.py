@@ -13,7 +13,7 @@ from bitflip.faults import faultlist
 from bitflip.faults.flips import TargetKind
 from bitflip.network import devices, layers, models
 from bitflip.results import tables
-from bitflip.settings import hyperparameters, reading
+from bitflip.settings import combined, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
 
@@ -28,8 +28,9 @@ def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
     custom = models.is_custom(name)  # may hold float64 values, and layer classes of its own
     checks: list[tuple[set[str], Callable[[], list[str]]]] = [
         ({"dataset", "model_name", "weights", "hub_path"}, lambda: models.check(settings)),
-        ({"bit_flip_pos", "model_name"}, lambda: hyperparameters.check_bit(settings, 64 if custom else 32)),
-        ({"seeds", "margin"}, lambda: hyperparameters.check_seeds(settings)),
+        ({"bit_flip_pos", "model_name"}, lambda: combined.check_bit(settings, 64 if custom else 32)),
+        ({"seeds", "margin"}, lambda: combined.check_seeds(settings)),
+        ({"prove", "audit", "engine", "fault_table", "faults"}, lambda: combined.check_prove(settings)),
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
         ({"mean", "std", "channels", "dataset", "class_order"}, lambda: datasets.check(settings)),
         ({"device"}, lambda: [] if settings.ray else devices.check(settings.device)),

@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     named = arguments.models or ([] if arguments.timm else models.torchvision_names())
     for name in chain(named, models.timm_families() if arguments.timm else ()):
         try:
-            model, usual = models.untrained(name, arguments.hub_path)
-            found = coverage.of(name, model, sizes or usual or coverage.SIZES, check=check)
+            model, own = models.untrained(name, arguments.hub_path)
+            found = coverage.of(name, model, sizes or (*coverage.SIZES, *own), check=check)
         except BadInput as error:
             if name in arguments.models:
                 raise

@@ -12,6 +12,7 @@ from bitflip.engines.capture import Untraceable
 from bitflip.engines.graph import Program
 from bitflip.engines.injection import Injector
 from bitflip.engines.pool import Budget
+from bitflip.engines.proofs import Prover
 from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.faults.flips import Flips
@@ -40,7 +41,11 @@ class Engine(Protocol):
 
 
 def build(
-    name: Literal["wave", "reference"], injector: Injector, images: Inputs, pool_bytes: int | None = None
+    name: Literal["wave", "reference"],
+    injector: Injector,
+    images: Inputs,
+    pool_bytes: int | None = None,
+    audit: float | None = None,
 ) -> tuple[Engine, str | None]:
     """The engine of a name, and one sentence if the model needs another one.
 
@@ -49,6 +54,7 @@ def build(
         injector: of the model.
         images: a batch of those that will be run, such as (B, C, H, W), or one of their form and device.
         pool_bytes: memory for the faulty rows of the wave; None for a default that fits the device.
+        audit: if bounds are to show which faults need not be run, the share of those that are run all the same.
 
     Raises:
         BadInput: if the model is not what the method is for, see :mod:`bitflip.engines.assumptions`.
@@ -65,7 +71,15 @@ def build(
                 raise Untraceable(f"{path} keeps something from one pass to the next")
             injector.kept.restore()
             program = Program(injector.original_model, injector.modules, injector.layers, images)
-            return Wave(injector, program, Budget.of(inputs.device(images), pool_bytes)), None
+            budget = Budget.of(inputs.device(images), pool_bytes)
+            if audit is None:
+                return Wave(injector, program, budget), None
+            try:
+                prover = Prover(injector, program, images, audit, budget.bytes)
+                return Wave(injector, program, budget, prover=prover), None
+            except Untraceable as error:
+                why = f"there are no bounds for this model, so all faults are run: {error}"
+                return Wave(injector, program, budget), why
         except Untraceable as error:
             return Reference(injector), f"the wave engine can't run this model: {error}; using the reference engine"
     return Reference(injector), None

@@ -99,16 +99,23 @@ class Program:
         modules: the leaf modules by the paths that the layers have.
         layers: the layers of the model, in call order.
         images: any batch of at least one image, for its form and device; see :func:`bitflip.data.inputs.random`.
+        whole: which modules are one step.
 
     Raises:
         Untraceable: if the model can't be run step by step.
     """
 
     def __init__(
-        self, model: nn.Module, modules: dict[str, nn.Module], layers: Sequence[Layer], images: Inputs
+        self,
+        model: nn.Module,
+        modules: dict[str, nn.Module],
+        layers: Sequence[Layer],
+        images: Inputs,
+        whole: Callable[[nn.Module], bool] = is_leaf,
     ) -> None:
         self.model = Packed(model, images)
         self._modules: dict[str, nn.Module] = dict(self.model.named_modules())
+        self._whole = {id(module): name for name, module in self._modules.items() if whole(module)}
         self._state = State.of(model)
         self.mode = Invariant()
         three = inputs.random(3, images)
@@ -193,7 +200,8 @@ class Program:
         for i, step in enumerate(self.steps):
             if place not in self._reads[i] and anew.isdisjoint(step.inputs):
                 continue
-            if step.in_place or place in self._handed:
+            own = not is_data(step.layout) and anew.issuperset(step.inputs)  # made anew, it may be changed in place
+            if (step.in_place and not own) or place in self._handed:
                 return "several"
             if is_data(step.layout):
                 found.append(i)
@@ -227,10 +235,9 @@ class Program:
         return set()
 
     def _recorded(self, images: Inputs) -> Pass:
-        layers = {id(module): name for name, module in self._modules.items() if is_leaf(module)}
         self._state.restore()
         try:
-            return record(self.model, self.model.pack(inputs.clone(images)), layers, self.mode)
+            return record(self.model, self.model.pack(inputs.clone(images)), self._whole, self.mode)
         except Exception as error:  # the model's own code can raise anything
             if isinstance(error, Untraceable) or memory.ran_out(error):
                 raise

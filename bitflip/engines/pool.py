@@ -16,6 +16,7 @@ from bitflip.engines.windows import join as join_windows
 from bitflip.network.layers import Layer
 
 WINDOWS_PER_ROW = 4  # windows that go through a step together, for each whole row that does
+TINY = 4  # a chunk with less than one in so many of the rows that go through a step together
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}
 CPU_POOL_BYTES = 1 << 30
 
@@ -83,6 +84,10 @@ class Budget:
         step = max(1, self.rows // (8 if rows <= self.rows else 2))
         return 1 << (rows - 1).bit_length() if rows < step else -(-rows // step) * step
 
+    def filled(self, rows: Tensor) -> Tensor:
+        """Places of rows, (R,), filled up with the first to such a size."""
+        return torch.cat([rows, rows[:1].expand(self.size(len(rows)) - len(rows))]) if len(rows) else rows
+
 
 class Packer:
     """Cuts and joins chunks.
@@ -98,7 +103,7 @@ class Packer:
 
     def only(self, chunk: Chunk, rows: Tensor) -> Chunk:
         """Some rows of a chunk, filled up."""
-        filled = torch.cat([rows, rows[:1].expand(self.budget.size(len(rows)) - len(rows))])
+        filled = self.budget.filled(rows)
         values = {node: self._pick(node, value, filled) for node, value in chunk.values.items()}
         return replace(chunk, fault=chunk.fault[rows], image=chunk.image[filled], values=values)
 
@@ -122,6 +127,14 @@ class Packer:
         for group in small.values():
             most = self._capacity(group[0])
             windowed = most > self.budget.rows  # cheap to copy, and never many
+            if not windowed:  # so are a few rows
+                tiny = [chunk for chunk in group if TINY * len(chunk) <= most]
+                group = [chunk for chunk in group if TINY * len(chunk) > most]
+                while tiny:
+                    taken = [tiny.pop()]
+                    while tiny and sum(map(len, taken)) + len(tiny[-1]) <= most:
+                        taken.append(tiny.pop())
+                    group.append(self._joined(taken))
             while len(group) > 1 and (windowed or sum(map(len, group)) >= most):
                 taken = [group.pop()]
                 while group and sum(map(len, taken)) + len(group[-1]) <= most:

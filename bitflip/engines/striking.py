@@ -27,6 +27,10 @@ class Struck:
     original: Tensor
     error: Tensor
 
+    def only(self, rows: Tensor) -> Struck:
+        """Some of them, (N,) of bool or of places."""
+        return Struck(tuple(where[rows] for where in self.index), self.original[rows], self.error[rows])
+
 
 def strike(output: Tensor, flips: Flips) -> Struck:
     """Find the values of a layer's output that flips strike, one per image.

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -90,14 +91,23 @@ def _read(path: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def _is_answer(value: Any) -> bool:
-    """Whether it is a yes, a no, or a number of rows."""
-    return isinstance(value, bool) or (isinstance(value, int) and value > 0)
+    """Whether it is a yes, a no, or a number above 0."""
+    return isinstance(value, bool) or (isinstance(value, int | float) and 0 < value < math.inf)
 
 
 def folder() -> Path | None:
     """Where verdicts are kept: ``bitflip/kernels`` in the user's cache folder; None for a user without a home."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "bitflip" / "kernels" if os.path.isabs(cache) else None
+
+
+@functools.cache
+def kept_in(name: str) -> Verdicts:
+    """Answers that depend on no kernel, kept in a file of the user's cache folder."""
+    where = folder()
+    verdicts = Verdicts(None if where is None else where.parent / name)
+    atexit.register(verdicts.save)
+    return verdicts
 
 
 def of(device: torch.device) -> Verdicts:

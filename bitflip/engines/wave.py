@@ -9,44 +9,29 @@ bit-identical to clean can't differ any more, and leaves.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
-from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
-from bitflip.engines.graph import Entry, Program, Rows, Step, by_image, bytes_of, is_data, take
+from bitflip.engines.graph import Entry, Program, Rows, Step, take
 from bitflip.engines.injection import Injector, storage
-from bitflip.engines.pool import Budget, Chunk, Packer
+from bitflip.engines.pool import Budget
+from bitflip.engines.proofs import Proof, Prover
 from bitflip.engines.reference import Reference
 from bitflip.engines.striking import flip_rows, flippable_part, strike
+from bitflip.engines.sweep import Clean, Fork, Sweep
 from bitflip.engines.windows import (
-    WIDEST,
-    Kind,
-    Spread,
     Window,
     one_channel,
-    one_channel_normalised,
-    overlay,
-    padded,
-    unpadded,
 )
 from bitflip.faults.flips import Flips
-from bitflip.network import bits
 from bitflip.outcomes.batch import BatchOutcomes
-
-Fork = Callable[[int, Step, Mapping[fx.Node, Any]], Any]  # (slot, step, clean values) -> the faulty rows
-
-FEW = 20  # a check that frees less than one row in so many was not worth its time
-MAX_PATIENCE = 7
-TOO_LARGE, RAISED = object(), object()  # stand for the output of a step that did not fit the memory, or raised
 
 
 class Wave:
@@ -57,6 +42,7 @@ class Wave:
         program: its steps.
         budget: how much travels at once.
         windows: whether faults travel as windows as long as they are small.
+        prover: what shows that rows need not be run; None to run them all.
 
     Attributes:
         alive: rows that left each step so far, by the step's place in the program.
@@ -64,11 +50,20 @@ class Wave:
 
     name = "wave"
 
-    def __init__(self, injector: Injector, program: Program, budget: Budget, *, windows: bool = True) -> None:
+    def __init__(
+        self,
+        injector: Injector,
+        program: Program,
+        budget: Budget,
+        *,
+        windows: bool = True,
+        prover: Prover | None = None,
+    ) -> None:
         self.injector = injector
         self.program = program
         self.budget = budget
         self.windows = windows
+        self.prover = prover
         self.alive: Counter[int] = Counter()
         self.most: int | None = None
         self.best: int | None = budget.images(injector.layers)
@@ -80,17 +75,17 @@ class Wave:
         """See :class:`bitflip.engines.Engine`."""
         tensors = {i: self.injector.tensor_of(one.layer, one.parameter) for i, one in enumerate(flips) if one.parameter}
         entries = {slot: self.program.entry(tensor) for slot, tensor in tensors.items()}
+        proof = None if self.prover is None else self.prover.of_batch(images, outcomes)
 
-        def fork(slot: int, step: Step, clean: Mapping[fx.Node, Any]) -> Any:
-            if slot not in tensors:
-                return self._fork_neurons(slot, flips[slot], step, clean, outcomes)
-            return self._fork_weight(slot, flips[slot], step, clean, outcomes)
+        def fork(slot: int, step: Step, clean: Clean, image: Tensor) -> tuple[Any, Tensor, int]:
+            way = self._fork_weight if slot in tensors else self._fork_neurons
+            return way(slot, step, clean, image, outcomes, proof)
 
         places = {slot: entry.step for slot, entry in entries.items() if isinstance(entry, Entry)}
         for slot, one in enumerate(flips):
             if slot not in tensors and len(one):
                 places[slot] = self._step_of[one.layer.path, one.layer.call]
-        self._sweep(images, places, outcomes, fork)
+        self._sweep(images, places, outcomes, fork, proof)
         for slot, found in entries.items():
             one = flips[slot]
             if found == "none" and not self.injector.reads(one.layer, one.parameter):
@@ -98,50 +93,66 @@ class Wave:
                     outcomes.struck(slot, injected.original, injected.error)
                 outcomes.masked(len(outcomes.labels))
             elif not isinstance(found, Entry):
-                # A weight that several steps read changes all of them, and a step that works in place can't be forked;
-                # those few faults take the obvious way.
+                # What several steps read changes all of them, and a step that works in place can't be forked.
                 self._reference.run_slot(images, slot, one, outcomes)
 
     def _fork_neurons(
-        self, slot: int, flips: Flips, step: Step, clean: Mapping[fx.Node, Any], outcomes: BatchOutcomes
-    ) -> Any:
+        self, slot: int, step: Step, clean: Clean, image: Tensor, outcomes: BatchOutcomes, proof: Proof | None
+    ) -> tuple[Any, Tensor, int]:
         """The rows of a slot whose neurons flip: a copy of the clean output, with a flip for each image."""
-        output = clean[step.node]
+        output, flips = clean[step.node], outcomes.flips[slot]
         struck = strike(flippable_part(self.program.module(step.node), output), flips)
         outcomes.struck(slot, struck.original, struck.error)
+        whole, count = flips.rows is None, len(image)
+        if proof is not None:
+            left = proof.left_at_fork(slot, step, struck.error.double() - struck.original.double(), image)
+            if len(left) < count:
+                whole, count, left = False, len(left), self.budget.filled(left)
+                struck, image = struck.only(left), image[left]
+            if not count:
+                return None, image, 0
         if self.windows and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
-            return Window.around(output, struck)
+            return Window.around(output, struck), image, count
         faulty = flip_rows(output, struck)
-        rows = flips.rows
-        return faulty if rows is None else take(faulty, step.layout, torch.from_numpy(rows).to(faulty.device))
+        return faulty if whole else take(faulty, step.layout, image), image, count
 
     def _fork_weight(
-        self, slot: int, flips: Flips, step: Step, clean: Mapping[fx.Node, Any], outcomes: BatchOutcomes
-    ) -> Any:
+        self, slot: int, step: Step, clean: Clean, image: Tensor, outcomes: BatchOutcomes, proof: Proof | None
+    ) -> tuple[Any, Tensor, int]:
         """The rows of a slot whose parameter flips: the step's output anew, or the one channel of it that changes."""
+        flips = outcomes.flips[slot]
         tensor = self.injector.tensor_of(flips.layer, flips.parameter)
         entry, place = self.program.entry(tensor), storage(tensor)
         assert isinstance(entry, Entry)
         own = step.layer == (flips.layer.path, flips.layer.call) and flips.parameter in ("weight", "bias")
-        cut = own and self.windows and self._exact.channel(step, clean[step.inputs[0]])
+        read, count = clean[step.inputs[0]], len(image)
         with self.injector.injected(flips) as injected:
-            if cut:
+            outcomes.struck(slot, injected.original, injected.error)
+            if proof is not None and own:
+                left = proof.left_at_parameter(slot, step, injected, read, image)
+                if len(left) < count:
+                    count, image = len(left), image[self.budget.filled(left)]
+            whole = count == len(outcomes.labels)
+            if not count:
+                return None, image, 0
+            if own and self.windows and self._exact.channel(step, read):
                 channel = flips.coordinates(0)[0]
-                output: Any = Window.of_channel(self._channel(step, clean, channel), channel)
-            else:
-                output = self.program.run_anew(entry, clean)
-                # What only views the parameter, such as a class token for every image, must outlive the flip.
-                output = tree_map(lambda leaf: _kept(leaf, place), output)
-        outcomes.struck(slot, injected.original, injected.error)
-        return output
+                some = read if whole else take(read, self.program.layouts[step.inputs[0]], image)
+                return Window.of_channel(self._channel(step, some, channel), channel), image, count
+            output = self.program.run_anew(entry, clean)
+            # What only views the parameter, such as a class token for every image, must outlive the flip.
+            output = tree_map(lambda leaf: _kept(leaf, place), output)
+        return output if whole else take(output, step.layout, image), image, count
 
-    def _channel(self, step: Step, clean: Mapping[fx.Node, Any], channel: int) -> Tensor:
+    def _channel(self, step: Step, read: Tensor, channel: int) -> Tensor:
         with self.program.mode:
-            output = one_channel(self.program.module(step.node), clean[step.inputs[0]], channel)
+            output = one_channel(self.program.module(step.node), read, channel)
         assert output is not None
         return output
 
-    def _sweep(self, images: Inputs, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork) -> None:
+    def _sweep(
+        self, images: Inputs, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork, proof: Proof | None
+    ) -> None:
         """Run the slots that fork at the given places in the program, but for faults under which a step raises.
 
         Whether the model does so, too, the reference engine finds out.
@@ -149,7 +160,7 @@ class Wave:
         forks: dict[int, list[int]] = {}
         for slot, place in places.items():
             forks.setdefault(place, []).append(slot)
-        sweep = _Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive)
+        sweep = Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive, proof)
         sweep.walk(0, {self.program.placeholder: self.program.model.pack(inputs.clone(images))}, [])
         for fault in sweep.raised:
             slot, image = divmod(fault, len(outcomes.labels))
@@ -158,255 +169,6 @@ class Wave:
                 outcomes.struck(slot, injected.original, injected.error)
 
 
-class _Sweep:
-    """One batch's way through the steps."""
-
-    def __init__(
-        self,
-        program: Program,
-        budget: Budget,
-        outcomes: BatchOutcomes,
-        forks: dict[int, list[int]],
-        fork: Fork,
-        exact: Exactness,
-        alive: Counter[int],
-    ) -> None:
-        self.program = program
-        self.packer = Packer(program.layouts, budget)
-        self.budget = budget
-        self.outcomes = outcomes
-        self.forks = forks
-        self.fork = fork
-        self.exact = exact
-        self.alive = alive
-        self.padded: tuple[Step, Tensor] | None = None
-        self.raised: list[int] = []
-
-    def walk(self, start: int, clean: dict[fx.Node, Any], pool: list[Chunk], *, forking: bool = True) -> None:
-        """Take the clean values and the pool from step ``start`` to the end, forking on the way."""
-        for i, step in enumerate(self.program.steps[start:], start=start):
-            pool, *others = self._affordable(step, pool, clean)
-            for part in others:  # sweep them to the end on a clean pass of their own
-                self.walk(i, {node: _copy(value) for node, value in clean.items()}, part, forking=False)
-            self.padded = None  # a walk before may have changed in place what it was made from
-            # The pool goes first: a step that works in place changes the clean values that rows still have to read.
-            # But windows that spread are held against the clean output.
-            if step.kind is Kind.SPREAD:
-                clean[step.node] = self.program.run(step.node, clean.__getitem__)
-            pool = [part for chunk in pool for part in self._advance(step, chunk, clean)]
-            if step.kind is not Kind.SPREAD:
-                clean[step.node] = self.program.run(step.node, clean.__getitem__)
-            pool = self.packer.merged([left for chunk in pool for left in self._leave(step, chunk, clean[step.node])])
-            self.alive[i] += sum(map(len, pool))
-            if forking:
-                for slot in self.forks.get(i, ()):
-                    chunk = self._forked(slot, step, clean)
-                    if chunk is not None:
-                        pool += self._gone(chunk) if step.node in step.dead else self.packer.split(chunk)
-            for node in step.dead:
-                del clean[node]
-        self.outcomes.clean(clean[self.program.logits])
-        for chunk in pool:
-            self.outcomes.finished(chunk.fault, chunk.values[self.program.logits][: len(chunk)])
-
-    def _affordable(self, step: Step, pool: list[Chunk], clean: dict[fx.Node, Any]) -> list[list[Chunk]]:
-        """The pool in parts that stay within the budget in this step, also where windows become whole maps."""
-        parts: list[list[Chunk]] = [[]]
-        total = 0
-        for chunk in pool:
-            windowed = self._keeps_windows(step, chunk, clean)
-            # More windows travel together than whole maps.
-            for part in [chunk] if windowed else self.packer.split(chunk, self.budget.rows):
-                size = self._bytes_after(step, part, clean, windowed=windowed)
-                total += size
-                if parts[-1] and total > self.budget.bytes:
-                    parts.append([])
-                    total = size
-                parts[-1].append(part)
-        return parts[::-1]  # the last part has room for more
-
-    def _bytes_after(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any], *, windowed: bool) -> int:
-        """Memory of a chunk after a step that keeps its windows, or does not."""
-        read = [node for node in step.inputs if node in chunk.values]
-        size = 0
-        for node in chunk.values.keys() - set(step.dead):
-            if node in read and not windowed and isinstance(chunk.values[node], Window):  # becomes a whole map
-                size += bytes_of(clean[node]) // len(self.outcomes.labels) * len(chunk.image)
-            else:
-                size += chunk.bytes(node)
-        if not read:
-            return size
-        if not windowed:
-            return size + step.bytes * len(chunk.image)
-        window: Window = chunk.values[read[0]]
-        if step.kind is not Kind.SPREAD or window.channel is not None:
-            return size + max(map(chunk.bytes, read))
-        found, whole = self._spreading(step, window, clean)
-        return size + step.bytes * len(chunk.image) * math.prod(found) // math.prod(whole)
-
-    def _spreading(
-        self, step: Step, window: Window, clean: dict[fx.Node, Any]
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Size of the window that a convolution or pooling makes of a window, and of its whole map."""
-        spread = Spread.of(self.program.module(step.node))
-        assert spread is not None
-        whole = spread.whole(clean[step.inputs[0]].shape)
-        return spread.size(window.size, whole), whole
-
-    def _forked(self, slot: int, step: Step, clean: dict[fx.Node, Any]) -> Chunk | None:
-        """The rows of a slot; None if the step raises under a flip of its parameter."""
-        count, device = len(self.outcomes.labels), self.outcomes.labels.device
-        rows = self.outcomes.flips[slot].rows
-        image = torch.arange(count, device=device) if rows is None else torch.from_numpy(rows).to(device)
-        try:
-            value = self.fork(slot, step, clean)
-        except Exception as error:  # a module's own code can raise anything
-            if not self.outcomes.flips[slot].parameter or not memory.may_be_due(error):
-                raise
-            self.raised += (image + slot * count).tolist()
-            return None
-        return Chunk(image + slot * count, image, {step.node: value})
-
-    def _advance(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> list[Chunk]:
-        """Carry out a step on a chunk, in parts where it does not fit the memory."""
-        if any(node in chunk.values for node in step.inputs):
-            output = self._output(step, chunk, clean)
-            if output is RAISED and (len(chunk) == 1 or step.in_place):
-                self.raised += chunk.fault.tolist()
-                return []
-            if output is TOO_LARGE:
-                memory.let_go()
-            if output is TOO_LARGE or output is RAISED:
-                halves = self.packer.split(chunk, -(-len(chunk) // 2))
-                return [done for half in halves for done in self._advance(step, half, clean)]
-            if is_data(step.layout):
-                chunk.values[step.node] = output
-        for node in step.dead:
-            chunk.values.pop(node, None)
-        return [chunk] if chunk.values else self._gone(chunk)
-
-    def _output(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> Any:
-        """The step's output, or TOO_LARGE where the memory does not suffice for the chunk, but may for half of it.
-
-        RAISED where it raises, as the model may under one of the faults.
-        """
-        try:
-            if self._keeps_windows(step, chunk, clean):
-                return self._on_windows(step, chunk, clean)
-            return self.program.run(step.node, lambda node: self._load(node, chunk, clean))
-        except Exception as error:  # a module's own code can raise anything
-            if memory.may_be_due(error):
-                return RAISED
-            if len(chunk) == 1 or not memory.ran_out(error):
-                raise
-            return TOO_LARGE
-
-    def _load(self, node: fx.Node, chunk: Chunk, clean: dict[fx.Node, Any]) -> Any:
-        """What a step reads: the rows' own values, as whole maps, or the clean ones of their images."""
-        value = chunk.values.get(node)
-        if value is None or isinstance(value, Window):
-            rows = take(clean[node], self.program.layouts[node], chunk.image)
-            if value is None:
-                return rows
-            chunk.values[node] = value.paste(rows)
-        return chunk.values[node]
-
-    def _keeps_windows(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> bool:
-        """Whether a step reads no whole map of the chunk, and makes none: only windows of windows, or nothing.
-
-        And whether the windows get the bits that they would have in the whole map.
-        """
-        inputs = [chunk.values[node] for node in step.inputs if node in chunk.values]
-        if not inputs:
-            return True
-        if step.kind is Kind.OTHER or not all(isinstance(value, Window) for value in inputs):
-            return False
-        channel = inputs[0].channel
-        if step.kind is Kind.SUM:
-            fits = all(value.channel == channel for value in inputs)
-            if len(inputs) == 2:
-                inner, outer = sorted(inputs, key=lambda window: window.size)
-                fits = fits and inner.lies_within(outer)
-            return fits and all(clean[node].shape == clean[step.inputs[0]].shape for node in step.inputs)
-        if step.kind is Kind.SPREAD:
-            found, whole = self._spreading(step, inputs[0], clean)
-            if channel is None and math.prod(found) > WIDEST * math.prod(whole):
-                return False
-            if channel is not None and isinstance(self.program.module(step.node), nn.Conv2d):
-                return False
-        return self.exact.window(step, inputs[0].size, channel, clean[step.inputs[0]])
-
-    def _on_windows(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> Window:
-        """The step's output as a window."""
-        if step.kind is Kind.POINTWISE:
-            window: Window = chunk.values[step.inputs[0]]
-            module = self.program.module(step.node) if step.node.op == "call_module" else None
-            if window.channel is not None and isinstance(module, nn.BatchNorm2d):
-                return window.having(one_channel_normalised(module, window.contents, window.channel))
-            return window.having(self.program.run(step.node, lambda _: window.contents))
-        if step.kind is Kind.SUM:
-            return self._sum(step, chunk, clean)
-        return self._spread(step, chunk, clean)
-
-    def _sum(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> Window:
-        windows = {node: chunk.values[node] for node in step.inputs if node in chunk.values}
-        outer: Window = max(windows.values(), key=lambda window: window.size)
-        operands = {}
-        for node in step.inputs:
-            if windows.get(node) is outer:
-                operands[node] = outer.contents
-                continue
-            operands[node] = outer.crop(clean[node], chunk.image)
-            if node in windows:  # of the two branches of a residual block, one spreads less
-                operands[node] = overlay(operands[node], windows[node].seen_from(outer))
-        return outer.having(self.program.run(step.node, operands.__getitem__))
-
-    def _spread(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> Window:
-        (node,) = step.inputs
-        module, output = self.program.module(step.node), clean[step.node]
-        spread = Spread.of(module)
-        assert spread is not None
-        if self.padded is None or self.padded[0] is not step:
-            self.padded = step, padded(clean[node], spread)
-        surroundings = self.padded[1]
-        patch, found = spread.patches(chunk.values[node], surroundings, chunk.image, (output.shape[2], output.shape[3]))
-        with self.program.mode:
-            return found.having(unpadded(module, patch))
-
-    def _leave(self, step: Step, chunk: Chunk, clean: Any) -> list[Chunk]:
-        """Let rows go that have become bit-identical to clean."""
-        if not step.masks or chunk.values.keys() != {step.node}:
-            return [chunk]
-        if chunk.checks_to_skip:
-            chunk.checks_to_skip -= 1
-            return [chunk]
-        value = chunk.values[step.node]
-        assert isinstance(step.layout, Rows)
-        if isinstance(value, Window):
-            differs = bits.exact(value.contents) != bits.exact(value.crop(clean, chunk.image))
-        else:
-            differs = bits.exact(value) != bits.exact(take(clean, step.layout, chunk.image))
-        rows = by_image(differs, step.layout)[: len(chunk)].any(dim=1).nonzero().squeeze(1)
-        gone = len(chunk) - len(rows)
-        if gone * FEW < len(chunk):  # rows that have come so far rarely become identical later: look less often
-            chunk.patience = min(2 * chunk.patience + 1, MAX_PATIENCE)
-        chunk.checks_to_skip = chunk.patience
-        if gone == 0:
-            return [chunk]
-        if gone == len(chunk):
-            return self._gone(chunk)
-        self.outcomes.masked(gone)
-        return [self.packer.only(chunk, rows)]
-
-    def _gone(self, chunk: Chunk) -> list[Chunk]:
-        self.outcomes.masked(len(chunk))
-        return []
-
-
 def _kept(leaf: Any, place: int) -> Any:
     """A copy of a tensor in the given memory, anything else as it is."""
     return leaf.clone() if isinstance(leaf, Tensor) and storage(leaf) == place else leaf
-
-
-def _copy(value: Any) -> Any:
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)

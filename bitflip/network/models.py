@@ -113,7 +113,7 @@ def torchvision_names() -> tuple[str, ...]:
 
 
 def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple[int, ...]]:
-    """A model with random weights, as small an input as it can be built for, and the image sizes to try, if known.
+    """A model with random weights, for as small an input as it can be built, and the image sizes of its own, if known.
 
     Args:
         name: of torchvision.models, an entry of the checkout ``hub_path``, ``timm:NAME`` or ``FILE.py:factory``.
@@ -130,7 +130,8 @@ def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple
         return _plain(model, name), ()
     if name.startswith(TIMM):
         model, _, _ = _timm(name, NUM_CLASSES["imagenet"], published=False)
-        return model, ()
+        own: Any = model.pretrained_cfg
+        return model, (own["input_size"][-1],)
     if is_custom(name):
         return _plain(_custom(name, NUM_CLASSES["imagenet"]), name), ()
     if name not in torchvision_names():

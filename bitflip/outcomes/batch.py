@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitflip.errors import BadInput
 from bitflip.faults.flips import Flips
 from bitflip.network import bits
 
@@ -32,9 +33,18 @@ class Effect(IntFlag):
     SDC20 = 16  # by more than 20 %
     NONFINITE = 32  # a logit is NaN or infinite
     DUE = 64  # a detected unrecoverable error: the model itself raised an exception, and there are no logits
+    PROVED = 128  # before it was run, a bound showed that the top-1 class stays; it may be masked or benign
+    AUDITED = 256  # a bound showed that the top-1 class stays, and it was run all the same
 
 
-COUNTED = {effect.name.lower(): effect for effect in Effect if effect.name and effect is not Effect.CHANGED}
+_BESIDE = Effect.PROVED | Effect.AUDITED
+
+
+COUNTED = {
+    effect.name.lower(): effect
+    for effect in Effect
+    if effect.name and effect not in (Effect.CHANGED, Effect.PROVED, Effect.AUDITED)
+}
 """The effects that tables count, by the names of their columns: ``sdc1`` to ``nonfinite``."""
 
 COLUMNS = ("masked", "benign", *COUNTED, "correct", "misclassified")
@@ -86,7 +96,7 @@ class BatchOutcomes:
     Attributes:
         clean_top1: predictions without a fault, (B,).
         top1: predictions under each slot's fault, (L, B); -1 where there is none.
-        effects: what each fault did, the bits of :class:`Effect`, (L, B) of uint8.
+        effects: what each fault did, the bits of :class:`Effect`, (L, B) of int16.
         change: by how much the probability of the clean top-1 class changed, 0 to 1, (L, B) of float32.
         original, error: per slot the values before and after the flip: (B,) for neurons, (1,) for weights.
     """
@@ -101,7 +111,7 @@ class BatchOutcomes:
         self._clean_logits = torch.empty(0)
         self._clean_probability = torch.empty(0)
         self.top1 = torch.full(shape, AS_CLEAN, dtype=torch.int64, device=device)
-        self.effects = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.effects = torch.zeros(shape, dtype=torch.int16, device=device)
         self.change = torch.zeros(shape, dtype=torch.float32, device=device)
         self.original: list[Tensor] = [torch.empty(0)] * len(flips)
         self.error: list[Tensor] = [torch.empty(0)] * len(flips)
@@ -131,9 +141,10 @@ class BatchOutcomes:
             Effect.SDC20: change > 0.2 * before,
             Effect.NONFINITE: ~logits.isfinite().all(dim=1),
         }
-        effects = torch.stack([true * int(effect) for effect, true in found.items()]).sum(dim=0, dtype=torch.uint8)
+        effects = torch.stack([true * int(effect) for effect, true in found.items()]).sum(dim=0, dtype=torch.int16)
         self.top1.view(-1)[faults] = top1(logits)
-        self.effects.view(-1)[faults] = effects
+        self.effects.view(-1)[faults] &= int(_BESIDE)
+        self.effects.view(-1)[faults] |= effects
         self.change.view(-1)[faults] = change.float()
         self._progress(len(logits))
 
@@ -147,13 +158,36 @@ class BatchOutcomes:
         """Take note that so many faults can't change any logit."""
         self._progress(count)
 
+    def let_go(self, faults: Tensor, audited: Tensor, *, before: bool) -> None:
+        """Take note that some faults, given by their numbers, (N,), can't change the top-1 class, as a bound shows.
+
+        Args:
+            faults: which.
+            audited: those that are run all the same, and reported like others, (N,) of bool.
+            before: whether it was shown before they were run, and not on the way, where it depends on their company.
+        """
+        self.effects.view(-1)[faults] |= int(Effect.PROVED) * before + int(Effect.AUDITED) * audited.to(torch.int16)
+        self._progress(len(faults) - int(audited.sum()))
+
     def to_host(self) -> None:
-        """Bring what was found to the host, and let go of what only engines need."""
+        """Bring what was found to the host, and let go of what only engines need.
+
+        Raises:
+            BadInput: if the class changed under a fault of which a bound showed that it could not.
+        """
         found = torch.where(self.top1 == AS_CLEAN, self.clean_top1, self.top1)
         predictions = torch.cat([self.labels[None], self.clean_top1[None], found]).cpu()
         self.labels, self.clean_top1, self.top1 = predictions[0], predictions[1], predictions[2:]
         self.effects, self.change = self.effects.cpu(), self.change.cpu()
         self.original, self.error = _on_host(self.original), _on_host(self.error)
+        wrong = (self.having(Effect.AUDITED) & self.having(Effect.SDC1)).nonzero().tolist()
+        if wrong:
+            slot, image = wrong[0]
+            layer = self.flips[slot].layer
+            raise BadInput(
+                f"prove (--prove): a fault in {layer.path} changes the class of image {self.first + image}, though a "
+                "bound showed that it could not: rounding is larger than the bound allows for; run without"
+            )
         self._clean_logits = self._clean_probability = torch.empty(0)
         self._progress = _nothing  # so that outcomes can be sent to another process
 
@@ -172,10 +206,14 @@ class BatchOutcomes:
         return (self.effects & int(effect)) != 0
 
     def columns(self) -> dict[str, NDArray[np.bool_]]:
-        """What became of each faulty inference, on the host, (L, B) each: the columns :data:`COLUMNS` of all tables."""
-        masked = ~self.having(Effect.CHANGED | Effect.DUE)
-        sdc1 = self.having(Effect.SDC1)
-        found = {"masked": masked, "benign": ~masked & ~sdc1 & ~self.having(Effect.DUE)}
+        """What became of each faulty inference, on the host, (L, B) each: the columns :data:`COLUMNS` of all tables.
+
+        And those of a run with bounds: ``proved`` and ``audited``.
+        """
+        masked = ~self.having(Effect.CHANGED | Effect.DUE | Effect.PROVED)
+        sdc1, proved = self.having(Effect.SDC1), self.having(Effect.PROVED)
+        found = {"masked": masked, "benign": ~masked & ~sdc1 & ~self.having(Effect.DUE) & ~proved}
+        found |= {"proved": proved, "audited": proved & self.having(Effect.AUDITED)}
         found |= {name: self.having(effect) for name, effect in COUNTED.items()}
         found |= {"correct": self.correct.expand_as(masked), "misclassified": self.misclassified}
         return {name: value.numpy() for name, value in found.items()}

@@ -25,7 +25,7 @@ class Totals:
         injections: images that were run with a flip.
         correct: those of them that the clean model classifies correctly.
         misclassified: those of them whose top-1 class changed.
-        masked, sdc1, sdc5, sdc10, sdc20, nonfinite, due: injections by what happened, see
+        masked, sdc1, sdc5, sdc10, sdc20, nonfinite, due, proved, audited: injections by what happened, see
             :class:`bitflip.outcomes.batch.Effect`.
         mm, mn, nn: sums over flips of misclassified squared, misclassified x correct, correct squared: images hit by
             one flip are not independent, and intervals need to know how much they are not.
@@ -43,6 +43,8 @@ class Totals:
     sdc20: int = 0
     nonfinite: int = 0
     due: int = 0
+    proved: int = 0
+    audited: int = 0
     mm: int = 0
     mn: int = 0
     nn: int = 0
@@ -51,7 +53,12 @@ class Totals:
     @property
     def benign(self) -> int:
         """Injections that changed a logit, but not the top-1 class."""
-        return self.injections - self.masked - self.sdc1 - self.due
+        return self.injections - self.masked - self.sdc1 - self.due - self.proved
+
+    @property
+    def harmless(self) -> int:
+        """Injections that did not change the top-1 class: masked, benign, or proved to be one of them."""
+        return self.injections - self.sdc1 - self.due
 
     @property
     def rate(self) -> float | None:

@@ -50,7 +50,8 @@ class PerFault:
         slot, image, fault = task.members()
         found = {NAMES.get(name, name): true[slot, image] for name, true in batch.columns().items()}
         for name, true in {**found, "images": np.ones(len(fault), dtype=bool)}.items():
-            np.add.at(self.counts[name], fault[true], 1)
+            if name in COUNTS:
+                np.add.at(self.counts[name], fault[true], 1)
         np.maximum.at(self.change, fault, batch.change.numpy()[slot, image])
         critical = found["critical"]
         group, where = self._group[fault[critical]], image[critical] + task.images.start
@@ -124,6 +125,8 @@ class PerFault:
         m, n = self.counts["misclassified"], self.counts["correct"]
         derived = {"flips": np.ones_like(m), "mm": m * m, "mn": m * n, "nn": n * n}
         for column, name in enumerate(counts.COLUMNS):
+            if name in ("proved", "audited"):
+                continue  # each fault of a list is run
             values = derived[name] if name in derived else self.counts[NAMES.get(name, name)]
             np.add.at(found.table[0, :, :, column], (where, bit), values)
         np.maximum.at(found.largest[0], (where, bit), self.change)

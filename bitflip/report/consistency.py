@@ -117,7 +117,7 @@ def _check_counts(where: str, row: Row, *, single: bool) -> None:
     expect(n <= all_, "correct <= injections", n, all_)
     flips = row.outcomes.flips
     expect(flips == all_ if single else flips <= all_, f"flips {'=' if single else '<='} injections", flips, all_)
-    for name in columns.EFFECTS:
+    for name in columns.KNOWN:
         if name in counts:
             expect(counts[name] <= all_, f"{name} <= injections", counts[name], all_)
     if "sdc1" in counts:
@@ -126,6 +126,9 @@ def _check_counts(where: str, row: Row, *, single: bool) -> None:
         expect(counts.get("sdc5", 0) <= sdc1, "sdc5 <= sdc1", counts.get("sdc5", 0), sdc1)
     if "sdc10" in counts and "sdc20" in counts:
         expect(counts["sdc20"] <= counts["sdc10"], "sdc20 <= sdc10", counts["sdc20"], counts["sdc10"])
+    if "proved" in counts:
+        proved, harmless, audited = counts["proved"], counts.get("harmless", all_), counts.get("audited", 0)
+        expect(audited <= proved <= harmless, "audited <= proved <= harmless", audited, proved, harmless)
     if (squares := row.outcomes.squares) is None:
         return
     mm, mn, nn = squares
@@ -159,7 +162,7 @@ def _check_bits(run: Run) -> None:
     of_layer = _by_place(run.bits)
     for row in run.layers if run.bits else ():
         parts = of_layer.get(row.place, [])
-        for name in (*columns.HITS, *columns.COUNTS, *columns.SUMS):
+        for name in (*columns.HITS, *columns.KNOWN, *columns.SUMS):
             whole, found = _count(row, name), [_count(part, name) for part in parts]
             known = [count for count in found if count is not None]
             if whole is not None and len(known) == len(found) and sum(known) != whole:

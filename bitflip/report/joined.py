@@ -181,7 +181,7 @@ def tables(run: Run) -> dict[Path, str]:
     place = [*columns.PLACE, "parameter"]
     measured = ["seeds", *columns.HITS, "rate", *columns.INTERVAL, "sd", "min", "max"]
     each = [columns.rate_of(seed) for seed in run.seeds]
-    outcomes = [*columns.COUNTS, *columns.DUE, columns.CHANGE]
+    outcomes = ["flips", "injections", *columns.of_outcomes(bounded=run.bounded)]
     found = {
         run.files.table: _csv([*place, *measured, *outcomes, *each], (_row(row, run) for row in run.layers)),
         run.files.means: _csv(
@@ -204,10 +204,15 @@ def _row(row: Row, run: Run) -> list[object]:
         *(p.layer, p.type, p.path, p.call, p.parameter),
         *([] if row.bit is None else [row.bit]),
         *(seeds, row.misclassified, row.correct, *rest),
-        *(None if o is None else o[name] for name in columns.COUNTS),
-        *map(_text, (raised.low, raised.high, None if o is None else o.largest_change)),
+        *(None if o is None else o[name] for name in ("flips", "injections", *_effects(run))),
+        *map(_text, (raised.low, raised.high)),
+        *([] if run.bounded else [_text(None if o is None else o.largest_change)]),
         *map(_text, row.seeds),
     ]
+
+
+def _effects(run: Run) -> tuple[str, ...]:
+    return columns.BOUNDED if run.bounded else columns.EFFECTS
 
 
 def _numbers(rate: Rate, seeds: Sequence[float | None]) -> list[object]:

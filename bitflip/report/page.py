@@ -182,6 +182,8 @@ def _numbers(run: Run) -> list[tuple[str, str]]:
     if whole is not None and whole.injections and not run.weighted:
         if (masked := whole.share("masked")) is not None:
             items.append((f"{masked:.1f} %", "of faulty inferences masked, bit for bit"))
+        if (proved := whole.share("proved")) is not None:
+            items.append((f"{proved:.1f} %", "of faulty inferences proved harmless by a bound"))
         items.append((f"{whole.injections:,}", "faulty inferences"))
         if run.target == "weight":
             items.append((f"{whole.flips:,}", "flips"))
@@ -205,9 +207,14 @@ def _shares(run: Run) -> list[dict[str, str]]:
     if whole is None or run.weighted:
         return []
     x, parts = 0.0, []
-    for name, column, meaning in (
+    harmless = [
         ("masked", "masked", "masked: the logits are the same, bit for bit"),
         ("benign", "benign", "benign: logits differ, the class does not"),
+    ]
+    if run.bounded:
+        harmless = [("masked", "harmless", "harmless: the class is the same")]
+    for name, column, meaning in (
+        *harmless,
         ("sdc", "sdc1", "SDC-1: the class differs"),
         *([("due", "due", "DUE: the model raised an exception")] if whole["due"] else []),
     ):
@@ -272,6 +279,7 @@ def _layer_table(run: Run) -> Table:
 OUTCOMES = (
     ("flips", "Flips", ","),
     ("masked", "Masked, %", ".1f"),
+    ("proved", "Proved harmless, %", ".1f"),
     ("sdc5", "SDC-5", ","),
     ("nonfinite", "NaN or ∞", ","),
     (CHANGE, "Largest change", ".3f"),

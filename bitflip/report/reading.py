@@ -95,10 +95,11 @@ def _row(row: csvs.Row, rate: str, bit: int | None = None) -> Row:
     found = Row(place, wrong, correct, Rate(value, low, high), outcomes, bit)
     if wrong > correct:
         row.wrong.append(f"expected misclassified <= correct, got {wrong} and {correct}")
-    kinds = [outcomes[name] for name in ("masked", "benign", "sdc1")] if outcomes else []
     due = (outcomes and outcomes["due"]) or 0  # earlier files do without
-    if outcomes and None not in kinds and (sum_ := int(sum(filter(None, kinds)) + due)) != outcomes.injections:
-        row.wrong.append(f"expected masked + benign + sdc1 + due to be injections, {outcomes.injections}, got {sum_}")
+    for kinds in (("masked", "benign", "sdc1"), ("harmless", "sdc1")):
+        each = [outcomes[name] for name in kinds] if outcomes else []
+        if outcomes and None not in each and (sum_ := int(sum(filter(None, each)) + due)) != outcomes.injections:
+            row.wrong.append(f"expected {' + '.join(kinds)} + due to be injections, {outcomes.injections}, got {sum_}")
     if value is not None and found.rate.interval:
         low, high = found.rate.interval
         if not low - ROUNDING <= value <= high + ROUNDING:
@@ -110,7 +111,7 @@ def _row(row: csvs.Row, rate: str, bit: int | None = None) -> Row:
 def _outcomes(row: csvs.Row) -> Outcomes | None:
     if "flips" not in row or "injections" not in row:
         return None
-    counts = {name: row.count(name) for name in columns.COUNTS if name in row}
+    counts = {name: row.count(name) for name in columns.KNOWN if name in row}
     sums = tuple(row.count(name) for name in columns.SUMS) if all(name in row for name in columns.SUMS) else None
     return Outcomes(counts, row.number(columns.CHANGE, 1), sums)
 

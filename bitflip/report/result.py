@@ -48,8 +48,11 @@ class ResultRow:
         rate, low, high: misclassification rate with its confidence interval; None with nothing to divide by.
         flips, injections: flips that were made, and inferences with one.
         masked, benign, sdc1, sdc5, sdc10, sdc20, nonfinite, due: inferences by what happened, see
-            :data:`bitflip.outcomes.batch.COLUMNS`.
-        largest_change: of the probability of the clean top-1 class, 0 to 1.
+            :data:`bitflip.outcomes.batch.COLUMNS`; of a run with bounds, ``masked``, ``benign``, ``sdc10`` and
+            ``sdc20`` are not known.
+        harmless, proved, audited: those that did not change the class, those of them that a bound showed to be so, and
+            those of these that were run all the same; the last two are 0 without bounds.
+        largest_change: of the probability of the clean top-1 class, 0 to 1; None with bounds.
     """
 
     layer: int
@@ -65,15 +68,18 @@ class ResultRow:
     high: float | None
     flips: int
     injections: int
-    masked: int
-    benign: int
+    masked: int | None
+    benign: int | None
     sdc1: int
     sdc5: int
-    sdc10: int
-    sdc20: int
+    sdc10: int | None
+    sdc20: int | None
     nonfinite: int
     due: int
-    largest_change: float
+    harmless: int
+    proved: int
+    audited: int
+    largest_change: float | None
 
 
 @dataclass(frozen=True)
@@ -187,5 +193,8 @@ def _row(row: Row) -> ResultRow:
     assert outcomes is not None  # every run of this version has them
     cells: list[Any] = [place.layer, place.path, place.call, place.type, place.parameter, row.bit]
     cells += [row.misclassified, row.correct, row.rate.value, row.rate.low, row.rate.high]
-    cells += [int(outcomes[name] or 0) for name in columns.COUNTS]
-    return ResultRow(*cells, *[float(outcomes[columns.CHANGE] or 0.0)])
+    counts = outcomes.counts
+    harmless = outcomes.injections - counts["sdc1"] - counts["due"]
+    cells += [counts.get(name) for name in columns.COUNTS]
+    cells += [harmless, counts.get("proved", 0), counts.get("audited", 0), outcomes.largest_change]
+    return ResultRow(*cells)

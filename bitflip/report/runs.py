@@ -42,7 +42,7 @@ class Outcomes:
     """What happened to the faulty inferences of a row, as far as its file says.
 
     Attributes:
-        counts: by column of :data:`bitflip.results.columns.COUNTS`; flips and injections are always there.
+        counts: by column of :data:`bitflip.results.columns.KNOWN`; flips and injections are always there.
         largest_change: of the clean top-1 class's probability, 0 to 1; None if not known.
         squares: sums over flips that clustered intervals need, see :class:`bitflip.outcomes.counts.Totals`; None if not
             known.
@@ -181,6 +181,11 @@ class Run:
     def has_intervals(self) -> bool:
         """Whether any layer has an interval."""
         return any(row.rate.interval for row in self.layers)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether bounds showed of some faults that they are harmless, so that they were not run."""
+        return bool(self.settings.get("prove"))
 
     @property
     def any_due(self) -> bool:

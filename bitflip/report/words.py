@@ -144,6 +144,12 @@ def _about_outcomes(run: Run) -> list[str]:
     if (masked := whole.share("masked")) is not None:
         of = f"of {whole.injections:,} faulty inferences were masked"
         found.append(f"{percent(masked)} % {of}: their logits equal the clean ones bit for bit")
+    if (proved := whole.share("proved")) is not None:
+        audited = f"; {whole['audited']:,} of them were run all the same, and none did" if whole["audited"] else ""
+        found.append(
+            f"{percent(proved)} % of {whole.injections:,} faulty inferences were proved unable to change the class, "
+            f"by a bound{audited}"
+        )
     if (nonfinite := whole.share("nonfinite")) is not None:
         found.append(f"{percent(nonfinite)} % had NaN or infinity among the logits")
     if run.any_due:

@@ -9,6 +9,8 @@ from __future__ import annotations
 PLACE = ("layer", "name", "path", "call")
 INTERVAL = ("low", "high")
 EFFECTS = ("masked", "benign", "sdc1", "sdc5", "sdc10", "sdc20", "nonfinite", "due")
+BOUNDED = ("harmless", "proved", "audited", "sdc1", "sdc5", "nonfinite", "due")  # of a run with bounds, instead
+KNOWN = tuple(dict.fromkeys(("flips", "injections", *EFFECTS, *BOUNDED)))  # of both
 DUE = ("due_low", "due_high")  # interval of the share of DUE; see bitflip.statistics.rates.of_due
 COUNTS = ("flips", "injections", *EFFECTS)
 CHANGE = "largest_change"
@@ -17,15 +19,21 @@ HITS = ("misclassified", "correct")
 NEEDED = (*PLACE, *HITS)  # what even the oldest files have
 
 
-def of_layers(seed: int | str) -> tuple[str, ...]:
+def of_outcomes(*, bounded: bool) -> tuple[str, ...]:
+    """Those of what happened, but for counts of flips and injections; ``bounded`` for a run with bounds."""
+    return (*BOUNDED, *DUE) if bounded else (*EFFECTS, *DUE, CHANGE)
+
+
+def of_layers(seed: int | str, *, bounded: bool = False) -> tuple[str, ...]:
     """Those of the ``.csv``; rates are in percent, empty with nothing to divide by."""
     front = ("index", "name", rate_of(seed), "layer", "path", "call", "parameter")
-    return (*front, *HITS, *INTERVAL, *COUNTS, *DUE, CHANGE, *SUMS)
+    return (*front, *HITS, *INTERVAL, "flips", "injections", *of_outcomes(bounded=bounded), *SUMS)
 
 
-def of_bits() -> tuple[str, ...]:
+def of_bits(*, bounded: bool = False) -> tuple[str, ...]:
     """Those of the ``_bits.csv``."""
-    return (*PLACE, "parameter", "bit", "flips", "injections", *HITS, "rate", *INTERVAL, *EFFECTS, *DUE, CHANGE, *SUMS)
+    front = (*PLACE, "parameter", "bit", "flips", "injections", *HITS, "rate", *INTERVAL)
+    return (*front, *of_outcomes(bounded=bounded), *SUMS)
 
 
 def rate_of(seed: int | str) -> str:

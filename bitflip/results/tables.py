@@ -70,24 +70,24 @@ def write_summary(path: Path, heading: str, seed: int, bit: int | None, lines: S
         file.writelines(f"{line}\n" for line in lines)
 
 
-def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate]) -> None:
-    """Write the ``.csv``: one row per layer that was run."""
+def write_table(path: Path, seed: int | str, estimates: Sequence[LayerEstimate], *, bounded: bool = False) -> None:
+    """Write the ``.csv``: one row per layer that was run; ``bounded`` if it was with bounds."""
     rate = columns.rate_of(seed)
     rows = (
         {"index": i, **_cells(found.item, found.tally, found.rate, found.due, rate)}
         for i, found in enumerate(estimates)
     )
-    _write(path, columns.of_layers(seed), rows)
+    _write(path, columns.of_layers(seed, bounded=bounded), rows)
 
 
-def write_bits(path: Path, estimates: Sequence[LayerEstimate]) -> None:
+def write_bits(path: Path, estimates: Sequence[LayerEstimate], *, bounded: bool = False) -> None:
     """Write the ``_bits.csv``: one row per layer and bit that was flipped in it."""
     rows = (
         {"bit": bit, **_cells(found.item, tally, rate, due, "rate")}
         for found in estimates
         for bit, (tally, rate, due) in found.by_bit.items()
     )
-    _write(path, columns.of_bits(), rows)
+    _write(path, columns.of_bits(bounded=bounded), rows)
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
@@ -95,7 +95,7 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, object
         writer = csvs.Writer(file)
         writer.writerow(header)
         for row in rows:
-            assert row.keys() <= set(header)
+            assert row.keys() >= set(header) - {"index", "bit"}
             writer.writerow([row.get(column, "") for column in header])
 
 
@@ -105,7 +105,7 @@ def _cells(item: Target, tally: Totals, rate: Rate, due: Rate, column: str) -> d
     return {
         **dict(zip(columns.PLACE, (item.number, layer.type, layer.path, layer.call), strict=True)),
         "parameter": item.parameter,
-        **{name: getattr(tally, name) for name in (*columns.HITS, *columns.COUNTS, *columns.SUMS)},
+        **{name: getattr(tally, name) for name in (*columns.HITS, *columns.KNOWN, *columns.SUMS)},
         **dict(zip((column, *columns.INTERVAL), map(decimal, (rate.value, rate.low, rate.high)), strict=True)),
         **dict(zip(columns.DUE, map(decimal, (due.low, due.high)), strict=True)),
         columns.CHANGE: decimal(tally.largest_change),

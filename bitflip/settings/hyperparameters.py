@@ -224,6 +224,20 @@ class Hyperparameters(BaseModel):
         "wave or reference",
         role=Role(joined="none"),
     )
+    prove: bool = _field(
+        False,
+        "do not run faults of which a bound shows that they can't change the class: the same misclassifications, "
+        "several times faster; masked and benign faults are then counted as one, harmless",
+        "true or false",
+    )
+    audit: float = _field(
+        0.0,
+        "share of the faults that prove leaves out which are run all the same, to find none that changes a class",
+        "a number from 0 to 1",
+        role=Role(joined="none"),
+        ge=0,
+        le=1,
+    )
     pool_mib: int | None = _field(
         None,
         "memory in MiB for the faulty rows of the wave; default 1024, on a GPU a quarter of what is free",
@@ -412,20 +426,3 @@ def _ranges(seeds: str) -> list[tuple[int, int]]:
     """The ranges of ``1,5,9-12``, ends included."""
     parts = [part.partition("-") for part in seeds.split(",")]
     return [(int(first), int(last or first)) for first, _, last in parts]
-
-
-def check_seeds(settings: Hyperparameters) -> list[str]:
-    """One sentence if seeds are given with a margin, which a run of one seed reaches by further flips."""
-    if settings.seeds is None or settings.margin is None:
-        return []
-    return [f"seeds (--seeds): expected one seed with margin, got seeds {settings.seeds}"]
-
-
-def check_bit(settings: Hyperparameters, width: int) -> list[str]:
-    """One sentence if ``bit_flip_pos`` is no bit of a value ``width`` bits wide."""
-    if settings.bit is None or settings.bit < width:
-        return []
-    return [
-        f"bit_flip_pos (--bit-flip-pos): expected a bit from 0 to {width - 1} of a {width}-bit value, "
-        f"or a negative number for random bits, got {settings.bit}"
-    ]

@@ -1,0 +1,432 @@
+"""A proof instead of a run: how far a fault can move the logits, at most.
+
+From a value to the logits, a network is Lipschitz in the L2 norm: a layer's output moves by at most a constant times
+what its input moves. Along a path the constants multiply, and paths that meet add up. So a row whose distance to clean
+is d moves the value before the classifier's last layer by at most L * d; if that is less than it takes to change the
+class of the image, the class is as it is without the fault, and the row need not be run.
+
+Constants of convolutions and linear layers are operator norms, see :mod:`bitflip.engines.norms`; a batch normalisation
+behind a convolution is part of it. Activations have the largest slope that they have anywhere, pooling the root of the
+number of windows that share a pixel. Steps that multiply or divide values of the images, such as attention and layer
+normalisation, have none: there, only what comes behind them is decided.
+
+The theorem is about real numbers, runs are about floating-point ones: see :data:`SLACK` and :data:`STRETCH`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bitflip.data.inputs import Inputs
+from bitflip.engines import norms
+from bitflip.engines.capture import Untraceable
+from bitflip.engines.graph import Program, Rows, Step, is_data, take
+from bitflip.engines.windows import Window, function_name, is_plain
+
+SLACK = 64  # times the largest difference of a logit between passes in float64 and in the model's own arithmetic
+STRETCH = 1 + 2**-8  # of every bound, for the rounding of what a fault adds
+
+_SLOPES: dict[type[nn.Module], float] = {
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten), 1.0),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Softplus, nn.Hardtanh, nn.Softshrink), 1.0),
+    **{nn.Sigmoid: 0.25, nn.Hardsigmoid: 1 / 6, nn.Hardswish: 1.5, nn.SiLU: 1.1, nn.GELU: 1.13, nn.Mish: 1.09},
+    **{nn.SELU: 1.7581},
+}
+_FUNCTION_SLOPES = {
+    **dict.fromkeys(("relu", "relu6", "tanh", "dropout", "identity", "hardtanh", "softplus", "neg", "abs"), 1.0),
+    **{
+        "sigmoid": 0.25,
+        "hardsigmoid": 1 / 6,
+        "hardswish": 1.5,
+        "silu": 1.1,
+        "gelu": 1.13,
+        "mish": 1.09,
+        "selu": 1.7581,
+    },
+}
+_MOVES = {
+    *("flatten", "view", "reshape", "permute", "transpose", "contiguous", "clone", "squeeze", "unsqueeze", "unflatten"),
+    *("getitem", "chunk", "split", "unbind", "narrow", "select", "swapaxes", "movedim", "view_as", "reshape_as", "pad"),
+    *("cat", "concat", "concatenate", "stack", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "detach", "T"),
+}
+"""Functions that put values elsewhere, each at most once, or leave them out."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the value before the last layer, and the logits themselves, may move without another class, (B,) each."""
+
+    before_last: Tensor
+    logits: Tensor
+
+
+class Bounds:
+    """The constants of a program.
+
+    Args:
+        program: in eval mode.
+        images: any batch, for its form.
+    """
+
+    def __init__(self, program: Program, images: Inputs) -> None:
+        self._program = program
+        self._steps = program.steps
+        self._last = self._last_linear()
+        self._onward: dict[fx.Node, list[float]] = {}  # of each reader
+        self._shapes: dict[fx.Node, torch.Size] = {}
+        self._constants: dict[fx.Node, Any] = {}
+        self._inside: dict[fx.Node, float] = {}  # of layers of the user's own
+        if self._last is not None:
+            weight = self._last.weight.detach().double()
+            self._apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")  # (classes, classes)
+        self._look(images)
+        self._find()
+
+    def constant(self, node: fx.Node) -> float:
+        """By how much the value before the last layer moves, at most, for each unit that a value moves."""
+        return sum(self._onward.get(node, ()))
+
+    def reach(self, clean: Tensor, rounding: float) -> Reach:
+        """How far the images of a batch are from another class.
+
+        Args:
+            clean: the logits, (B, classes).
+            rounding: the largest difference of a logit between a pass in float64 and one in the model's own arithmetic,
+                as a share of the image's largest logit.
+        """
+        logits = clean.double()
+        largest = logits.abs().amax(1, keepdim=True)
+        slack = SLACK * max(rounding, torch.finfo(clean.dtype).eps) * largest
+        top, rows = logits.argmax(1), torch.arange(len(logits), device=logits.device)
+        margins = logits[rows, top][:, None] - logits - slack
+        margins[rows, top] = math.inf
+        by_logits = margins.amin(1) / math.sqrt(2)
+        by_last = by_logits
+        if self._last is not None:
+            by_last = (margins / self._apart.to(logits.device)[top].clamp_min(1e-300)).amin(1)
+        safe = [torch.where(logits.isfinite().all(1), found, 0.0) / STRETCH for found in (by_last, by_logits)]
+        return Reach(*(found.nan_to_num(0.0, posinf=1e300).clamp_min(0.0) for found in safe))
+
+    def harmless(self, distance: Tensor, step: Step, image: Tensor, reach: Reach) -> Tensor:
+        """Which rows can't change their class, (R,) of bool.
+
+        Args:
+            distance: of each row to clean, in the L2 norm, (R,).
+            step: whose result is the one value in which they differ from clean, and has not been read yet.
+            image: of each row, (R,).
+            reach: of the batch's images.
+        """
+        if step.node is self._program.logits:
+            return distance.double() < reach.logits[image]
+        return distance.double() * self.constant(step.node) < reach.before_last[image]  # False for NaN
+
+    def moved(self, step: Step, parameter: str, index: tuple[int, ...], read: Tensor) -> Tensor | None:
+        """How far a layer's output moves for each unit that a value of its weight or bias moves, (B,).
+
+        Args:
+            step: the layer's.
+            parameter: ``weight`` or ``bias``.
+            index: of the value.
+            read: what the layer reads, (B, ...).
+
+        Returns:
+            The distance in the L2 norm; None where it is not known.
+        """
+        column: int | None = None
+        if parameter == "weight":
+            column = index[0] if len(index) == 1 else index[1]
+            module = self._program.module(step.node)
+            if type(module) is nn.Conv2d:
+                column += index[0] // (module.out_channels // module.groups) * (module.in_channels // module.groups)
+        units = self.units(step, parameter, read, column)
+        return None if units is None else units[:, 0]
+
+    def units(self, step: Step, parameter: str, read: Any, column: int | None = None) -> Tensor | None:
+        """The same for all values of the weight or bias that are multiplied with the same, (B, K).
+
+        Args:
+            step: the layer's.
+            parameter: ``weight`` or ``bias``.
+            read: what the layer reads, (B, ...).
+            column: the only one that is wanted; None for all: the K input channels of a convolution or linear layer,
+                the channels of a normalisation; of a bias, one for all of its values.
+        """
+        module, shape = self._program.module(step.node), self._shapes.get(step.node)
+        if step.layout != Rows(0, 1) or shape is None or not is_plain(module) or not isinstance(read, Tensor):
+            return None
+        kind, only = type(module), slice(None) if column is None else slice(column, column + 1)
+        if kind not in (nn.Conv2d, nn.Linear, nn.BatchNorm2d) or read.dim() != (2 if kind is nn.Linear else 4):
+            return None
+        if parameter == "bias":
+            return read.new_full((len(read), 1), math.sqrt(math.prod(shape[2:])), dtype=torch.float64)
+        if parameter != "weight":
+            return None
+        part = read[:, only]
+        scale: Tensor | None = None
+        if isinstance(module, nn.BatchNorm2d):
+            if module.running_mean is None or module.running_var is None:
+                return None
+            part = part - module.running_mean[only, None, None]
+            scale = (module.running_var[only].double() + module.eps).rsqrt()
+        found: Tensor = torch.linalg.vector_norm(
+            part.flatten(2) if part.dim() > 2 else part[..., None], dim=2, dtype=torch.float64
+        )
+        return found if scale is None else found * scale
+
+    def _last_linear(self) -> nn.Linear | None:
+        """The layer that makes the logits, if it is linear."""
+        node = self._program.logits
+        module = self._program.module(node) if node.op == "call_module" else None
+        return module if type(module) is nn.Linear and is_plain(module) else None
+
+    def _look(self, images: Inputs) -> None:
+        """Run a pass to see the shapes of all values, and what does not depend on the images."""
+        program = self._program
+        values: dict[fx.Node, Any] = {program.placeholder: program.model.pack(images)}
+        with torch.no_grad():
+            for step in self._steps:
+                if self._is_unknown(step):
+                    self._inside[step.node] = _inside(program.module(step.node), values[step.inputs[0]])
+                done = program.run(step.node, values.__getitem__)
+                values[step.node] = done
+                if isinstance(done, Tensor):
+                    self._shapes[step.node] = done.shape
+                if not is_data(step.layout):
+                    self._constants[step.node] = done
+                for node in step.dead:
+                    del values[node]
+        placeholder = program.model.pack(images)
+        if isinstance(placeholder, Tensor):
+            self._shapes[program.placeholder] = placeholder.shape
+
+    def _is_unknown(self, step: Step) -> bool:
+        """Whether a step calls a layer of the user's own, with one value."""
+        if step.node.op != "call_module" or len(step.inputs) != 1 or len(step.node.args) != 1 or step.node.kwargs:
+            return False
+        module = self._program.module(step.node)
+        return is_plain(module) and not type(module).__module__.startswith("torch.nn.")
+
+    def _find(self) -> None:
+        """From the end to the beginning: what a unit of each value does to the value before the last layer."""
+        readers: dict[fx.Node, list[Step]] = {}
+        for step in self._steps:
+            for node in set(step.inputs):
+                readers.setdefault(node, []).append(step)
+        whole: dict[fx.Node, float] = {}  # of each step's result
+        end = self._program.logits if self._last is None else self._program.logits.all_input_nodes[0]
+        for step in reversed(self._steps):
+            node = step.node
+            if node is end:
+                whole[node] = 1.0
+            elif node is self._program.logits:
+                whole[node] = 0.0  # has a reach of its own
+            else:
+                whole[node] = self.constant(node)
+            self._note(step, whole[node], readers)
+        if self._last is not None:
+            self._onward[end] = [1.0]
+
+    def _note(self, step: Step, onward: float, readers: Mapping[fx.Node, list[Step]]) -> None:
+        """Add what goes through a step to its inputs."""
+        normalised = self._normalised_by(step, readers)
+        for node in set(step.inputs):
+            if node in self._constants:
+                continue
+            if onward == 0.0 or onward == math.inf:
+                each = onward
+            elif normalised is not None:
+                norm, behind = normalised
+                each = self._factor(step, node, scales=norm) * self.constant(behind)
+            else:
+                each = self._factor(step, node) * onward
+            self._onward.setdefault(node, []).append(each)
+
+    def _normalised_by(self, step: Step, readers: Mapping[fx.Node, list[Step]]) -> tuple[Tensor, fx.Node] | None:
+        """The scales of the batch normalisation that alone reads a convolution's output, and its own output."""
+        if step.node.op != "call_module" or type(self._program.module(step.node)) is not nn.Conv2d:
+            return None
+        read = readers.get(step.node, [])
+        if len(read) != 1 or read[0].node.op != "call_module" or step.node is self._program.logits:
+            return None
+        module = self._program.module(read[0].node)
+        if type(module) is not nn.BatchNorm2d or not is_plain(module):
+            return None
+        scales = norms.scales_of(module)
+        return None if scales is None else (scales, read[0].node)
+
+    def _factor(self, step: Step, node: fx.Node, scales: Tensor | None = None) -> float:
+        """The constant of one step with respect to one of its inputs; infinity where there is none.
+
+        Args:
+            step: any.
+            node: its input.
+            scales: of the channels of its output, to be taken along.
+        """
+        if step.in_place and len(step.inputs) > 2:
+            return math.inf
+        if step.node.op == "call_module":
+            module = self._program.module(step.node)
+            if step.node in self._inside:
+                return self._inside[step.node]
+            return _of_module(module, self._shapes.get(node), scales) if is_plain(module) else math.inf
+        return self._of_function(step, node)
+
+    def _of_function(self, step: Step, node: fx.Node) -> float:
+        name, call = function_name(step.node), step.node
+        others = [n for n in step.inputs if n is not node]
+        data = [n for n in others if n not in self._constants]
+        times = sum(argument is node for argument in _flat(call.args))
+        if name in _MOVES:
+            return float(max(1, times)) if _each_once(name, call, data) else math.inf
+        if name in ("add", "iadd", "sub", "isub", "radd", "rsub") and not call.kwargs:
+            shape = self._shapes.get(node)
+            return float(max(1, times)) if shape == self._shapes.get(call) else math.inf
+        if data or len(others) > 1:
+            return math.inf
+        if name in _FUNCTION_SLOPES and (name not in ("softplus", "hardtanh") or len(call.args) == 1):
+            return _FUNCTION_SLOPES[name]
+        if name in ("mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv") and len(call.args) == 2:
+            return self._scaled(name, call, node)
+        return _pooled(name, call, self._shapes.get(node))
+
+    def _scaled(self, name: str, call: fx.Node, node: fx.Node) -> float:
+        """By a constant."""
+        first, second = call.args
+        if first is node and second is node:
+            return math.inf
+        by: Any = second if first is node else first
+        by = self._constants[by] if isinstance(by, fx.Node) else by
+        if "div" in name and second is node:
+            return math.inf
+        if self._shapes.get(node) != self._shapes.get(call):
+            return math.inf  # one value in several places
+        sizes = torch.as_tensor(by, dtype=torch.float64).abs()
+        largest = float((1 / sizes if "div" in name else sizes).max())
+        # Not 0, which would hide a path without a constant: what is infinite on it makes NaN.
+        return max(largest, 1e-30) if math.isfinite(largest) else math.inf
+
+
+def _each_once(name: str, call: fx.Node, data: list[fx.Node]) -> bool:
+    """Whether a call puts each value in one place at most."""
+    if name in ("cat", "concat", "concatenate", "stack"):
+        return True
+    if name == "pad":
+        return "constant" in (*call.args[2:3], call.kwargs.get("mode")) or (len(call.args) == 2 and not call.kwargs)
+    if name == "getitem":
+        index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+        return all(part is None or part is ... or isinstance(part, int | slice) for part in index)
+    return not data
+
+
+def distance(value: Any, clean: Any, image: Tensor, step: Step) -> Tensor | None:
+    """Of each row to its image's clean value, in the L2 norm, (S,); None where there is no such thing."""
+    if isinstance(value, Window):
+        apart = value.contents - value.crop(clean, image)
+    elif isinstance(value, Tensor) and step.layout == Rows(0, 1):
+        apart = value - take(clean, step.layout, image)
+    else:
+        return None
+    found: Tensor = torch.linalg.vector_norm(apart.flatten(1), dim=1)
+    return found
+
+
+def _inside(module: nn.Module, value: Any) -> float:
+    """The constant of a layer, from the functions that it calls."""
+    if not isinstance(value, Tensor):
+        return math.inf
+    try:
+        program = Program(module, {}, [], value.detach(), whole=lambda part: False)
+    except Untraceable:
+        return math.inf
+    return Bounds(program, value.detach()).constant(program.placeholder)
+
+
+def _of_module(module: nn.Module, shape: torch.Size | None, scales: Tensor | None) -> float:
+    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and shape is not None and len(shape) == 4:
+        weight = module.weight.detach().double().cpu()
+        if scales is not None:
+            weight = weight * scales[:, None, None, None]
+        padding = module.padding
+        if isinstance(padding, str):
+            extent = [(k - 1) * d for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+            padding = (0, 0) if padding == "valid" else tuple(-(-e // 2) for e in extent)  # of 'same', at most
+        stride, dilation = list(module.stride), list(module.dilation)
+        return norms.of_convolution(weight, list(shape[2:]), stride, list(padding), dilation, module.groups)
+    if type(module) is nn.Linear:
+        return norms.of_linear(module.weight)
+    if type(module) in (nn.BatchNorm2d, nn.BatchNorm1d):
+        found = norms.scales_of(module)  # type: ignore[arg-type]
+        return math.inf if found is None else float(found.abs().max())
+    if type(module) is nn.LeakyReLU:
+        return max(1.0, abs(module.negative_slope))
+    if type(module) in (nn.ELU, nn.CELU):
+        return max(1.0, abs(float(module.alpha)))  # type: ignore[arg-type]
+    if type(module) in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d) and shape is not None:
+        return _of_pooling(module, shape)
+    return _SLOPES.get(type(module), math.inf)
+
+
+def _of_pooling(module: Any, shape: torch.Size) -> float:
+    if type(module) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
+        sizes = _pair(module.output_size)
+        return _adaptive(sizes, shape, average=type(module) is nn.AdaptiveAvgPool2d)
+    if type(module) is nn.MaxPool2d:
+        plain = _pair(module.dilation) == (1, 1) and not module.return_indices
+        return _windows(module.kernel_size, module.stride, average=False) if plain else math.inf
+    whole = not module.ceil_mode and (_pair(module.padding) == (0, 0) or module.count_include_pad)
+    return _windows(module.kernel_size, module.stride, average=whole and module.divisor_override is None)
+
+
+def _pooled(name: str, call: fx.Node, shape: torch.Size | None) -> float:
+    """Pooling, and means over the map, as functions."""
+    if shape is None:
+        return math.inf
+    if name in ("avg_pool2d", "max_pool2d"):
+        given = dict(zip(("input", "kernel_size", "stride"), call.args, strict=False)) | call.kwargs
+        if len(call.args) > 3 or not set(given) <= {"input", "kernel_size", "stride"}:
+            return math.inf
+        return _windows(given["kernel_size"], given.get("stride"), average=name == "avg_pool2d")
+    if name in ("adaptive_avg_pool2d", "adaptive_max_pool2d") and len(call.args) == 2 and not call.kwargs:
+        return _adaptive(_pair(call.args[1]), shape, average=name == "adaptive_avg_pool2d")
+    if name == "mean":
+        dims: Any = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+        dims = [dims] if isinstance(dims, int) else dims
+        if isinstance(dims, tuple | list) and all(isinstance(d, int) and d % len(shape) for d in dims):
+            return 1 / math.sqrt(math.prod(shape[d] for d in dims))
+    return math.inf
+
+
+def _windows(kernel: Any, stride: Any, *, average: bool) -> float:
+    """Of pooling: so many windows share a pixel; an average of n is at most 1 / sqrt(n) of their norm."""
+    kernel, stride = _pair(kernel), _pair(kernel if stride is None else stride)
+    shared = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
+    return math.sqrt(shared / math.prod(kernel) if average else shared)
+
+
+def _adaptive(sizes: tuple[Any, Any], shape: torch.Size, *, average: bool) -> float:
+    """Of adaptive pooling, whose windows are of several sizes and may overlap."""
+    found = 1.0
+    for size, length in zip(sizes, shape[2:], strict=True):
+        shares = [0.0] * length
+        for i in range(length if size is None else size):
+            start, stop = i * length // (size or length), -(-(i + 1) * length // (size or length))
+            for pixel in range(start, stop):
+                shares[pixel] += 1 / (stop - start) if average else 1.0
+        found *= math.sqrt(max(shares))
+    return found
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return (value[0], value[-1]) if isinstance(value, tuple | list) else (value, value)
+
+
+def _flat(arguments: Any) -> list[Any]:
+    if isinstance(arguments, tuple | list):
+        return [leaf for part in arguments for leaf in _flat(part)]
+    return [arguments]

@@ -1,0 +1,137 @@
+"""Every bit of every value, not a sample: which faults a bound shows to be harmless, for which images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs
+from bitflip.engines.bounds import Reach
+from bitflip.engines.graph import Step
+from bitflip.engines.proofs import copied
+from bitflip.engines.striking import flippable_part
+from bitflip.engines.wave import Wave
+from bitflip.network import bits
+from bitflip.network.layers import Target
+
+
+@dataclass
+class Proved:
+    """What is known about all faults of one target.
+
+    Attributes:
+        target: the layer's output, or one of its parameters.
+        values: that it has; of an output, for each image.
+        images: that were looked at.
+        pairs: faults x images that are proved harmless, by bit, (bits,).
+        everywhere: of a parameter, faults that are proved harmless for all images, by bit, (bits,).
+    """
+
+    target: Target
+    values: int
+    images: int = 0
+    pairs: Tensor = field(default_factory=lambda: torch.zeros(0))
+    everywhere: Tensor | None = None
+
+    @property
+    def share(self) -> Tensor:
+        """Of the faults x images, in percent by bit, (bits,)."""
+        return 100 * self.pairs / max(1, self.values * self.images)
+
+
+class Exhaustive:
+    """Goes through all faults of some targets, for one batch of images after the other.
+
+    Args:
+        wave: with a prover.
+        targets: outputs of layers, or parameters.
+    """
+
+    def __init__(self, wave: Wave, targets: Sequence[Target]) -> None:
+        assert wave.prover is not None
+        self._wave, self._prover = wave, wave.prover
+        self.found = [Proved(target, self._size(target)) for target in targets]
+        for one in self.found:
+            one.pairs = torch.zeros(one.target.bits, dtype=torch.float64)
+        self._least: dict[int, Tensor] = {}  # of each column of a parameter's values, over all images
+        self._at: dict[tuple[str, int], list[int]] = {}
+        for i, target in enumerate(targets):
+            self._at.setdefault((target.layer.path, target.layer.call), []).append(i)
+
+    def _size(self, target: Target) -> int:
+        if not target.parameter:
+            return math.prod(target.layer.shape)
+        return self._wave.injector.tensor_of(target.layer, target.parameter).numel()
+
+    def add(self, images: Inputs) -> None:
+        """Look at a batch."""
+        program, reach = self._wave.program, self._prover.reach(images)
+        clean: dict[fx.Node, Any] = {program.placeholder: program.model.pack(inputs.clone(images))}
+        for one in self.found:
+            one.images += inputs.count(images)
+        with torch.no_grad():
+            for step in program.steps:
+                here = self._at.get(step.layer, ()) if step.layer is not None else ()
+                read = copied(clean[step.inputs[0]]) if here and step.inputs else None  # it may change in place
+                clean[step.node] = program.run(step.node, clean.__getitem__)
+                for i in here:
+                    self._look(i, step, read, clean[step.node], reach)
+                for node in step.dead:
+                    del clean[node]
+
+    def _look(self, i: int, step: Step, read: Any, output: Any, reach: Reach) -> None:
+        one, bounds = self.found[i], self._prover.bounds
+        far, constant = (
+            (reach.logits, 1.0)
+            if step.node is self._wave.program.logits
+            else (reach.before_last, bounds.constant(step.node))
+        )
+        if one.target.parameter:
+            units = bounds.units(step, one.target.parameter, read)
+            if units is None:
+                return
+            most = (far[:, None] / (units * constant)).nan_to_num(0.0, posinf=math.inf).T.contiguous()  # (K, B)
+            values = self._by_column(one.target, len(most))
+            most = most.sort(dim=1).values
+            least = most[:, 0]
+            self._least[i] = torch.minimum(self._least[i], least) if i in self._least else least
+            for bit in range(one.target.bits):
+                below = torch.searchsorted(most, _changes(values, bit), right=True)
+                one.pairs[bit] += float(below.numel() * most.shape[1] - below.sum())
+            return
+        values = flippable_part(self._wave.program.module(step.node), output)
+        count = len(far)
+        values = values.reshape(count, -1) if len(values) % count == 0 else values.reshape(0, 1)
+        for bit in range(one.target.bits):
+            one.pairs[bit] += float((_changes(values, bit) * constant < far[:, None]).sum())
+
+    def finish(self) -> list[Proved]:
+        """What was found; to be called once."""
+        for i, least in self._least.items():
+            one = self.found[i]
+            values = self._by_column(one.target, len(least))
+            hits = [(_changes(values, bit) < least[:, None]).sum() for bit in range(one.target.bits)]
+            one.everywhere = torch.stack(hits).double().cpu()
+        return self.found
+
+    def _by_column(self, target: Target, columns: int) -> Tensor:
+        """A parameter's values, those of each column in a row of their own, (K, N)."""
+        values = self._wave.injector.tensor_of(target.layer, target.parameter).detach()
+        if columns == 1:
+            return values.reshape(1, -1)
+        if values.dim() == 1:
+            return values[:, None]
+        groups = columns // values.shape[1]
+        return values.reshape(groups, -1, *values.shape[1:]).transpose(1, 2).reshape(columns, -1)
+
+
+def _changes(values: Tensor, bit: int) -> Tensor:
+    """By how much a flip of the bit changes each value; NaN or infinity where it is then no number."""
+    flipped = bits.flip(values.contiguous(), torch.tensor(bit, device=values.device))
+    return (flipped.double() - values.double()).abs()

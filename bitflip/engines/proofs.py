@@ -1,0 +1,165 @@
+"""Which rows need not be run, since a bound shows that they can't change their class."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bitflip.data import inputs
+from bitflip.data.inputs import Inputs
+from bitflip.engines.bounds import Bounds, Reach, distance
+from bitflip.engines.capture import Untraceable
+from bitflip.engines.graph import Program, Step
+from bitflip.engines.injection import Injected, Injector, storage
+from bitflip.engines.pool import Chunk
+from bitflip.errors import first_line
+from bitflip.outcomes.batch import BatchOutcomes
+
+IMAGES = 8  # random ones, beside those that are given, that are also run in float64
+_SPREAD = 0x9E3779B97F4A7C15 - 2**64  # spreads consecutive numbers, as a signed number
+
+
+class Prover:
+    """Bounds of a model, for one batch after the other.
+
+    Args:
+        injector: of the model.
+        program: its steps.
+        images: a few of those that will be run.
+        audit: share of the rows that need not be run, and are run all the same.
+        kept_bytes: memory for the results of a clean pass, so that it need not be made twice.
+
+    Attributes:
+        bounds: of the model.
+
+    Raises:
+        Untraceable: if there are none for this model.
+    """
+
+    def __init__(
+        self, injector: Injector, program: Program, images: Inputs, audit: float = 0.0, kept_bytes: int = 0
+    ) -> None:
+        self._injector, self._program, self._audit, self._kept_bytes = injector, program, audit, kept_bytes
+        injector.kept.restore()
+        try:
+            tried = inputs.join([images, inputs.random(IMAGES, images)])
+            device = inputs.device(images)
+            with torch.no_grad():
+                exact = copy.deepcopy(injector.original_model).double()
+                expected: Tensor = inputs.call(exact, inputs.to(tried, device, torch.float64))
+            got = self._clean(tried)[program.logits].double()
+            self._rounding = float(((got - expected).abs().amax(1) / expected.abs().amax(1)).nan_to_num(0.0).max())
+        except Exception as error:  # the model's own code can raise anything
+            raise Untraceable(f"it does not run in float64 ({first_line(error)})") from error
+        self.bounds = Bounds(program, inputs.random(2, images))
+
+    def of_batch(self, images: Inputs, outcomes: BatchOutcomes) -> Proof:
+        """What is known about a batch before it is run."""
+        clean = self._clean(images)
+        return Proof(
+            self.bounds, self.bounds.reach(clean[self._program.logits], self._rounding), outcomes, self._audit, clean
+        )
+
+    def reach(self, images: Inputs) -> Reach:
+        """How far the images of a batch are from another class."""
+        return self.bounds.reach(self._clean(images)[self._program.logits], self._rounding)
+
+    def _clean(self, images: Inputs) -> dict[fx.Node, Any]:
+        """The results of a pass: all of them, as none changes in place, if they fit the memory; or the logits alone."""
+        program = self._program
+        kept = sum(step.bytes for step in program.steps) * inputs.count(images) <= self._kept_bytes
+        self._injector.kept.restore()
+        values: dict[fx.Node, Any] = {program.placeholder: program.model.pack(inputs.clone(images))}
+        found: dict[fx.Node, Any] = {}
+        with torch.no_grad():
+            for step in program.steps:
+                if step.in_place:  # also what only views what it changes must stay as it is
+                    changed = {place for node in step.inputs for place in _places(values[node])}
+                    shared = [node for node, value in found.items() if not changed.isdisjoint(_places(value))]
+                    found |= {node: copied(found[node]) for node in shared}
+                values[step.node] = program.run(step.node, values.__getitem__)
+                if kept or step.node is program.logits:
+                    found[step.node] = values[step.node]
+                for node in step.dead:
+                    del values[node]
+        return found
+
+
+class Proof:
+    """Bounds of one batch's images.
+
+    Args:
+        bounds: of the model.
+        reach: of the images.
+        outcomes: that take what is proved.
+        audit: share of what is proved that is run all the same.
+        clean: the results of a clean pass, or some of them; not to be changed.
+
+    Attributes:
+        clean: the same.
+    """
+
+    def __init__(
+        self, bounds: Bounds, reach: Reach, outcomes: BatchOutcomes, audit: float, clean: Mapping[fx.Node, Any]
+    ) -> None:
+        self.clean = clean
+        self._bounds, self._reach, self._outcomes = bounds, reach, outcomes
+        self._audit = audit
+        self._audited = torch.zeros(outcomes.top1.numel(), dtype=torch.bool, device=outcomes.top1.device)
+
+    def left_at_fork(self, slot: int, step: Step, change: Tensor, image: Tensor) -> Tensor:
+        """Which faults of a slot have to be run, by the change of the one value that they strike: places, (N,)."""
+        return self._left(step, change.abs(), image + slot * len(self._outcomes.labels), image, before=True)
+
+    def left_at_parameter(self, slot: int, step: Step, injected: Injected, read: Tensor, image: Tensor) -> Tensor:
+        """The same for the flip of a layer's weight or bias, by what the layer reads, (B, ...)."""
+        flips = self._outcomes.flips[slot]
+        change = (injected.error.double() - injected.original.double()).abs()
+        apart = self._bounds.moved(step, flips.parameter, flips.coordinates(0), read)
+        if apart is None:
+            return torch.arange(len(image), device=image.device)
+        fault = image + slot * len(self._outcomes.labels)
+        return self._left(step, change * apart[image], fault, image, before=True)
+
+    def left(self, step: Step, chunk: Chunk, clean: object, rows: Tensor | None = None) -> Tensor:
+        """Which of some rows of a chunk, (N,), have to be run further; they differ from clean in one value alone."""
+        every = torch.arange(len(chunk), device=chunk.fault.device) if rows is None else rows
+        apart = distance(chunk.values[step.node], clean, chunk.image, step)
+        if apart is None:
+            return every
+        return every[self._left(step, apart[every], chunk.fault[every], chunk.image[every], before=False)]
+
+    def _left(self, step: Step, apart: Tensor, fault: Tensor, image: Tensor, *, before: bool) -> Tensor:
+        harmless = self._bounds.harmless(apart, step, image, self._reach) & ~self._audited[fault]
+        if harmless.any():
+            found = fault[harmless]
+            audited = self._chosen(found)
+            self._audited[found] = audited
+            self._outcomes.let_go(found, audited, before=before)
+            harmless[harmless.clone()] = ~audited
+        return (~harmless).nonzero().squeeze(1)
+
+    def _chosen(self, fault: Tensor) -> Tensor:
+        """Which faults are audited: a random share of them, the same in every run."""
+        if not self._audit:
+            return torch.zeros_like(fault, dtype=torch.bool)
+        images = len(self._outcomes.labels)
+        number = fault // images * 1_000_003 + self._outcomes.first + fault % images
+        mixed = (number + 1) * _SPREAD
+        mixed = (mixed ^ (mixed >> 29)) * _SPREAD
+        return ((mixed >> 11) & (2**40 - 1)).double() < self._audit * 2**40
+
+
+def copied(value: Any) -> Any:
+    """A value with a copy of each tensor in it."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _places(value: Any) -> set[int]:
+    """Where the memory is of all tensors in a value."""
+    return {storage(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}

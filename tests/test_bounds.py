@@ -1,0 +1,367 @@
+"""No fault that a bound lets go of can change the class: norms, constants of networks, and whole runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import DEVICE, FewDigits, RunScript, random_images, scatter
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import bitflip
+from benchmarks import networks
+from bitflip import csvs, engines
+from bitflip.data import digits
+from bitflip.engines import coverage, norms
+from bitflip.engines.bounds import Bounds
+from bitflip.engines.graph import Program
+from bitflip.engines.injection import Injector, WithInput
+from bitflip.errors import BadInput
+from bitflip.faults.flips import TargetKind, neuron_flips, parameter_flip
+from bitflip.network.devices import Placement
+from bitflip.network.layers import Target, targets
+from bitflip.outcomes.batch import BatchOutcomes, Effect
+
+CPU = Placement(DEVICE, torch.float32)
+
+
+# --- norms ---
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (1, 5), (40, 40), (64, 30)])
+def test_the_bound_of_a_matrix(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    matrices = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
+    matrices[2] *= 1e-3
+    matrices[3, :, 0] *= 30
+    true = float(torch.linalg.matrix_norm(matrices, 2).max())
+    assert true <= norms.of_matrices(matrices) <= 1.05 * true
+
+
+@pytest.mark.parametrize("matrix", [torch.zeros(2, 3, 3), torch.zeros(1, 0, 3)], ids=["zeros", "empty"])
+def test_the_bound_of_nothing(matrix: Tensor) -> None:
+    assert norms.of_matrices(matrix) == 0.0
+
+
+def test_what_is_not_finite_has_no_bound() -> None:
+    assert norms.of_matrices(torch.tensor([[[1.0, math.nan]]])) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (6, 5)),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (7, 7)),
+        (nn.Conv2d(2, 5, 5, stride=2, padding=2), (9, 8)),
+        (nn.Conv2d(4, 4, 3, padding=2, dilation=2), (7, 6)),
+        (nn.Conv2d(4, 4, 1, stride=2), (7, 6)),
+        (nn.Conv2d(6, 6, 3, padding=1, groups=6), (6, 6)),
+        (nn.Conv2d(3, 3, 7, stride=4, padding=3), (11, 11)),
+        (nn.Conv2d(2, 3, (1, 5), padding=(0, 2)), (6, 9)),
+        (nn.Conv2d(4, 8, 3, padding=1), (2, 2)),
+    ],
+    ids=str,
+)
+def test_the_bound_of_a_convolution(layer: nn.Conv2d, size: tuple[int, int]) -> None:
+    scatter(layer)
+    values = layer.in_channels * math.prod(size)
+    one = torch.eye(values, dtype=torch.float64).view(values, layer.in_channels, *size)
+    weight = layer.weight.detach().double()
+    whole = F.conv2d(one, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    true = float(torch.linalg.matrix_norm(whole.flatten(1), 2))
+    geometry = (list(layer.stride), list(map(int, layer.padding)), list(layer.dilation), layer.groups)
+    assert true <= norms.of_convolution(weight, list(size), *geometry) <= 1.3 * true
+
+
+# --- constants of networks ---
+
+
+class Shifted(nn.Module):
+    """A layer of the user's own: (B, C, H, W) -> the same, with other channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, 2:], (0, 0, 0, 0, 1, 1))
+
+
+class Everything(nn.Module):
+    """(B, 3, 16, 16) -> (B, 5), with all that has a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 5, stride=2, padding=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.leaky = nn.LeakyReLU(0.2)
+        self.pool = nn.MaxPool2d(3, 1, padding=1)
+        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.silu, self.gelu, self.swish, self.six = nn.SiLU(), nn.GELU(), nn.Hardswish(), nn.ReLU6()
+        self.average = nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)
+        self.adaptive = nn.AdaptiveAvgPool2d(3)
+        self.shifted = Shifted()
+        self.hidden = nn.Linear(72, 12)
+        self.last = nn.Linear(12 + 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.leaky(self.norm(self.first(x))))
+        x = x + 0.5 * self.silu(self.point(self.depth(x)))
+        a, b = x.chunk(2, dim=1)
+        x = torch.cat([self.gelu(b), a - b / 4], 1)
+        averages = self.average(self.swish(self.shifted(x)))
+        x = F.avg_pool2d(self.six(x), 2) + averages
+        x = x.view(-1, 2, 4, 4, 4).transpose(1, 2).reshape(-1, 8, 4, 4)
+        features = torch.tanh(self.hidden(self.adaptive(x).flatten(1)))
+        logits: Tensor = self.last(torch.cat([features, x.mean((2, 3)), x.amax((2, 3)) * 0], 1))
+        return logits
+
+
+class Plain(Everything):
+    """The same without what has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.leaky(self.norm(self.first(x))))
+        x = x + 0.5 * self.silu(self.point(self.depth(x)))
+        a, b = x.chunk(2, dim=1)
+        x = torch.cat([self.gelu(b), a - b / 4], 1)
+        averages = self.average(self.swish(self.shifted(x)))
+        x = F.avg_pool2d(self.six(x), 2) + averages
+        x = x.view(-1, 2, 4, 4, 4).transpose(1, 2).reshape(-1, 8, 4, 4)
+        features = torch.tanh(self.hidden(self.adaptive(x).flatten(1)))
+        logits: Tensor = self.last(torch.cat([features, x.mean((2, 3)), x.mean((2, 3))], 1))
+        return logits
+
+
+def prepared(model: nn.Module, images: Tensor) -> tuple[Injector, Program]:
+    injector = Injector(WithInput(model.eval().requires_grad_(False)), len(images), images)
+    return injector, Program(injector.original_model, injector.modules, injector.layers, images)
+
+
+@contextlib.contextmanager
+def moving(module: nn.Module, size: float, direction: Tensor | None) -> Iterator[list[Tensor]]:
+    """While open, a module's output for each image moves by so much in a direction, or a random one."""
+    moved: list[Tensor] = []
+
+    def move(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        nowhere = direction is None or bool((direction.flatten(1).norm(dim=1) == 0).any())
+        chosen = random_images(*output.shape).double() if nowhere else direction
+        assert chosen is not None
+        unit = chosen / chosen.flatten(1).norm(dim=1).view(-1, *[1] * (output.dim() - 1))
+        moved.append((size * unit).requires_grad_())
+        return output.detach() + moved[0]
+
+    handle = module.register_forward_hook(move)
+    try:
+        yield moved
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("build", [Plain, networks.resnet20])
+def test_nothing_moves_the_features_further_than_its_constant_says(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = coverage.enlivened(build()).double()
+    images = random_images(2, 3, 16, 16).double()
+    injector, program = prepared(model, images)
+    bounds = Bounds(program, images)
+    last = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
+    seen: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    whole = injector.original_model
+    whole(images)
+    clean = seen.pop()
+    calls = Counter(step.layer[0] for step in program.steps if step.layer is not None)
+    for step in program.steps:
+        if step.layer is None or step.node is program.logits or calls[step.layer[0]] > 1:
+            continue
+        constant = bounds.constant(step.node)
+        assert math.isfinite(constant), step.node
+        for size in (1e-4, 1.0, 100.0):
+            move: Tensor | None = None
+            for _ in range(6):  # towards the direction that moves them most
+                with torch.enable_grad(), moving(injector.modules[step.layer[0]], size, move) as moved:
+                    whole(images)
+                    far = (seen.pop() - clean).flatten(1).norm(dim=1)
+                    assert bool((far <= constant * size * (1 + 1e-9)).all()), (step.node, far, constant * size)
+                    (move,) = torch.autograd.grad(far.sum(), moved[0])
+    handle.remove()
+
+
+def test_what_has_no_constant_is_not_decided() -> None:
+    model = coverage.enlivened(Everything())
+    images = random_images(2, 3, 16, 16)
+    _, program = prepared(model, images)
+    bounds = Bounds(program, images)
+    constants = {step.layer[0]: bounds.constant(step.node) for step in program.steps if step.layer is not None}
+    assert constants["first"] == math.inf  # what it moves goes through a largest value of the map
+    assert math.isfinite(constants["hidden"])
+
+
+# --- runs ---
+
+
+def trained() -> nn.Module:
+    model = digits.build()
+    model.load_state_dict(torch.load(digits.WEIGHTS, map_location="cpu", weights_only=True))
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "digits": trained,
+    "plain": Plain,
+    "resnet20": networks.resnet20,
+    **{
+        name: lambda name=name: torchvision.models.get_model(name, num_classes=10)  # type: ignore[misc]
+        for name in ("mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
+    },
+}
+SOME = 6  # layers of a large network
+
+
+def outcomes(
+    injector: Injector, images: Tensor, target: TargetKind, audit: float | None, pool_bytes: int | None = None
+) -> BatchOutcomes:
+    engine, note = engines.build("wave", injector, images, pool_bytes, audit)
+    assert note is None
+    items = targets([Target(i, layer) for i, layer in enumerate(injector.everything)], target, None)
+    items = items[:: max(1, len(items) // SOME)]
+    count = len(images)
+    if target == "neuron":
+        flips = [neuron_flips(seed, item.layer, 0, count) for item in items for seed in range(2)]
+    else:
+        flips = [parameter_flip(s, item.layer, 0, parameter=item.parameter) for item in items for s in range(2)]
+    done: list[int] = []
+    found = BatchOutcomes(torch.zeros(count, dtype=torch.int64, device=images.device), flips, 0, done.append)
+    with torch.no_grad():
+        engine.run(images, flips, found)
+    found.to_host()  # complains of audited faults that change the class
+    assert sum(done) == len(flips) * count, "progress counts every fault once"
+    return found
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_classes_with_bounds_as_without(name: str, target: TargetKind) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    model = CPU.model((model if name == "digits" else coverage.enlivened(model)).eval().requires_grad_(False))
+    images = digits.load("test", 32, 3).tensors[0][:4] if name == "digits" else random_images(4, 3, 32, 32)
+    images = CPU.inputs(images[..., :16, :16] if name == "plain" else images)
+    injector = Injector(WithInput(model) if target == "neuron" else model, 4, images)
+    plain, proved = outcomes(injector, images, target, None), outcomes(injector, images, target, 0.0)
+    tight, audited = outcomes(injector, images, target, 0.0, 1 << 20), outcomes(injector, images, target, 1.0)
+    for found in (proved, tight, audited):
+        assert torch.equal(found.top1, plain.top1)
+        for effect in (Effect.SDC1, Effect.SDC5, Effect.NONFINITE, Effect.DUE):
+            assert torch.equal(found.having(effect), plain.having(effect)), effect
+        assert torch.equal(found.having(Effect.PROVED), proved.having(Effect.PROVED)), "whatever they travel with"
+    for effect in (Effect.CHANGED, Effect.SDC10, Effect.SDC20):
+        assert torch.equal(audited.having(effect), plain.having(effect)), effect
+    assert not proved.having(Effect.AUDITED).any()
+    assert audited.having(Effect.AUDITED)[audited.having(Effect.PROVED)].all()
+    if name == "digits":
+        assert proved.having(Effect.PROVED).float().mean() > 0.7
+
+
+def test_an_audit_that_finds_one_ends_the_run() -> None:
+    found = BatchOutcomes(torch.zeros(2, dtype=torch.int64), [], 7, lambda count: None)
+    layer = Injector(Plain().eval(), 2, random_images(2, 3, 16, 16)).layers[3]
+    found = BatchOutcomes(torch.zeros(2, dtype=torch.int64), [neuron_flips(0, layer, 7, 2)], 7, lambda count: None)
+    found.clean(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    found.let_go(torch.tensor([0, 1]), torch.tensor([False, True]), before=True)
+    found.finished(torch.tensor([1]), torch.tensor([[0.0, 1.0]]))
+    with pytest.raises(BadInput, match=r"a fault in pool changes the class of image 8"):
+        found.to_host()
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    (path,) = (path for path in folder.glob("*_4.csv"))
+    table = csvs.Table(path, ended=True)
+    return [{name: row[name] for name in table.header} for _, row in table.values(lambda row: row)]
+
+
+@pytest.mark.parametrize("script", ["neuron.py", "weight.py"])
+def test_a_run_with_bounds(script: str, run_script: RunScript, tmp_path: Path) -> None:
+    found: dict[str, Any] = {}
+    for name, flags in (("plain", []), ("prove", ["--prove", "--audit=0.2"])):
+        done = run_script(
+            script, "--dataset=digits", "--seed=4", "--batch-size=16", f"--output-path={tmp_path / name}", *flags
+        )
+        assert done.code == 0, done.err
+        found[name] = rows(tmp_path / name)
+    shared = found["plain"][0].keys() & found["prove"][0].keys()
+    assert {"misclassified", "correct", "sdc1", "sdc5", "due", "low", "high", "seed_4", "injections"} <= shared
+    assert [{k: row[k] for k in shared} for row in found["plain"]] == [
+        {k: row[k] for k in shared} for row in found["prove"]
+    ]
+    for plain, proved in zip(found["plain"], found["prove"], strict=True):
+        assert int(proved["harmless"]) == int(plain["masked"]) + int(plain["benign"])
+        assert 0 < int(proved["audited"]) < int(proved["proved"]) <= int(proved["harmless"])
+    assert not {"masked", "benign", "sdc10", "sdc20", "largest_change"} & found["prove"][0].keys()
+
+
+@pytest.mark.parametrize("script", ["neuron.py", "weight.py"])
+def test_the_same_bytes_whatever_travels_together(
+    script: str, run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(90)
+    flags = ["--dataset=digits", "--seed=4", "--batch-size=30", "--repeats=2", "--prove", "--audit=0.3"]
+    found = []
+    for name, more in (("whole", []), ("pieces", ["--pool-mib=1"])):
+        done = run_script(script, *flags, f"--output-path={tmp_path / name}", *more)
+        assert done.code == 0, done.err
+        found.append({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.csv")})
+    assert len(found[0]) == 2
+    assert found[0] == found[1]
+
+
+def test_in_a_notebook(digits_model: nn.Module, tmp_path: Path) -> None:
+    images, labels = digits.load("test", 32, 3).tensors
+    campaign = bitflip.Campaign(digits_model, TensorDataset(images[:60], labels[:60]), batch_size=30, device="cpu")
+    faults = bitflip.Sampled("neuron", seed=1, layer_type=["Conv2d"])
+    plain, proved = campaign.run(faults), campaign.run(faults, prove=True, audit=0.5)
+    assert [row.misclassified for row in proved.layers] == [row.misclassified for row in plain.layers]
+    for row in proved.layers:
+        assert (row.masked, row.benign, row.largest_change) == (None, None, None)
+        assert row.harmless == row.injections - row.sdc1 - row.due
+        assert 0 < row.audited < row.proved
+    assert all(row.proved == row.audited == 0 for row in plain.layers)
+    (page,) = (path for path in proved.save(tmp_path) if path.suffix == ".html")
+    words = page.read_text()
+    assert re.search(
+        r"faulty inferences were proved unable to change the class, by a bound; \d+ of them were run", words
+    )
+    assert "harmless: the class is the same" in words
+    assert "Masked" not in words
+    with pytest.raises(BadInput, match=r"engine .* expected wave with prove"):
+        bitflip.Campaign(digits_model, TensorDataset(images[:9], labels[:9]), engine="reference").run(
+            faults, prove=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--audit=0.1"], "audit (--audit): expected prove (--prove) with it: it audits what is proved"),
+        (["--prove", "--audit=2"], "audit (--audit): expected a number from 0 to 1, got '2'"),
+        (
+            ["--prove", "--engine=reference"],
+            "engine (--engine): expected wave with prove (--prove), which does not run every fault",
+        ),
+        (
+            ["--prove", "--fault-table"],
+            "fault_table (--fault-table): expected none with prove (--prove), which does not run every fault",
+        ),
+    ],
+)
+def test_mistakes(flags: list[str], sentence: str, run_script: RunScript, tmp_path: Path) -> None:
+    done = run_script("neuron.py", "--dataset=digits", f"--output-path={tmp_path}", *flags)
+    assert (done.code, done.errors) == (2, [sentence])
