@@ -205,6 +205,36 @@ def test_what_has_no_constant_is_not_decided() -> None:
     assert math.isfinite(constants["hidden"])
 
 
+@pytest.mark.parametrize(
+    ("change", "bounded"),
+    [
+        (lambda x: x / 2, True),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), False),
+        (lambda x: x.view(torch.int32).view(torch.float32), False),
+        (lambda x: F.pad(x, (1, 1, 1, 1)), True),
+        (lambda x: F.pad(x, (1, 1, 1, 1), "reflect"), False),
+        (lambda x: x[:, :3], True),
+        (lambda x: x[:, [0, 0, 1]], False),
+    ],
+)
+def test_a_function_that_jumps_or_repeats_has_no_constant(change: Callable[[Tensor], Tensor], bounded: bool) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.LazyLinear(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.last(change(self.first(x)).flatten(1))
+            return logits
+
+    model, images = Network(), random_images(2, 3, 8, 8)
+    model(images)
+    _, program = prepared(scatter(model), images)
+    bounds = Bounds(program, images)
+    (first,) = (step for step in program.steps if step.layer == ("first", 0))
+    assert math.isfinite(bounds.constant(first.node)) == bounded
+
+
 # --- runs ---
 
 

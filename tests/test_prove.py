@@ -34,9 +34,9 @@ def small() -> nn.Module:
     return coverage.enlivened(nn.Sequential(*layers)).eval().requires_grad_(False)
 
 
-def prepared(target: TargetKind) -> tuple[Wave, list[Target], torch.Tensor]:
+def prepared(target: TargetKind, model: nn.Module | None = None) -> tuple[Wave, list[Target], torch.Tensor]:
     images = random_images(IMAGES, 3, 6, 6)
-    model = small()
+    model = small() if model is None else model.eval().requires_grad_(False)
     injector = Injector(WithInput(model) if target == "neuron" else model, IMAGES, images)
     wave, note = engines.build("wave", injector, images, audit=0.0)
     assert isinstance(wave, Wave)
@@ -90,6 +90,31 @@ def test_no_flip_of_a_weight_that_is_proved_harmless_changes_a_class() -> None:
         assert torch.equal(one.everywhere.float(), everywhere), layer.path
         assert one.images == IMAGES
         assert 0 < one.pairs.sum() < one.values * IMAGES * 32
+
+
+class Shared(nn.Module):
+    """(B, 3, 6, 6) -> (B, 4), with one weight in two layers, and a padding that repeats values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.mirrored = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.second(self.first(self.mirrored(x)).relu()).mean((2, 3)))
+        return logits
+
+
+def test_a_weight_that_reaches_further_than_its_layer_is_not_proved() -> None:
+    torch.manual_seed(1)
+    wave, items, images = prepared("weight", Shared())
+    exhaustive = Exhaustive(wave, items)
+    exhaustive.add(images)
+    found = {one.target.label: float(one.pairs.sum()) for one in exhaustive.finish()}
+    assert found.pop("first") == found.pop("mirrored") == 0
+    assert found["last"] > 0
 
 
 @contextlib.contextmanager

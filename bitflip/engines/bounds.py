@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from bitflip.data.inputs import Inputs
 from bitflip.engines import norms
@@ -38,24 +39,14 @@ _SLOPES: dict[type[nn.Module], float] = {
     **{nn.Sigmoid: 0.25, nn.Hardsigmoid: 1 / 6, nn.Hardswish: 1.5, nn.SiLU: 1.1, nn.GELU: 1.13, nn.Mish: 1.09},
     **{nn.SELU: 1.7581},
 }
-_FUNCTION_SLOPES = {
-    **dict.fromkeys(("relu", "relu6", "tanh", "dropout", "identity", "hardtanh", "softplus", "neg", "abs"), 1.0),
-    **{
-        "sigmoid": 0.25,
-        "hardsigmoid": 1 / 6,
-        "hardswish": 1.5,
-        "silu": 1.1,
-        "gelu": 1.13,
-        "mish": 1.09,
-        "selu": 1.7581,
-    },
-}
+_FUNCTION_SLOPES = {"neg": 1.0, "abs": 1.0, **{module.__name__.lower(): slope for module, slope in _SLOPES.items()}}
 _MOVES = {
     *("flatten", "view", "reshape", "permute", "transpose", "contiguous", "clone", "squeeze", "unsqueeze", "unflatten"),
     *("getitem", "chunk", "split", "unbind", "narrow", "select", "swapaxes", "movedim", "view_as", "reshape_as", "pad"),
     *("cat", "concat", "concatenate", "stack", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "detach", "T"),
 }
 """Functions that put values elsewhere, each at most once, or leave them out."""
+_SCALE = {"mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +154,8 @@ class Bounds:
         kind, only = type(module), slice(None) if column is None else slice(column, column + 1)
         if kind not in (nn.Conv2d, nn.Linear, nn.BatchNorm2d) or read.dim() != (2 if kind is nn.Linear else 4):
             return None
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            return None  # some values are multiplied several times
         if parameter == "bias":
             return read.new_full((len(read), 1), math.sqrt(math.prod(shape[2:])), dtype=torch.float64)
         if parameter != "weight":
@@ -281,7 +274,7 @@ class Bounds:
         name, call = function_name(step.node), step.node
         others = [n for n in step.inputs if n is not node]
         data = [n for n in others if n not in self._constants]
-        times = sum(argument is node for argument in _flat(call.args))
+        times = sum(argument is node for argument in _arguments(call))
         if name in _MOVES:
             return float(max(1, times)) if _each_once(name, call, data) else math.inf
         if name in ("add", "iadd", "sub", "isub", "radd", "rsub") and not call.kwargs:
@@ -291,7 +284,7 @@ class Bounds:
             return math.inf
         if name in _FUNCTION_SLOPES and (name not in ("softplus", "hardtanh") or len(call.args) == 1):
             return _FUNCTION_SLOPES[name]
-        if name in ("mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv") and len(call.args) == 2:
+        if name in _SCALE and len(call.args) == 2 and not call.kwargs:
             return self._scaled(name, call, node)
         return _pooled(name, call, self._shapes.get(node))
 
@@ -321,7 +314,8 @@ def _each_once(name: str, call: fx.Node, data: list[fx.Node]) -> bool:
     if name == "getitem":
         index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
         return all(part is None or part is ... or isinstance(part, int | slice) for part in index)
-    return not data
+    # A view as values of another type is none of the same values.
+    return not data and not any(isinstance(leaf, torch.dtype) for leaf in _arguments(call))
 
 
 def distance(value: Any, clean: Any, image: Tensor, step: Step) -> Tensor | None:
@@ -426,7 +420,6 @@ def _pair(value: Any) -> tuple[Any, Any]:
     return (value[0], value[-1]) if isinstance(value, tuple | list) else (value, value)
 
 
-def _flat(arguments: Any) -> list[Any]:
-    if isinstance(arguments, tuple | list):
-        return [leaf for part in arguments for leaf in _flat(part)]
-    return [arguments]
+def _arguments(call: fx.Node) -> list[Any]:
+    """All that a call is given."""
+    return tree_leaves((call.args, call.kwargs))

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines.bounds import Reach
-from bitflip.engines.graph import Step
+from bitflip.engines.graph import Entry, Step
 from bitflip.engines.proofs import copied
 from bitflip.engines.striking import flippable_part
 from bitflip.engines.wave import Wave
@@ -67,7 +67,10 @@ class Exhaustive:
     def _size(self, target: Target) -> int:
         if not target.parameter:
             return math.prod(target.layer.shape)
-        return self._wave.injector.tensor_of(target.layer, target.parameter).numel()
+        return self._tensor(target).numel()
+
+    def _tensor(self, target: Target) -> Tensor:
+        return self._wave.injector.tensor_of(target.layer, target.parameter).detach()
 
     def add(self, images: Inputs) -> None:
         """Look at a batch."""
@@ -93,6 +96,9 @@ class Exhaustive:
             else (reach.before_last, bounds.constant(step.node))
         )
         if one.target.parameter:
+            entry = self._wave.program.entry(self._tensor(one.target))
+            if not isinstance(entry, Entry) or self._wave.program.steps[entry.step] is not step:
+                return  # it reaches the images elsewhere, too, such as a weight that two layers share
             units = bounds.units(step, one.target.parameter, read)
             if units is None:
                 return
@@ -122,7 +128,7 @@ class Exhaustive:
 
     def _by_column(self, target: Target, columns: int) -> Tensor:
         """A parameter's values, those of each column in a row of their own, (K, N)."""
-        values = self._wave.injector.tensor_of(target.layer, target.parameter).detach()
+        values = self._tensor(target)
         if columns == 1:
             return values.reshape(1, -1)
         if values.dim() == 1:
