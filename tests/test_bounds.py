@@ -94,7 +94,7 @@ class Shifted(nn.Module):
 
 
 class Everything(nn.Module):
-    """(B, 3, 16, 16) -> (B, 5), with all that has a constant."""
+    """(B, 3, 16, 16) -> (B, 5), with all that has a constant, and something that has none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,24 +120,19 @@ class Everything(nn.Module):
         x = F.avg_pool2d(self.six(x), 2) + averages
         x = x.view(-1, 2, 4, 4, 4).transpose(1, 2).reshape(-1, 8, 4, 4)
         features = torch.tanh(self.hidden(self.adaptive(x).flatten(1)))
-        logits: Tensor = self.last(torch.cat([features, x.mean((2, 3)), x.amax((2, 3)) * 0], 1))
+        logits: Tensor = self.last(torch.cat([features, x.mean((2, 3)), self.also(x)], 1))
         return logits
+
+    def also(self, x: Tensor) -> Tensor:
+        """What has no constant, and is multiplied by 0."""
+        return x.amax((2, 3)) * 0
 
 
 class Plain(Everything):
     """The same without what has none."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.leaky(self.norm(self.first(x))))
-        x = x + 0.5 * self.silu(self.point(self.depth(x)))
-        a, b = x.chunk(2, dim=1)
-        x = torch.cat([self.gelu(b), a - b / 4], 1)
-        averages = self.average(self.swish(self.shifted(x)))
-        x = F.avg_pool2d(self.six(x), 2) + averages
-        x = x.view(-1, 2, 4, 4, 4).transpose(1, 2).reshape(-1, 8, 4, 4)
-        features = torch.tanh(self.hidden(self.adaptive(x).flatten(1)))
-        logits: Tensor = self.last(torch.cat([features, x.mean((2, 3)), x.mean((2, 3))], 1))
-        return logits
+    def also(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
 
 
 def prepared(model: nn.Module, images: Tensor) -> tuple[Injector, Program]:

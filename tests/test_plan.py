@@ -10,7 +10,7 @@ from conftest import FewDigits
 
 from bitflip import csvs
 from bitflip.__main__ import main
-from bitflip.commands import plan as command
+from bitflip.commands import shared
 from bitflip.commands.plan import Need, Trial, duration, plan
 from bitflip.statistics.sampling import sample_size
 
@@ -94,7 +94,7 @@ def test_bad_input_is_a_sentence(arguments: list[str], said: str, capsys: pytest
 
 def test_a_name_is_no_formula_and_is_read_back(tmp_path: Path) -> None:
     path, hostile = tmp_path / "plan.csv", ("=1+1", "a\rb\n,c", "@d\r")
-    command._write(path, [Need(0, hostile[0], hostile[1], 0, hostile[2], 1, 32, 32, 32, 1)])
+    shared.write(path, Need, [Need(0, hostile[0], hostile[1], 0, hostile[2], 1, 32, 32, 32, 1)])
     with path.open(encoding="utf-8", newline="") as file:
         (cells,) = csv.DictReader(file)
     assert [cells[name] for name in ("type", "path", "parameter")] == ["'=1+1", "a\rb\n,c", "'@d\r"]

@@ -63,7 +63,7 @@ def test_no_flip_of_a_weight_that_is_proved_harmless_changes_a_class() -> None:
     exhaustive = Exhaustive(wave, items)
     exhaustive.add(images[:2])
     exhaustive.add(images[2:])
-    model, reach = wave.injector.original_model, wave.prover.reach(images)
+    model, reach = wave.injector.original_model, wave.prover.reach(wave.prover.clean(images))
     clean = model(images).argmax(1)
     steps = {step.layer: step for step in wave.program.steps if step.layer is not None}
     inputs = read_by(model, images, wave.injector.modules)
@@ -141,7 +141,7 @@ def test_no_flip_of_a_neuron_that_is_proved_harmless_changes_a_class() -> None:
     assert wave.prover is not None
     exhaustive = Exhaustive(wave, items)
     exhaustive.add(images)
-    model, reach = wave.injector.original_model, wave.prover.reach(images)
+    model, reach = wave.injector.original_model, wave.prover.reach(wave.prover.clean(images))
     clean = model(images).argmax(1)
     steps = {step.layer: step for step in wave.program.steps if step.layer is not None}
     for one in exhaustive.finish():

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bitflip import csvs, files
-from bitflip.errors import BadInput
+from bitflip.commands import shared
 from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
 from bitflip.terminal import aligned
@@ -22,7 +19,6 @@ if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --he
     from bitflip.faults.flips import TargetKind
     from bitflip.network.layers import Target
 
-CSV = "csv (--csv)"
 MARGIN = 1.0  # percentage points, unless the margin is given
 
 
@@ -87,8 +83,7 @@ class Goal:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags: its own and those settings of the scripts that matter."""
-    parser.add_argument("--target", choices=["neuron", "weight"], default="neuron", help="where bits flip")
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="also write the table of layers to a file")
+    shared.add_arguments(parser, "neuron", "the table of layers")
     margin = f"half the width of the interval, in percentage points; default {MARGIN:g}"
     reading.add_flags(parser, hyperparameters.names(lambda role: not role.planned), margin=margin)
 
@@ -99,17 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadInput: for bad settings, or a file that can't be written.
     """
-    from bitflip.campaign import experiment
-    from bitflip.commands import checks
-
-    if arguments.csv is not None and (problems := files.check_place(CSV, arguments.csv)):
-        raise BadInput(*problems)
-    # Unless told, results go nowhere in particular.
-    flags = ["--output-path", tempfile.gettempdir(), *reading.flags_of(arguments)]
-    settings = checks.checked(flags, arguments.target)
-    prepared = experiment.prepare(settings, arguments.target)
-    if not prepared.targets:
-        raise BadInput(f"layer_type, layer_num: expected at least one layer with a {arguments.target} to flip")
+    prepared = shared.prepared(arguments)
+    settings = prepared.settings
     margin = MARGIN if settings.margin is None else settings.margin
     needs = [
         need(item, arguments.target, prepared.images.count, margin / 100, settings.confidence, settings.bit)
@@ -120,8 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         needs, arguments.target, prepared.images.count, settings.batch_size, trial, margin / 100, settings.confidence
     )
     print(_text(prepared, needs, goals, trial, margin))
-    if arguments.csv is not None:
-        _write(arguments.csv, needs)
+    shared.write(arguments.csv, Need, needs)
     return 0
 
 
@@ -238,11 +223,3 @@ def duration(seconds: float) -> str:
     unit, length = next((unit, length) for unit, length, most in units if seconds < most)
     value = seconds / length
     return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
-
-
-def _write(path: Path, needs: Sequence[Need]) -> None:
-    with files.written_for(CSV, path) as file:
-        writer = csvs.Writer(file)
-        writer.writerow(field.name for field in fields(Need))
-        for row in needs:
-            writer.writerow(asdict(row).values())

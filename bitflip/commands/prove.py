@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bitflip import csvs, files
+from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
 from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
+    from torch import Tensor
+
     from bitflip.engines.exhaustive import Proved
 
-CSV = "csv (--csv)"
-OWN = ("faults", "seed", "margin", "bit_sampling", "bit_flip_pos", "engine", "prove", "audit")  # have no meaning here
+# have no meaning here
+OWN = ("faults", "seed", "margin", "bit_sampling", "bit_flip_pos", "engine", "prove", "audit", "confidence")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Cell:
         bit: counted from the most significant one.
         values: that have the bit; of an output, for each image.
         images: that were looked at.
-        proved: percent of values x images of which a flip is proved harmless.
-        everywhere: of a parameter, percent of values of which a flip is proved harmless for all images.
+        proved: decimal number, percent of values x images of which a flip is proved harmless.
+        everywhere: the same of a parameter, percent of values of which a flip is proved harmless for all images.
     """
 
     layer: int
@@ -45,14 +45,13 @@ class Cell:
     bit: int
     values: int
     images: int
-    proved: float
-    everywhere: float | None
+    proved: str
+    everywhere: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags: its own and those settings of the scripts that matter."""
-    parser.add_argument("--target", choices=["neuron", "weight"], default="weight", help="where bits flip")
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="also write a table by layer and bit to a file")
+    shared.add_arguments(parser, "weight", "a table by layer and bit")
     reading.add_flags(parser, {*hyperparameters.names(lambda role: not role.planned), *OWN})
 
 
@@ -64,21 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import torch
 
-    from bitflip.campaign import experiment
-    from bitflip.commands import checks
     from bitflip.engines.exhaustive import Exhaustive
     from bitflip.engines.wave import Wave
 
-    if arguments.csv is not None and (problems := files.check_place(CSV, arguments.csv)):
-        raise BadInput(*problems)
-    flags = ["--output-path", tempfile.gettempdir(), "--prove", *reading.flags_of(arguments)]
-    settings = checks.checked(flags, arguments.target)
-    prepared = experiment.prepare(settings, arguments.target)
+    prepared = shared.prepared(arguments, "--prove")
+    settings = prepared.settings
     engine, placement = prepared.network.engine, prepared.network.placement
     if not isinstance(engine, Wave) or engine.prover is None:
         raise BadInput("model_name (--model-name): expected a model that the wave engine runs with bounds")
-    if not prepared.targets:
-        raise BadInput(f"layer_type, layer_num: expected at least one layer with a {arguments.target} to flip")
     exhaustive = Exhaustive(engine, prepared.targets)
     count, size = prepared.images.count, settings.batch_size
     spans = [range(start, min(count, start + size)) for start in range(0, count, size)]
@@ -88,23 +80,25 @@ def run(arguments: argparse.Namespace) -> int:
     found = exhaustive.finish()
     print(f"{settings.model_name} on {settings.dataset}: every bit of every {arguments.target}, {count} images\n")
     print("\n".join(lines(found)))
-    if arguments.csv is not None:
-        with files.replacing(arguments.csv) as file:
-            writer = csvs.Writer(file)
-            writer.writerow([field.name for field in fields(Cell)])
-            for one in found:
-                for cell in cells_of(one):
-                    writer.writerow([_text(value) for value in asdict(cell).values()])
+    shared.write(arguments.csv, Cell, (cell for one in found for cell in cells_of(one)))
     return 0
 
 
 def cells_of(one: Proved) -> Iterator[Cell]:
     """The rows of one target."""
+    from bitflip.results import tables
+
     layer = one.target.layer
-    everywhere = None if one.everywhere is None else (100 * one.everywhere / max(1, one.values)).tolist()
-    for bit, share in enumerate(one.share.tolist()):
-        place = (one.target.number, layer.type, layer.path, layer.call, one.target.parameter)
-        yield Cell(*place, bit, one.values, one.images, share, None if everywhere is None else everywhere[bit])
+    place = (one.target.number, layer.type, layer.path, layer.call, one.target.parameter)
+    shares = _percent(one.pairs, one.values * one.images)
+    everywhere = [None] * len(shares) if one.everywhere is None else _percent(one.everywhere, one.values)
+    for bit, both in enumerate(zip(shares, everywhere, strict=True)):
+        yield Cell(*place, bit, one.values, one.images, *map(tables.decimal, both))
+
+
+def _percent(counts: Tensor, whole: int) -> list[float]:
+    found: list[float] = (100 * counts / max(1, whole)).tolist()
+    return found
 
 
 def lines(found: Sequence[Proved]) -> list[str]:
@@ -133,7 +127,3 @@ def _sums(found: Sequence[Proved], weights: bool) -> list[tuple[float, int]]:
 
 def _share(done: float, whole: int) -> str:
     return f"{100 * done / max(1, whole):.2f} %"
-
-
-def _text(value: object) -> object:
-    return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value

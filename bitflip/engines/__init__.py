@@ -72,14 +72,13 @@ def build(
             injector.kept.restore()
             program = Program(injector.original_model, injector.modules, injector.layers, images)
             budget = Budget.of(inputs.device(images), pool_bytes)
-            if audit is None:
-                return Wave(injector, program, budget), None
-            try:
-                prover = Prover(injector, program, images, audit, budget.bytes)
-                return Wave(injector, program, budget, prover=prover), None
-            except Untraceable as error:
-                why = f"there are no bounds for this model, so all faults are run: {error}"
-                return Wave(injector, program, budget), why
         except Untraceable as error:
             return Reference(injector), f"the wave engine can't run this model: {error}; using the reference engine"
+        prover = None
+        if audit is not None:
+            try:
+                prover = Prover(injector, program, images, audit, budget.bytes)
+            except Untraceable as error:
+                why = f"there are no bounds for this model, so all faults are run: {error}"
+        return Wave(injector, program, budget, prover=prover), why
     return Reference(injector), None

@@ -28,7 +28,7 @@ from bitflip.data.inputs import Inputs
 from bitflip.engines import norms
 from bitflip.engines.capture import Untraceable
 from bitflip.engines.graph import Program, Rows, Step, is_data, take
-from bitflip.engines.windows import Window, function_name, is_plain
+from bitflip.engines.windows import Window, function_name, is_plain, pair
 
 SLACK = 64  # times the largest difference of a logit between passes in float64 and in the model's own arithmetic
 STRETCH = 1 + 2**-8  # of every bound, for the rounding of what a fault adds
@@ -368,12 +368,12 @@ def _of_module(module: nn.Module, shape: torch.Size | None, scales: Tensor | Non
 
 def _of_pooling(module: Any, shape: torch.Size) -> float:
     if type(module) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
-        sizes = _pair(module.output_size)
+        sizes = pair(module.output_size)
         return _adaptive(sizes, shape, average=type(module) is nn.AdaptiveAvgPool2d)
     if type(module) is nn.MaxPool2d:
-        plain = _pair(module.dilation) == (1, 1) and not module.return_indices
+        plain = pair(module.dilation) == (1, 1) and not module.return_indices
         return _windows(module.kernel_size, module.stride, average=False) if plain else math.inf
-    whole = not module.ceil_mode and (_pair(module.padding) == (0, 0) or module.count_include_pad)
+    whole = not module.ceil_mode and (pair(module.padding) == (0, 0) or module.count_include_pad)
     return _windows(module.kernel_size, module.stride, average=whole and module.divisor_override is None)
 
 
@@ -387,7 +387,7 @@ def _pooled(name: str, call: fx.Node, shape: torch.Size | None) -> float:
             return math.inf
         return _windows(given["kernel_size"], given.get("stride"), average=name == "avg_pool2d")
     if name in ("adaptive_avg_pool2d", "adaptive_max_pool2d") and len(call.args) == 2 and not call.kwargs:
-        return _adaptive(_pair(call.args[1]), shape, average=name == "adaptive_avg_pool2d")
+        return _adaptive(pair(call.args[1]), shape, average=name == "adaptive_avg_pool2d")
     if name == "mean":
         dims: Any = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims
@@ -398,7 +398,7 @@ def _pooled(name: str, call: fx.Node, shape: torch.Size | None) -> float:
 
 def _windows(kernel: Any, stride: Any, *, average: bool) -> float:
     """Of pooling: so many windows share a pixel; an average of n is at most 1 / sqrt(n) of their norm."""
-    kernel, stride = _pair(kernel), _pair(kernel if stride is None else stride)
+    kernel, stride = pair(kernel), pair(kernel if stride is None else stride)
     shared = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
     return math.sqrt(shared / math.prod(kernel) if average else shared)
 
@@ -414,10 +414,6 @@ def _adaptive(sizes: tuple[Any, Any], shape: torch.Size, *, average: bool) -> fl
                 shares[pixel] += 1 / (stop - start) if average else 1.0
         found *= math.sqrt(max(shares))
     return found
-
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    return (value[0], value[-1]) if isinstance(value, tuple | list) else (value, value)
 
 
 def _arguments(call: fx.Node) -> list[Any]:

@@ -234,7 +234,6 @@ class Captured:
         self._names = names
         self._constants: dict[int, fx.Node] = {}
         self._input = self.graph.placeholder("inputs")
-        self._start = self._input  # after which what counts the batch comes
         self._made: dict[Result, fx.Node] = {Result(-1): self._input}
         self._factors: dict[int, fx.Node] = {}
         for i, (a, b) in enumerate(_pairs(two, three)):
@@ -267,9 +266,9 @@ class Captured:
         if factor not in self._factors:
             if not self._factors:
                 with self.graph.inserting_after(self._input):
-                    self._start = self._factors[1] = self.graph.call_function(batch_size, (self._input,))
+                    self._factors[1] = self.graph.call_function(batch_size, (self._input,))
             if factor != 1:
-                with self.graph.inserting_after(self._start):
+                with self.graph.inserting_after(self._factors[1]):
                     self._factors[factor] = self.graph.call_function(operator.mul, (self._factors[1], factor))
         return self._factors[factor]
 

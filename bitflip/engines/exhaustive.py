@@ -14,7 +14,6 @@ from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines.bounds import Reach
 from bitflip.engines.graph import Entry, Step
-from bitflip.engines.proofs import copied
 from bitflip.engines.striking import flippable_part
 from bitflip.engines.wave import Wave
 from bitflip.network import bits
@@ -38,11 +37,6 @@ class Proved:
     images: int = 0
     pairs: Tensor = field(default_factory=lambda: torch.zeros(0))
     everywhere: Tensor | None = None
-
-    @property
-    def share(self) -> Tensor:
-        """Of the faults x images, in percent by bit, (bits,)."""
-        return 100 * self.pairs / max(1, self.values * self.images)
 
 
 class Exhaustive:
@@ -74,15 +68,16 @@ class Exhaustive:
 
     def add(self, images: Inputs) -> None:
         """Look at a batch."""
-        program, reach = self._wave.program, self._prover.reach(images)
+        program, known = self._wave.program, self._prover.clean(images)
+        reach = self._prover.reach(known)
         clean: dict[fx.Node, Any] = {program.placeholder: program.model.pack(inputs.clone(images))}
         for one in self.found:
             one.images += inputs.count(images)
         with torch.no_grad():
             for step in program.steps:
                 here = self._at.get(step.layer, ()) if step.layer is not None else ()
-                read = copied(clean[step.inputs[0]]) if here and step.inputs else None  # it may change in place
-                clean[step.node] = program.run(step.node, clean.__getitem__)
+                read = clean[step.inputs[0]] if here and step.inputs else None
+                clean[step.node] = known[step.node] if step.node in known else program.run(step.node, clean.__getitem__)
                 for i in here:
                     self._look(i, step, read, clean[step.node], reach)
                 for node in step.dead:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs, Packed
@@ -356,6 +356,11 @@ def join(values: Sequence[Any], layout: Layout) -> Any:
     if isinstance(layout, Constant | Multiple):
         return values[0]
     return _like(values[0], [join([value[i] for value in values], part) for i, part in enumerate(layout)])
+
+
+def copied(value: Any) -> Any:
+    """A value with a copy of each tensor in it."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def by_image(value: Tensor, layout: Rows) -> Tensor:

@@ -131,17 +131,18 @@ class Packer:
                 tiny = [chunk for chunk in group if TINY * len(chunk) <= most]
                 group = [chunk for chunk in group if TINY * len(chunk) > most]
                 while tiny:
-                    taken = [tiny.pop()]
-                    while tiny and sum(map(len, taken)) + len(tiny[-1]) <= most:
-                        taken.append(tiny.pop())
-                    group.append(self._joined(taken))
+                    group.append(self._filled(tiny, most))
             while len(group) > 1 and (windowed or sum(map(len, group)) >= most):
-                taken = [group.pop()]
-                while group and sum(map(len, taken)) + len(group[-1]) <= most:
-                    taken.append(group.pop())
-                kept.append(self._joined(taken))
+                kept.append(self._filled(group, most))
             kept += group
         return kept
+
+    def _filled(self, group: list[Chunk], most: int) -> Chunk:
+        """The last chunks of a group, which they leave, as one of at most ``most`` rows, or the last alone."""
+        taken = [group.pop()]
+        while group and sum(map(len, taken)) + len(group[-1]) <= most:
+            taken.append(group.pop())
+        return self._joined(taken)
 
     def _pick(self, node: fx.Node, value: Any, rows: Tensor) -> Any:
         return value.pick(rows) if isinstance(value, Window) else take(value, self.layouts[node], rows)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines.bounds import Bounds, Reach, distance
 from bitflip.engines.capture import Untraceable
-from bitflip.engines.graph import Program, Step
+from bitflip.engines.graph import Program, Step, copied
 from bitflip.engines.injection import Injected, Injector, storage
 from bitflip.engines.pool import Chunk
 from bitflip.errors import first_line
@@ -52,7 +52,7 @@ class Prover:
             with torch.no_grad():
                 exact = copy.deepcopy(injector.original_model).double()
                 expected: Tensor = inputs.call(exact, inputs.to(tried, device, torch.float64))
-            got = self._clean(tried)[program.logits].double()
+            got = self.clean(tried)[program.logits].double()
             self._rounding = float(((got - expected).abs().amax(1) / expected.abs().amax(1)).nan_to_num(0.0).max())
         except Exception as error:  # the model's own code can raise anything
             raise Untraceable(f"it does not run in float64 ({first_line(error)})") from error
@@ -60,16 +60,14 @@ class Prover:
 
     def of_batch(self, images: Inputs, outcomes: BatchOutcomes) -> Proof:
         """What is known about a batch before it is run."""
-        clean = self._clean(images)
-        return Proof(
-            self.bounds, self.bounds.reach(clean[self._program.logits], self._rounding), outcomes, self._audit, clean
-        )
+        clean = self.clean(images)
+        return Proof(self.bounds, self.reach(clean), outcomes, self._audit, clean)
 
-    def reach(self, images: Inputs) -> Reach:
-        """How far the images of a batch are from another class."""
-        return self.bounds.reach(self._clean(images)[self._program.logits], self._rounding)
+    def reach(self, clean: Mapping[fx.Node, Any]) -> Reach:
+        """How far the images of a batch are from another class, by the results of a clean pass."""
+        return self.bounds.reach(clean[self._program.logits], self._rounding)
 
-    def _clean(self, images: Inputs) -> dict[fx.Node, Any]:
+    def clean(self, images: Inputs) -> dict[fx.Node, Any]:
         """The results of a pass: all of them, as none changes in place, if they fit the memory; or the logits alone."""
         program = self._program
         kept = sum(step.bytes for step in program.steps) * inputs.count(images) <= self._kept_bytes
@@ -153,11 +151,6 @@ class Proof:
         mixed = (number + 1) * _SPREAD
         mixed = (mixed ^ (mixed >> 29)) * _SPREAD
         return ((mixed >> 11) & (2**40 - 1)).double() < self._audit * 2**40
-
-
-def copied(value: Any) -> Any:
-    """A value with a copy of each tensor in it."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _places(value: Any) -> set[int]:

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
-from bitflip.engines.graph import Program, Rows, Step, by_image, bytes_of, is_data, take
+from bitflip.engines.graph import Program, Rows, Step, by_image, bytes_of, copied, is_data, take
 from bitflip.engines.pool import Budget, Chunk, Packer
-from bitflip.engines.proofs import Proof, copied
+from bitflip.engines.proofs import Proof
 from bitflip.engines.windows import (
     WIDEST,
     Kind,

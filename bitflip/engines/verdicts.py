@@ -96,16 +96,16 @@ def _is_answer(value: Any) -> bool:
 
 
 def folder() -> Path | None:
-    """Where verdicts are kept: ``bitflip/kernels`` in the user's cache folder; None for a user without a home."""
+    """Where answers are kept: ``bitflip`` in the user's cache folder; None for a user without a home."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "bitflip" / "kernels" if os.path.isabs(cache) else None
+    return Path(cache) / "bitflip" if os.path.isabs(cache) else None
 
 
 @functools.cache
 def kept_in(name: str) -> Verdicts:
-    """Answers that depend on no kernel, kept in a file of the user's cache folder."""
+    """Answers that are kept in a file of the cache folder."""
     where = folder()
-    verdicts = Verdicts(None if where is None else where.parent / name)
+    verdicts = Verdicts(None if where is None else where / name)
     atexit.register(verdicts.save)
     return verdicts
 
@@ -133,10 +133,7 @@ def _kept(device: str, threads: int, chosen: tuple[object, ...]) -> Verdicts:
     parts = [_FORM, where.type, name, threads, chosen, torch.__version__, torch.__config__.show()]
     parts += [torch.backends.cpu.get_cpu_capability(), sorted(_selecting().items())]
     fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    where_kept = folder()
-    verdicts = Verdicts(None if where_kept is None else where_kept / f"{fingerprint}.json")
-    atexit.register(verdicts.save)
-    return verdicts
+    return kept_in(f"kernels/{fingerprint}.json")
 
 
 def _selecting() -> dict[str, str]:

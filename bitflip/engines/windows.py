@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -146,12 +147,12 @@ class Spread:
             kernel, stride, padding = module.kernel_size, module.stride, module.padding
             return cls(kernel, stride, padding, 0.0) if plain else None  # type: ignore[arg-type]
         if type(module) is nn.MaxPool2d:
-            plain = _pair(module.dilation) == (1, 1) and not module.ceil_mode and not module.return_indices
-            geometry = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
+            plain = pair(module.dilation) == (1, 1) and not module.ceil_mode and not module.return_indices
+            geometry = pair(module.kernel_size), pair(module.stride), pair(module.padding)
             return cls(*geometry, -torch.inf) if plain else None
         if type(module) is nn.AvgPool2d:
-            plain = _pair(module.padding) == (0, 0) and not module.ceil_mode and module.divisor_override is None
-            return cls(_pair(module.kernel_size), _pair(module.stride), (0, 0), 0.0) if plain else None
+            plain = pair(module.padding) == (0, 0) and not module.ceil_mode and module.divisor_override is None
+            return cls(pair(module.kernel_size), pair(module.stride), (0, 0), 0.0) if plain else None
         return None
 
     def whole(self, shape: Sequence[int]) -> tuple[int, int]:
@@ -295,5 +296,6 @@ def is_plain(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def pair(value: Any) -> tuple[Any, Any]:
+    """One for each of two dimensions, of one for both, or of two."""
+    return (value[0], value[-1]) if isinstance(value, tuple | list) else (value, value)

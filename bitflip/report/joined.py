@@ -204,15 +204,11 @@ def _row(row: Row, run: Run) -> list[object]:
         *(p.layer, p.type, p.path, p.call, p.parameter),
         *([] if row.bit is None else [row.bit]),
         *(seeds, row.misclassified, row.correct, *rest),
-        *(None if o is None else o[name] for name in ("flips", "injections", *_effects(run))),
+        *(None if o is None else o[name] for name in ("flips", "injections", *columns.of_effects(bounded=run.bounded))),
         *map(_text, (raised.low, raised.high)),
         *([] if run.bounded else [_text(None if o is None else o.largest_change)]),
         *map(_text, row.seeds),
     ]
-
-
-def _effects(run: Run) -> tuple[str, ...]:
-    return columns.BOUNDED if run.bounded else columns.EFFECTS
 
 
 def _numbers(rate: Rate, seeds: Sequence[float | None]) -> list[object]:

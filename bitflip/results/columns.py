@@ -19,9 +19,14 @@ HITS = ("misclassified", "correct")
 NEEDED = (*PLACE, *HITS)  # what even the oldest files have
 
 
+def of_effects(*, bounded: bool) -> tuple[str, ...]:
+    """Those that count what happened; ``bounded`` for a run with bounds."""
+    return BOUNDED if bounded else EFFECTS
+
+
 def of_outcomes(*, bounded: bool) -> tuple[str, ...]:
-    """Those of what happened, but for counts of flips and injections; ``bounded`` for a run with bounds."""
-    return (*BOUNDED, *DUE) if bounded else (*EFFECTS, *DUE, CHANGE)
+    """Those of what happened, but for counts of flips and injections."""
+    return (*of_effects(bounded=bounded), *DUE, *([] if bounded else [CHANGE]))
 
 
 def of_layers(seed: int | str, *, bounded: bool = False) -> tuple[str, ...]:

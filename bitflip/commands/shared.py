@@ -1,0 +1,63 @@
+"""What commands share that look at an experiment without running it: its settings, and a table of what they found."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitflip import csvs, files
+from bitflip.errors import BadInput
+from bitflip.settings import reading
+
+if TYPE_CHECKING:  # the commands import what is slow once they run, so that --help answers at once
+    from bitflip.campaign.experiment import Experiment
+
+CSV = "csv (--csv)"
+
+
+def add_arguments(parser: argparse.ArgumentParser, target: str, table: str) -> None:
+    """Add the flags that are no settings.
+
+    Args:
+        parser: of the command.
+        target: where bits flip, unless told.
+        table: what the file holds.
+    """
+    parser.add_argument("--target", choices=["neuron", "weight"], default=target, help="where bits flip")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help=f"also write {table} to a file")
+
+
+def prepared(arguments: argparse.Namespace, *flags: str) -> Experiment:
+    """The experiment that the command line asks for, and further flags.
+
+    Raises:
+        BadInput: for bad settings, no layer that can be struck, or a file that can't be written.
+    """
+    from bitflip.campaign import experiment
+    from bitflip.commands import checks
+
+    if arguments.csv is not None and (problems := files.check_place(CSV, arguments.csv)):
+        raise BadInput(*problems)
+    # Unless told, results go nowhere in particular.
+    settings = checks.checked(
+        ["--output-path", tempfile.gettempdir(), *flags, *reading.flags_of(arguments)], arguments.target
+    )
+    found = experiment.prepare(settings, arguments.target)
+    if not found.targets:
+        raise BadInput(f"layer_type, layer_num: expected at least one layer with a {arguments.target} to flip")
+    return found
+
+
+def write(path: Path | None, kind: type[Any], rows: Iterable[Any]) -> None:
+    """Write rows, dataclasses of one kind, as a CSV file, if there is to be one."""
+    if path is None:
+        return
+    with files.written_for(CSV, path) as file:
+        writer = csvs.Writer(file)
+        writer.writerow(field.name for field in fields(kind))
+        for row in rows:
+            writer.writerow(asdict(row).values())
