@@ -35,7 +35,7 @@ from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput
-from bitflip.faults import faultlist
+from bitflip.faults import faultlist, kinds
 from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.network import devices
 from bitflip.network.devices import Placement
@@ -255,13 +255,25 @@ def network(rng: random.Random) -> tuple[nn.Module, list[str]]:
     return PLACEMENT.model(model.eval().requires_grad_(False)), names
 
 
+KINDS = ["stuck0", "stuck1", "flips:2", "flips:5", "burst:3", "random", "zero", "value:-1.5", "value:0x7fc00000"]
+
 # --- the plain loop ---
 
 
-def xored(values: Tensor, element: int, bit: int) -> Tensor:
-    """A copy with one bit of a float32 flipped, in its memory format."""
+def struck(values: Tensor, element: int, kind: str, struck: Sequence[int]) -> Tensor:
+    """A copy with one float32 changed, in its memory format: of a kind that a list names, in the bits that it names."""
     inside = values.flatten().clone()
-    inside.view(torch.int32)[element] ^= -(1 << 31) if bit == 0 else 1 << (31 - bit)
+    stored = inside.view(torch.int32)
+    if kind == "zero":
+        inside[element] = 0.0
+    elif kind.startswith("value:0x"):
+        inside[element] = torch.frombuffer(bytearray.fromhex(kind.removeprefix("value:0x"))[::-1], dtype=torch.float32)
+    elif kind.startswith("value:"):
+        inside[element] = float(kind.removeprefix("value:"))
+    for bit in struck:
+        mask = -(1 << 31) if bit == 0 else 1 << (31 - bit)
+        if kind == "flip" or bool(stored[element] & mask) != (kind == "stuck1"):
+            stored[element] ^= mask
     return values.clone().copy_(inside.view(values.shape))
 
 
@@ -279,7 +291,8 @@ def plainly(model: nn.Module, image: Tensor, clean: Tensor, flips: Flips, place:
     """What becomes of one image under its flip."""
     model, image = copy.deepcopy(model), image.clone()
     chosen = 0 if flips.parameter else place
-    element, bit = int(flips.element[chosen]), int(flips.bit[chosen])
+    element, (kind, named) = int(flips.element[chosen]), flips.written(chosen)
+    fault = element, kind, () if kind.startswith(("zero", "value")) else named
     calls = 0
 
     def strike(module: nn.Module, args: object, output: Any) -> Any:
@@ -288,14 +301,14 @@ def plainly(model: nn.Module, image: Tensor, clean: Tensor, flips: Flips, place:
         if calls - 1 != flips.layer.call:
             return None
         if isinstance(output, tuple):
-            return xored(output[0], element, bit), *output[1:]
-        return xored(output, element, bit)
+            return struck(output[0], *fault), *output[1:]
+        return struck(output, *fault)
 
     if flips.parameter:
         tensor = model.get_submodule(flips.layer.path).get_parameter(flips.parameter)
-        tensor.data = xored(tensor.data, element, bit)
+        tensor.data = struck(tensor.data, *fault)
     elif flips.layer.path == "input":
-        image = xored(image, element, bit)
+        image = struck(image, *fault)
     else:
         model.get_submodule(flips.layer.path).register_forward_hook(strike)
     logits = run(model, image)
@@ -379,10 +392,11 @@ def _try_target(
 
 
 def _flip(item: Target, target: TargetKind, count: int, repeat: int, rng: random.Random) -> Flips:
-    bit = rng.choice([None, None, 1])
+    kind = kinds.of(rng.choice(["flip"] * len(KINDS) + KINDS))
+    bit = rng.choice([None, None, 1]) if kind.of_one_bit else None
     if target == "neuron":
-        return neuron_flips(7, item.layer, 0, count, bit, repeat)
-    return parameter_flip(7, item.layer, 0, bit, repeat, parameter=item.parameter)
+        return neuron_flips(7, item.layer, 0, count, bit, repeat, kind=kind)
+    return parameter_flip(7, item.layer, 0, bit, repeat, kind=kind, parameter=item.parameter)
 
 
 def _run(engine: engines.Engine, images: Tensor, flips: list[Flips]) -> BatchOutcomes:
@@ -403,12 +417,13 @@ def _replay(
         places: list[str | int] = ["all"] if one.parameter else list(range(len(images)))
         for place in places:
             at = ";".join(map(str, one.coordinates(0 if one.parameter else int(place))))
-            bit = int(one.bit[0 if one.parameter else int(place)])
-            rows.append([one.parameter or "neuron", one.layer.path, one.layer.call, at, bit, place, repeat])
+            kind, named = one.written(0 if one.parameter else int(place))
+            bit = "" if kind.startswith(("zero", "value")) else ";".join(map(str, named))
+            rows.append([one.parameter or "neuron", one.layer.path, one.layer.call, at, bit, place, kind, repeat])
             wanted.append(Counter(kind for kind, _ in (row if one.parameter else [row[int(place)]])))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "faults.csv"
-        lines = [",".join(map(str, row)) for row in [(*faultlist.HEADER, faultlist.REPEAT), *rows]]
+        lines = [",".join(map(str, row)) for row in [(*faultlist.HEADER, faultlist.FAULT, faultlist.REPEAT), *rows]]
         path.write_text("\n".join(lines) + "\n")
         campaign = bitflip.Campaign(model, TensorDataset(images, torch.tensor(labels)), device="cpu")
         result = campaign.run(bitflip.read_faults(path))

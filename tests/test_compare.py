@@ -170,7 +170,15 @@ def test_in_what_runs_differ_comes_first(make: Make) -> None:
 
 OTHER: dict[str, object] = {
     **{"dataset": "digits", "class_order": "numeric", "model_name": "other", "img_size": 33, "channels": 1},
-    **{"mean": "0.5", "std": "0.25", "bit_flip_pos": 3, "layer_type": "Linear", "layer_num": "1,2", "repeats": 2},
+    **{
+        "mean": "0.5",
+        "std": "0.25",
+        "bit_flip_pos": 3,
+        "fault": "zero",
+        "layer_type": "Linear",
+        "layer_num": "1,2",
+        "repeats": 2,
+    },
     **{"bit_sampling": "importance", "margin": 0.5, "parameters": "bias", "precision": "tf32", "drop_last": True},
     **{"faults": "lists/mine.csv", "limit": 10, "batch_size": 16, "prove": True, "not_made_yet": 1},
 }

@@ -14,6 +14,6 @@ def test_all_ways_agree(seed: int) -> None:
 
 def test_a_wrong_engine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison itself can fail: a loop that leaves the flips out is told from the engines."""
-    monkeypatch.setattr(fuzz, "xored", lambda values, element, bit: values.clone())
+    monkeypatch.setattr(fuzz, "struck", lambda values, *fault: values.clone())
     with pytest.raises(fuzz.Differs, match=r": \('(sdc1|benign|due)', .*\), not \('masked', "):
         fuzz.try_network(0)

@@ -35,6 +35,7 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("mean", None, "0.5", "0.5", "0.1, 0.2,0.3", "0.1,0.2,0.3"),
     ("std", None, "0.5", "0.5", "0.1, 0.2,0.3", "0.1,0.2,0.3"),
     ("bit_flip_pos", -1, "0", 0, "31", 31),
+    ("fault", "flip", "stuck1", "stuck1", "burst:3", "burst:3"),
     ("layer_type", "all", "Conv2d", "Conv2d", "Linear, Identity", "Linear,Identity"),
     ("layer_num", "all", "3", "3", "2,1", "1,2"),
     ("bit_sampling", "uniform", "importance", "importance", "uniform", "uniform"),
@@ -300,7 +301,8 @@ def test_each_setting_says_what_depends_on_it() -> None:
     assert all(isinstance(role, hyperparameters.Role) for role in roles.values())
     names = hyperparameters.names
     assert names(lambda role: role.sampling) == [
-        *("seeds", "bit_flip_pos", "layer_type", "layer_num", "bit_sampling", "margin", "parameters", "repeats"),
+        *("seeds", "bit_flip_pos", "fault", "layer_type", "layer_num", "bit_sampling", "margin", "parameters"),
+        "repeats",
     ]
     assert set(names(lambda role: role.path)) == {"input_path", "weights", "hub_path"}
     assert set(names(lambda role: not role.rerun)) == {"output_path", "fresh", "rerun", "ray"}

@@ -118,7 +118,7 @@ def struck(output: Tensor, flips: Flips) -> Tensor:
 @pytest.fixture
 def no_flip(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every fault be injected, and change nothing."""
-    monkeypatch.setattr(bits, "flip", lambda values, chosen: values.clone())
+    monkeypatch.setattr(bits, "changed", lambda values, masks: values.clone())
 
 
 def run_all(injector: Injector, target: TargetKind, images: Tensor) -> list[Tensor]:

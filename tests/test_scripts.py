@@ -379,7 +379,7 @@ def test_no_flip_no_misclassification(
         "def build():\n    model = digits.build()\n"
         "    model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))\n    return model.train()\n"
     )
-    monkeypatch.setattr(bits, "flip", lambda values, chosen: values.clone())
+    monkeypatch.setattr(bits, "changed", lambda values, masks: values.clone())
     done = run_script(
         script, "--dataset", "digits", "--model-name", f"{tmp_path / 'own.py'}:build", "--engine", engine,
         "--batch-size", "32", "--seed", "5", "--output-path", tmp_path / "out", "--detailed-log",

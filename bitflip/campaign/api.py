@@ -27,7 +27,8 @@ from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.faultlist import FaultList
 from bitflip.faults.flips import TargetKind
-from bitflip.network import devices, forms, models
+from bitflip.faults.kinds import Own
+from bitflip.network import code, devices, forms, models
 from bitflip.report.result import Result, Rows
 from bitflip.results import provenance
 from bitflip.results.paths import Paths
@@ -45,6 +46,8 @@ class Sampled:
         seed: the same seed draws the same faults, from 0.
         repeats: flips per input (or batch) in each layer.
         bit: the bit to flip, counted from the most significant; None for a random one per fault.
+        fault: its kind, as the setting ``fault``; or a kind of your own: a function of values, (N,), and random words,
+            (N,) of int64, that returns values, (N,), each of which may depend on its own value and word alone.
         bit_sampling: how random bits are drawn, ``uniform`` or ``importance``.
         layer_type: class names of the layers; None for all.
         layer_num: numbers of the layers among those that ``layer_type`` leaves; None for all.
@@ -58,6 +61,7 @@ class Sampled:
     repeats: int = 1
     bit: int | None = None
     bit_sampling: Literal["uniform", "importance"] = "uniform"
+    fault: str | Own = "flip"
     layer_type: Sequence[str] | None = None
     layer_num: Sequence[int] | None = None
     parameters: Sequence[str] | None = ("weight",)
@@ -71,6 +75,7 @@ class Sampled:
             "repeats": self.repeats,
             "bit_flip_pos": -1 if self.bit is None else self.bit,
             "bit_sampling": self.bit_sampling,
+            "fault": self.fault if isinstance(self.fault, str) else "random",
             "layer_type": "all" if self.layer_type is None else ",".join(self.layer_type),
             "layer_num": "all" if self.layer_num is None else ",".join(map(str, self.layer_num)),
             "parameters": "all" if self.parameters is None else ",".join(self.parameters),
@@ -206,12 +211,14 @@ class Campaign:
         """
         target: TargetKind
         chosen: dict[str, Any]
+        own: Own | None = None
         listed = faults if isinstance(faults, FaultList) else None
         if isinstance(faults, FaultList):
             target = "neuron" if all(fault.target == "neuron" for fault in faults.faults) else "weight"
             chosen = {"faults": faults.path, "seed": 0}
         else:
             target, chosen = faults.target, faults.settings
+            own = None if isinstance(faults.fault, str) else faults.fault
             if target not in ("neuron", "weight"):
                 raise BadInput(f"target: expected neuron or weight, got {target!r}")
             if faults.seed < 0:
@@ -223,18 +230,28 @@ class Campaign:
         settings = _settings({**self._settings, **chosen, "output_path": path}).model_copy(
             update={"model_name": self._name, "dataset": self._data_name}
         )
-        if problems := combined.check_prove(settings):
+        if own is not None:
+            settings = settings.model_copy(update={"fault": f"own:{code.described(own)}"})
+        if problems := [*combined.check_prove(settings), *combined.check_fault(settings)]:
             raise BadInput(*problems)
         path.mkdir(parents=True, exist_ok=True)
-        table = self._run(settings, target, listed, progress=progress)
+        table = self._run(settings, target, listed, own, progress=progress)
         return Result(table, holder)
 
-    def _run(self, settings: Hyperparameters, target: TargetKind, listed: FaultList | None, *, progress: bool) -> Path:
+    def _run(
+        self,
+        settings: Hyperparameters,
+        target: TargetKind,
+        listed: FaultList | None,
+        own: Own | None,
+        *,
+        progress: bool,
+    ) -> Path:
         paths = Paths.of_run(settings, "")
         shared = identity.of_settings(settings, target)
         with (
             Checkpoint(paths.unfinished, shared, provenance.now()) as checkpoint,
-            self._prepared(settings, target, listed) as prepared,
+            self._prepared(settings, target, listed, own) as prepared,
         ):
             executor = Here(prepared)
             checkpoint.require(identity.of_experiment(prepared, executor))
@@ -247,7 +264,7 @@ class Campaign:
 
     @contextlib.contextmanager
     def _prepared(
-        self, settings: Hyperparameters, target: TargetKind, listed: FaultList | None
+        self, settings: Hyperparameters, target: TargetKind, listed: FaultList | None, own: Own | None = None
     ) -> Iterator[Experiment]:
         """An experiment on the model, which is as it was when the block ends."""
         with devices.borrowed(self._model), forms.unwrapped(self._model) as model, devices.as_they_were():
@@ -258,7 +275,7 @@ class Campaign:
             wrong = [] if labels is None else labels[(labels < 0) | (labels >= classes)].tolist()
             if wrong:
                 raise BadInput(f"test_set: expected labels from 0 to {classes - 1}, one for each logit, got {wrong[0]}")
-            yield experiment.of(settings, target, network, self._images, listed)
+            yield experiment.of(settings, target, network, self._images, listed, own)
 
 
 def read_faults(path: str | Path) -> FaultList:

@@ -15,9 +15,10 @@ from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
 from bitflip.engines.injection import Injector, WithInput
 from bitflip.errors import BadInput
-from bitflip.faults import faultlist
+from bitflip.faults import faultlist, kinds
 from bitflip.faults.faultlist import FaultList
 from bitflip.faults.flips import TargetKind
+from bitflip.faults.kinds import Kind, Own
 from bitflip.faults.listed import Listed
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Tasks
@@ -153,9 +154,22 @@ def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
 
 
 def of(
-    settings: Hyperparameters, target: TargetKind, network: Network, images: Images, listed: FaultList | None = None
+    settings: Hyperparameters,
+    target: TargetKind,
+    network: Network,
+    images: Images,
+    listed: FaultList | None = None,
+    own: Own | None = None,
 ) -> Experiment:
     """The experiment of a network that is ready: with the faults of a list, if there is one, or sampled ones.
+
+    Args:
+        settings: of the run.
+        target: what faults strike.
+        network: that they strike.
+        images: of the test set.
+        listed: the list.
+        own: what becomes of the values, instead of the settings' kind of fault.
 
     Raises:
         BadInput: if the settings, or the rows of the list, don't fit the network.
@@ -163,11 +177,14 @@ def of(
     if network.note is not None:
         log.warning(network.note)
     if listed is None:
-        source: Sampling | Listed = sampling_of(settings, target)
+        sampling = sampling_of(settings, target, own)
+        source: Sampling | Listed = sampling
         chosen = choose(settings, target, network.injector)
         targets = layers.targets(chosen, target, settings.parameter_names)
         for item in targets:
-            if problems := combined.check_bit(settings, item.bits):
+            if problems := combined.check_bit(settings, item.bits) or sampling.kind.check(
+                item.bits, settings.bit, item.format
+            ):
                 raise BadInput(*problems)
     else:
         source = _listed(settings, target, listed, network.injector.everything, images.count)
@@ -226,11 +243,12 @@ def choose(settings: Hyperparameters, target: TargetKind, injector: Injector) ->
     return layers.of_numbers(left, settings.layer_numbers)
 
 
-def sampling_of(settings: Hyperparameters, target: TargetKind) -> Sampling:
-    """Which faults the settings sample."""
+def sampling_of(settings: Hyperparameters, target: TargetKind, own: Own | None = None) -> Sampling:
+    """Which faults the settings sample, or of which kind of the user's own."""
     s = settings
     importance = s.bit is None and s.bit_sampling == "importance"
-    return Sampling(target, s.all_seeds, s.batch_size, s.repeats, s.bit, importance)
+    kind = kinds.of(s.fault) if own is None else Kind("own", own=own)
+    return Sampling(target, s.all_seeds, s.batch_size, s.repeats, s.bit, importance, kind)
 
 
 def _listed(

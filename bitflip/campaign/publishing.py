@@ -86,7 +86,8 @@ def write(paths: Paths, done: Done, counts: Counts, place: int, began: str) -> N
         faultresults.write_images(paths.listed_images, tallies.main)
     tables.write_summary(paths.summary, _heading(done, counts), seed, settings.bit, lines)
     tables.write_table(paths.table, seed, estimates, bounded=settings.prove)
-    tables.write_bits(paths.bits, estimates, bounded=settings.prove)
+    if experiment.source.by_bit:
+        tables.write_bits(paths.bits, estimates, bounded=settings.prove)
     tables.write_run(paths.run, _facts(done, counts, estimates, seed, began))
     if settings.detailed_log:
         tallies.details[tallies.seeds[place]].copy(paths.detail)

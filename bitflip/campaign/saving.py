@@ -21,5 +21,9 @@ def save(path: Path, experiment: Experiment) -> None:
         if isinstance(source, Listed):
             faultlist.write(file, source.faults)
         else:
-            repeats = source.repeats * len(source.seeds) > 1
-            faultlist.write(file, source.listed(experiment.targets, experiment.images.count), repeats=repeats)
+            needed = {
+                faultlist.FAULT: source.kind.name not in ("flip", "flips", "burst"),
+                faultlist.REPEAT: source.repeats * len(source.seeds) > 1,
+            }
+            listed = source.listed(experiment.targets, experiment.images.count)
+            faultlist.write(file, listed, [column for column, true in needed.items() if true])

@@ -98,7 +98,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings = prepared.settings
     margin = MARGIN if settings.margin is None else settings.margin
     needs = [
-        need(item, arguments.target, prepared.images.count, margin / 100, settings.confidence, settings.bit)
+        need(
+            item,
+            arguments.target,
+            prepared.images.count,
+            margin / 100,
+            settings.confidence,
+            settings.bit,
+            settings.fault,
+        )
         for item in prepared.targets
     ]
     trial = measure(prepared)
@@ -111,7 +119,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def need(
-    item: Target, target: TargetKind, images: int, margin: float, confidence: float, bit: int | None = None
+    item: Target,
+    target: TargetKind,
+    images: int,
+    margin: float,
+    confidence: float,
+    bit: int | None = None,
+    fault: str = "flip",
 ) -> Need:
     """What one layer takes.
 
@@ -121,15 +135,17 @@ def need(
         images: in the test set.
         margin: half the width of the interval, as a fraction.
         confidence: of that interval.
-        bit: the only bit that is flipped, if it is.
+        bit: the only bit that is struck, if it is.
+        fault: kind of it.
     """
+    from bitflip.faults import kinds
     from bitflip.statistics.sampling import sample_size
 
     layer = item.layer
     tensor = layer.parameter(item.parameter)
     elements = math.prod(layer.shape if tensor is None else tensor.shape)
     per_bit = elements * (images if target == "neuron" else 1)
-    bits = item.bits if bit is None else 1
+    bits = kinds.of(fault).patterns(item.bits, bit)
     return Need(
         item.number,
         layer.type,

@@ -252,6 +252,7 @@ class Injector(fault_injection):
                 per_image=True,  # until the second pass shows otherwise
                 bits=bits.width(output.dtype),
                 parameters=self._own_parameters(module),
+                format=bits.name(output.dtype),
             )
         )
 
@@ -264,7 +265,7 @@ class Injector(fault_injection):
             key = self._own.get(id(tensor)) or _place(tensor)
             if key not in self._listed:
                 self._listed.add(key)
-                found.append(Parameter(name, tuple(tensor.shape), bits.width(tensor.dtype)))
+                found.append(Parameter(name, tuple(tensor.shape), bits.width(tensor.dtype), bits.name(tensor.dtype)))
         return tuple(found)
 
     def _find_holders(self) -> None:
@@ -314,7 +315,7 @@ class Injector(fault_injection):
 
     @contextlib.contextmanager
     def neurons(self, flips: Flips) -> Iterator[Injected]:
-        """While open, forward passes of the model have one bit of each image's output of ``flips.layer`` flipped.
+        """While open, forward passes of the model have a value of each image's output of ``flips.layer`` struck.
 
         The batch must have the images that ``flips`` names. The hook is always removed.
         """
@@ -338,12 +339,13 @@ class Injector(fault_injection):
 
     @contextlib.contextmanager
     def weight(self, flips: Flips) -> Iterator[Injected]:
-        """While open, one bit of one element of a parameter tensor is flipped; it is always restored."""
+        """While open, one element of a parameter tensor is struck; it is always restored."""
         weight = self.tensor_of(flips.layer, flips.parameter)
         index = tuple(flips.coordinates(0))
         with torch.no_grad():
             original = weight[index].clone()
-            error = bits.flip(original, torch.tensor(int(flips.bit[0])))
+            change = flips.changes
+            error = change(original.reshape(1), torch.from_numpy(change.arrays).to(original.device))[0]
             try:
                 weight[index] = error
                 yield Injected(original.reshape(1), error.reshape(1))

@@ -1,4 +1,4 @@
-"""Flipping bits of a layer's output."""
+"""Striking values of a layer's output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bitflip.faults.flips import Flips
-from bitflip.network import bits
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,12 @@ def strike(output: Tensor, flips: Flips) -> Struck:
         index[0] = image * layer.shape[0] + index[0]
     else:
         index.insert(0, image)
-    # One transfer for all coordinates and bits; indexing, unlike a view, works for every memory format, and keeps it.
-    *where, chosen = torch.from_numpy(np.stack([*index, flips.bit])).to(output.device).unbind()
-    original = output[tuple(where)]
-    return Struck(tuple(where), original, bits.flip(original, chosen))
+    # One transfer for all that is known; indexing, unlike a view, works for every memory format, and keeps it.
+    change = flips.changes
+    known = torch.from_numpy(np.concatenate([np.stack(index), change.arrays])).to(output.device)
+    where = tuple(known[: len(index)])
+    original = output[where]
+    return Struck(where, original, change(original, known[len(index) :]))
 
 
 def flippable_part(module: nn.Module, output: Any) -> Any:

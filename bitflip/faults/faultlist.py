@@ -7,12 +7,14 @@ target    ``neuron``, or the name of the parameter that is flipped, such as ``we
 layer     the module's path in the model, empty for the model itself; for neurons, ``input`` is the image
 call      0 for the module's first call in a forward pass, 1 for its second, ...
 index     coordinates in one image's output, or in the parameter, joined by ``;``: ``3;0;2;1``
-bit       counted from the most significant bit: of a float32, 0 is the sign, 1-8 exponent, 9-31 mantissa
+bit       counted from the most significant bit: of a float32, 0 is the sign, 1-8 exponent, 9-31 mantissa; several
+          bits are joined by ``;``
 image     index in the test set, or the first and the last of several, ``0-255``, or ``all``
 ========  ==============================================================================================
 
-A last column ``repeat`` (0, 1, ...) is there only where a run draws several flips per image or batch, which can be
-the very same fault.
+A column ``fault`` says what happens to the bits, if it is not ``flip`` for all: ``flip``, ``stuck0``, ``stuck1``, or,
+without a bit, ``zero`` or ``value:X``, see :mod:`bitflip.faults.kinds`. A last column ``repeat`` (0, 1, ...) is there
+only where a run draws several flips per image or batch, which can be the very same fault.
 
 The published format, ``Injection,Layer,TensorIndex,Bit,n_injections,masked,non_critical,critical``, is recognised by
 its header. It lists flips in the ``weight`` of float32 models, each run on all images, and counts bits from the
@@ -31,15 +33,19 @@ import numpy as np
 from bitflip import csvs, files
 from bitflip.csvs import BadRow, Row
 from bitflip.errors import BadInput, nearest
+from bitflip.faults import kinds
+from bitflip.faults.kinds import Kind
 from bitflip.network.layers import Layer
 from bitflip.settings.hyperparameters import Hyperparameters, names
 
 HEADER = ("target", "layer", "call", "index", "bit", "image")
+FAULT = "fault"
 REPEAT = "repeat"
 PUBLISHED_HEADER = ("Injection", "Layer", "TensorIndex", "Bit", "n_injections", "masked", "non_critical", "critical")
 PUBLISHED_WIDTH = 32
 SETTING = "faults (--faults)"
 SAVE = "save_faults (--save-faults)"
+LISTED = "flip, stuck0, stuck1, zero or value:X"
 SHOWN = 20  # bad rows that are printed
 
 Key = tuple[str, str, int, int]  # target, path, call, bit
@@ -47,16 +53,18 @@ Key = tuple[str, str, int, int]  # target, path, call, bit
 
 @dataclass(frozen=True)
 class Fault:
-    """One bit of one element, flipped for some images.
+    """Bits of one element, flipped or stuck for some images.
 
     Attributes:
         target: ``neuron``, or the name of the parameter, such as ``weight``.
         path: of the layer's module.
         call: of that module in a forward pass, from 0.
         index: coordinates of the element, in one image's output or in the parameter.
-        bit: from the most significant one.
+        bit: from the most significant one; of several the first, 0 of a whole value.
         images: of the test set, for which the fault is there; None for all.
         repeat: tells apart faults that are otherwise equal.
+        kind: what happens to the bits: ``flip``, ``stuck0``, ``stuck1``, ``zero`` or ``value:X``.
+        more: the other bits, ascending.
     """
 
     target: str
@@ -66,11 +74,22 @@ class Fault:
     bit: int
     images: range | None = None
     repeat: int = 0
+    kind: str = "flip"
+    more: tuple[int, ...] = ()
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """All bits that are named; none of a whole value."""
+        return () if kinds.of(self.kind).whole else (self.bit, *self.more)
 
     @property
     def key(self) -> Key:
         """What it shares with the other faults of its bit in its layer."""
         return self.target, self.path, self.call, self.bit
+
+    def further(self, columns: Sequence[str]) -> list[str | int]:
+        """What is in further columns, :data:`FAULT` and :data:`REPEAT`."""
+        return [self.kind if column == FAULT else self.repeat for column in columns]
 
     @property
     def image_text(self) -> str:
@@ -80,9 +99,10 @@ class Fault:
         return str(self.images[0]) if len(self.images) == 1 else f"{self.images[0]}-{self.images[-1]}"
 
     @property
-    def row(self) -> tuple[str, str, int, str, int, str]:
+    def row(self) -> tuple[str, str, int, str, str, str]:
         """The columns of :data:`HEADER`."""
-        return self.target, self.path, self.call, ";".join(map(str, self.index)), self.bit, self.image_text
+        index, struck = (";".join(map(str, some)) for some in (self.index, self.bits))
+        return self.target, self.path, self.call, index, struck, self.image_text
 
 
 @dataclass(frozen=True)
@@ -197,8 +217,10 @@ class _Check:
             )
         elif any(i >= n for i, n in zip(fault.index, shape, strict=True)):
             sentences.append(f"index: expected an element of {fault.path}, whose shape is {shape}, got {fault.index}")
-        if fault.bit >= width:
-            sentences.append(f"bit: expected 0 to {width - 1} of a {width}-bit value, got {fault.bit}")
+        if (last := (fault.bit, *fault.more)[-1]) >= width:
+            sentences.append(f"bit: expected 0 to {width - 1} of a {width}-bit value, got {last}")
+        if len(fault.kind) > len("value:0x") + width // 4 and kinds.of(fault.kind).check(width, None, ""):
+            sentences.append(f"fault: expected the bits of a {width}-bit value, got {fault.kind}")
         return sentences
 
 
@@ -241,7 +263,8 @@ def read(path: Path) -> FaultList:
     """
     table = csvs.Table(path, SETTING)
     names = tuple(name.strip() for name in table.header)
-    if names not in (PUBLISHED_HEADER, HEADER, (*HEADER, REPEAT)):
+    more = [name for name in (FAULT, REPEAT) if name in names]
+    if names not in (PUBLISHED_HEADER, (*HEADER, *more)):
         raise BadInput(
             f"{SETTING}: expected the header {','.join(HEADER)} or {','.join(PUBLISHED_HEADER)} in {path}, "
             f"got {table.got}"
@@ -269,15 +292,21 @@ def read(path: Path) -> FaultList:
     return FaultList(tuple(faults), tuple(faults.values()), known_of_all, tuple(problems), path)
 
 
-def write(file: TextIO, faults: Iterable[Fault], *, repeats: bool | None = None) -> None:
-    """Write faults in our own format, with or without ``repeat``; None for where it is needed."""
-    if repeats is None:
+def columns_of(faults: Sequence[Fault]) -> tuple[str, ...]:
+    """The columns that some faults need beside those of :data:`HEADER`."""
+    needed = {FAULT: any(fault.kind != "flip" for fault in faults), REPEAT: any(fault.repeat for fault in faults)}
+    return tuple(name for name, true in needed.items() if true)
+
+
+def write(file: TextIO, faults: Iterable[Fault], more: Sequence[str] | None = None) -> None:
+    """Write faults in our own format, with the further columns :data:`FAULT`, :data:`REPEAT`; None for those needed."""
+    if more is None:
         faults = list(faults)
-        repeats = any(fault.repeat for fault in faults)
+        more = columns_of(faults)
     writer = csvs.Writer(file)
-    writer.writerow([*HEADER, REPEAT] if repeats else HEADER)
+    writer.writerow([*HEADER, *more])
     for fault in faults:
-        writer.writerow([*fault.row, fault.repeat] if repeats else fault.row)
+        writer.writerow([*fault.row, *fault.further(more)])
 
 
 def stratified(faults: Sequence[Fault], count: int, seed: int) -> list[int]:
@@ -298,15 +327,33 @@ def stratified(faults: Sequence[Fault], count: int, seed: int) -> list[int]:
 def own(row: Row) -> Fault:
     """The fault of a row in our own format; what is wrong is noted there."""
     index = row["index"]
+    kind = row.get(FAULT) or "flip"
+    if not kinds.is_listed(kind):
+        kind = row.unlike(FAULT, LISTED, "flip")
+    bit, *more = _bits(row, kinds.of(kind))
     return Fault(
         row.name("target"),
         row["layer"],  # empty: the model itself
         row.count("call"),
         _coordinates(row, "index", index.split(";") if index else [], "3;0;2;1"),
-        row.count("bit", most=63),
+        bit,
         _images(row),
         row.count(REPEAT) if REPEAT in row else 0,
+        kind,
+        tuple(more),
     )
+
+
+def _bits(row: Row, kind: Kind) -> list[int]:
+    """The bits of a row, ascending."""
+    if kind.whole:
+        return [0] if not row["bit"] else row.unlike("bit", f"nothing, as {row[FAULT]} replaces the value", [0])
+    if ";" not in row["bit"]:
+        return [row.count("bit", most=63)]
+    found = _coordinates(row, "bit", row["bit"].split(";"), "1;7")
+    if len(set(found)) != len(found) or max(found, default=0) > 63:
+        return row.unlike("bit", "different bits from 0 to 63, such as 1;7", [0])
+    return sorted(found) or [0]
 
 
 def _published(row: Row) -> tuple[Fault, Published]:

@@ -1,4 +1,4 @@
-"""Faults: which element and which bit flips, as a pure function of seed, layer and image (or batch).
+"""Faults: which element is struck and which of its bits, as a pure function of seed, layer and image (or batch).
 
 Random numbers are counter-based (Philox 4x64, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
 the key holds the seed and the layer's position, the counter the image's index in the test set (or the batch's number),
@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitflip.faults import kinds
+from bitflip.faults.kinds import Change, Kind, Pick
 from bitflip.network.layers import Layer, Parameter
 
 TargetKind = Literal["neuron", "weight"]
@@ -26,7 +28,7 @@ _TARGET_WORD: dict[str, int] = {"neuron": 0, "weight": 1}
 
 @dataclass(frozen=True)
 class Flips:
-    """Single-bit flips in one layer: of neurons, or of a parameter.
+    """Faults in one layer: of neurons, or of a parameter. Unless ``change`` says otherwise, each flips a bit.
 
     For neurons there is one flip per image of a batch: image ``images[i]`` gets bit ``bit[i]`` of element
     ``element[i]`` of its own output flipped. For weights there is one flip: ``element`` and ``bit`` have length 1. A
@@ -35,10 +37,11 @@ class Flips:
     Attributes:
         layer: where.
         element: flat index into one image's output, or into the parameter tensor; int64, shape (N,).
-        bit: counted from the most significant bit; int64, shape (N,).
+        bit: counted from the most significant bit; int64, shape (N,). Of several, the first; 0 of a whole value.
         parameter: name of the parameter tensor; empty for neurons.
         seed: that drew the flips; 0 for flips that were not drawn.
         rows: the images of the batch that neurons flip for, each once; int64, shape (N,). None for all, in order.
+        change: what becomes of each value; None if its bit flips.
     """
 
     layer: Layer
@@ -47,6 +50,7 @@ class Flips:
     parameter: str
     seed: int = 0
     rows: NDArray[np.int64] | None = None
+    change: Change | None = None
 
     @property
     def where(self) -> tuple[Layer, str]:
@@ -66,9 +70,32 @@ class Flips:
         if self.parameter:
             return self
         if self.rows is None:
-            return replace(self, element=self.element[images], bit=self.bit[images])
+            return self._only(images)
         inside = (self.rows >= images.start) & (self.rows < images.stop)
-        return replace(self, element=self.element[inside], bit=self.bit[inside], rows=self.rows[inside] - images.start)
+        return replace(self._only(inside), rows=self.rows[inside] - images.start)
+
+    @property
+    def changes(self) -> Change:
+        """What becomes of each value."""
+        return kinds.FLIP.at(self.bit[:, None], self._width) if self.change is None else self.change
+
+    def written(self, i: int) -> tuple[str, tuple[int, ...]]:
+        """What happens to value ``i`` as in a fault list; see :func:`bitflip.faults.kinds.written`."""
+        return kinds.written(self.changes, i, self._width)
+
+    def bit_text(self, i: int) -> str:
+        """The bits of value ``i`` that are struck: ``1``, ``1;7``, or ``all``."""
+        if self.change is None:
+            return str(self.bit[i])
+        return kinds.bit_text(self.change, i, self._width)
+
+    @property
+    def _width(self) -> int:
+        return _parameter(self.layer, self.parameter).bits if self.parameter else self.layer.bits
+
+    def _only(self, chosen: slice | NDArray[np.bool_]) -> Flips:
+        change = None if self.change is None else self.change.of(chosen)
+        return replace(self, element=self.element[chosen], bit=self.bit[chosen], change=change)
 
     def coordinates(self, i: int) -> tuple[int, ...]:
         """Index of element ``i`` along each dimension of one image's output, or of the parameter tensor."""
@@ -84,6 +111,7 @@ def neuron_flips(
     bit: int | None = None,
     repeat: int = 0,
     shares: BitShares | None = None,
+    kind: Kind = kinds.FLIP,
 ) -> Flips:
     """One flip for each of ``count`` images, the first of which is image ``first`` of the test set.
 
@@ -95,10 +123,12 @@ def neuron_flips(
         bit: the bit to flip, or None for a random one per fault.
         repeat: number of the flip, when an image gets several in this layer.
         shares: how often each bit is drawn when it is random; None for equally often.
+        kind: of fault.
     """
     words = _words(seed, layer, (first, _TARGET_WORD["neuron"], repeat, 0), count)
     element = _below(words[:, 0], math.prod(layer.shape))
-    return Flips(layer, element, _bits(words[:, 1], layer.bits, bit, shares), "", seed)
+    struck, change = kind.draw(_pick(bit, shares), words, layer.bits, layer.format)
+    return Flips(layer, element, struck, "", seed, change=change)
 
 
 def parameter_flip(
@@ -108,6 +138,7 @@ def parameter_flip(
     bit: int | None = None,
     repeat: int = 0,
     shares: BitShares | None = None,
+    kind: Kind = kinds.FLIP,
     *,
     parameter: str,
 ) -> Flips:
@@ -116,7 +147,8 @@ def parameter_flip(
     word = 0 if parameter == "weight" else 2**32 + zlib.crc32(parameter.encode())
     words = _words(seed, layer, (batch, _TARGET_WORD["weight"], repeat, word), 1)
     element = _below(words[:, 0], math.prod(tensor.shape))
-    return Flips(layer, element, _bits(words[:, 1], tensor.bits, bit, shares), parameter, seed)
+    first, change = kind.draw(_pick(bit, shares), words, tensor.bits, tensor.format)
+    return Flips(layer, element, first, parameter, seed, change=change)
 
 
 def _parameter(layer: Layer, name: str) -> Parameter:
@@ -135,15 +167,18 @@ def _words(seed: int, layer: Layer, counter: tuple[int, int, int, int], count: i
     return philox.random_raw(4 * count).reshape(count, 4)
 
 
-def _bits(words: NDArray[np.uint64], width: int, bit: int | None, shares: BitShares | None) -> NDArray[np.int64]:
-    """Bits of values of a width: a given one, or random ones from random words."""
-    if bit is not None:
-        return np.full(len(words), bit, dtype=np.int64)
-    if shares is None:
-        return _below(words, width)
-    assert len(shares) == width
-    upper = np.cumsum(shares)[:-1]
-    return np.searchsorted(upper, _uniform(words), side="right").astype(np.int64)
+def _pick(bit: int | None, shares: BitShares | None) -> Pick:
+    """How one of a number of bits is chosen by random words: a given one, or random ones."""
+
+    def pick(words: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
+        if bit is not None:
+            return np.full(len(words), bit, dtype=np.int64)
+        if shares is None:
+            return _below(words, number)
+        assert len(shares) == number
+        return np.searchsorted(np.cumsum(shares)[:-1], _uniform(words), side="right").astype(np.int64)
+
+    return pick
 
 
 def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
-from bitflip.faults import faultlist
+from bitflip.faults import faultlist, kinds
 from bitflip.faults.faultlist import Fault, FaultList
 from bitflip.faults.flips import Flips
+from bitflip.faults.kinds import Change
 from bitflip.faults.tasks import Cut, Task, Tasks
 from bitflip.network.layers import Layer, Target
 
@@ -66,6 +67,11 @@ class Listed:
         faultlist.write(text, self.faults)
         return hashlib.sha256(text.getvalue().encode()).hexdigest()
 
+    @property
+    def by_bit(self) -> bool:
+        """See :class:`bitflip.faults.tasks.Source`."""
+        return all(fault.bits for fault in self.faults)
+
     def tasks(self, targets: Sequence[Target], images: int, cut: Cut, turn: int) -> Tasks:
         """See :class:`bitflip.faults.tasks.Source`; a list is run in one round.
 
@@ -92,12 +98,23 @@ class Listed:
         assert place is not None
         held = [self.faults[number] for number in slot.faults]
         element = np.array([int(np.ravel_multi_index(f.index, place[0])) if place[0] else 0 for f in held])
-        bit = np.array([fault.bit for fault in held])
+        bit, change = np.array([fault.bit for fault in held]), _change(held, layer)
         if one.target != "neuron":
-            return Flips(layer, element, bit, one.target)
+            return Flips(layer, element, bit, one.target, change=change)
         rows = None if slot.rows is None else np.array(slot.rows)
         count = images if rows is None else len(rows)
-        return Flips(layer, np.broadcast_to(element, count), np.broadcast_to(bit, count), "", rows=rows)
+        if change is not None:
+            change = replace(change, arrays=np.broadcast_to(change.arrays, (len(change.arrays), count)))
+        element, bit = np.broadcast_to(element, count), np.broadcast_to(bit, count)
+        return Flips(layer, element, bit, "", rows=rows, change=change)
+
+
+def _change(held: Sequence[Fault], layer: Layer) -> Change | None:
+    """What becomes of the values that faults of one target strike; None if one bit of each flips."""
+    if all(fault.kind == "flip" and not fault.more for fault in held):
+        return None
+    tensor = layer.parameter(held[0].target) or layer
+    return kinds.join([kinds.of(fault.kind).listed(fault.bits, tensor.bits, tensor.format) for fault in held])
 
 
 def outlines(faults: Sequence[Fault], images: int, cut: Cut) -> Iterator[tuple[range, Sequence[Slot]]]:

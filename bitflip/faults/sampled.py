@@ -10,8 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitflip.faults import kinds
 from bitflip.faults.faultlist import Fault
 from bitflip.faults.flips import BitShares, Flips, TargetKind, neuron_flips, parameter_flip
+from bitflip.faults.kinds import Kind
 from bitflip.faults.tasks import Cut, Task, Tasks
 from bitflip.network.layers import Layer, Target
 
@@ -31,6 +33,7 @@ class Sampling:
         repeats: flips per image (or batch), layer and seed in one round through the test set.
         bit: the bit to flip; None for a random one per fault.
         importance: whether random bits are drawn as :func:`allocation` says.
+        kind: what happens to the bits.
     """
 
     target: TargetKind
@@ -39,6 +42,7 @@ class Sampling:
     repeats: int
     bit: int | None
     importance: bool = False
+    kind: Kind = kinds.FLIP
 
     def tasks(self, targets: Sequence[Target], images: int, cut: Cut, turn: int) -> Tasks:
         """See :class:`bitflip.faults.tasks.Source`; a task has the flips of all targets in ``cut.together`` images.
@@ -69,10 +73,17 @@ class Sampling:
         """
         number = first // self.batch_size
         return [
-            neuron_flips(seed, item.layer, first, count, self.bit, repeat, self._shares(item.bits))
+            neuron_flips(seed, item.layer, first, count, self.bit, repeat, self._shares(item.bits), self.kind)
             if self.target == "neuron"
             else parameter_flip(
-                seed, item.layer, number, self.bit, repeat, self._shares(item.bits), parameter=item.parameter
+                seed,
+                item.layer,
+                number,
+                self.bit,
+                repeat,
+                self._shares(item.bits),
+                self.kind,
+                parameter=item.parameter,
             )
             for seed in self.seeds
             for item in items
@@ -88,8 +99,15 @@ class Sampling:
                 for i in range(len(flips)):
                     place = (flips.layer.path, flips.layer.call, flips.coordinates(i))
                     hit = batch if flips.parameter else batch[i : i + 1]
-                    yield Fault(flips.parameter or "neuron", *place, int(flips.bit[i]), hit, again[flips.where])
+                    kind, (bit, *more) = flips.written(i)
+                    repeat = again[flips.where]
+                    yield Fault(flips.parameter or "neuron", *place, bit, hit, repeat, kind, tuple(more))
                 again[flips.where] += 1
+
+    @property
+    def by_bit(self) -> bool:
+        """See :class:`bitflip.faults.tasks.Source`."""
+        return not self.kind.whole
 
     def _shares(self, width: int) -> BitShares | None:
         return tuple(allocation(width).tolist()) if self.importance else None

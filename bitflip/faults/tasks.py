@@ -86,6 +86,10 @@ class Tasks(Sequence[Task]):
 class Source(Protocol):
     """Where faults come from: sampled, or from a list."""
 
+    @property
+    def by_bit(self) -> bool:
+        """Whether each fault is of bits, and not of a whole value."""
+
     def tasks(self, targets: Sequence[Target], images: int, cut: Cut, turn: int) -> Tasks:
         """The tasks of a round through the test set.
 

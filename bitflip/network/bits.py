@@ -27,6 +27,17 @@ def width(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits
 
 
+def name(dtype: torch.dtype) -> str:
+    """A type as layers name it: ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def named(name: str) -> torch.dtype:
+    """The type of a name."""
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The floating-point type of a model's parameters, and so of the images that it takes."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -66,6 +77,18 @@ def flip(values: Tensor, bits: Tensor) -> Tensor:
     shift = (width(values.dtype) - 1 - bits).to(device=values.device, dtype=integer)
     mask = torch.bitwise_left_shift(torch.ones_like(shift), shift)
     return torch.bitwise_xor(values.contiguous().view(integer), mask).view(values.dtype)
+
+
+def changed(values: Tensor, masks: Tensor) -> Tensor:
+    """Values whose stored bits become ``(stored & keep) ^ toggle``.
+
+    Args:
+        values: floating-point values, (N,); left untouched.
+        masks: ``keep`` and ``toggle`` as signed integers of the values' width, (2, N) of int64, on the same device.
+    """
+    stored = as_integers(values.contiguous())
+    keep, toggle = masks.to(stored.dtype)
+    return torch.bitwise_xor(torch.bitwise_and(stored, keep), toggle).view(values.dtype)
 
 
 def text(value: Tensor) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -16,6 +17,17 @@ def sha256(file: Path | None) -> str | None:
     for path in sources(file):
         sha.update(path.name.encode() + b"\0" + path.read_bytes())
     return sha.hexdigest()
+
+
+def described(function: Callable[..., object]) -> str:
+    """A function by its name and the sources that it is from, or of a notebook, its own."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    try:
+        file = Path(inspect.getsourcefile(function) or "")
+        digest = sha256(file) if file.is_file() else hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    except (TypeError, OSError):  # an object that can be called, or a function that was never in a file
+        digest = None
+    return f"{name}:{(digest or 'unknown')[:16]}"
 
 
 def sources(file: Path) -> list[Path]:

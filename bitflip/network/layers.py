@@ -36,11 +36,13 @@ class Parameter:
         name: in the module, such as ``weight`` or ``in_proj_bias``.
         shape: of the tensor.
         bits: width of one value in bits.
+        format: of the values, such as ``float32``.
     """
 
     name: str
     shape: tuple[int, ...]
     bits: int
+    format: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Layer:
         bits: width of one output value in bits; 0 without an output.
         parameters: the tensors of the module that can be flipped. What several layers share, such as the weight of a
             module that is called twice, or a tied weight, is listed with the first of them and nowhere else.
+        format: of the output's values, such as ``float32``.
     """
 
     position: int
@@ -72,6 +75,7 @@ class Layer:
     per_image: bool
     bits: int
     parameters: tuple[Parameter, ...] = ()
+    format: str = "float32"
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter tensor of a name, or None if the layer lists none."""
@@ -105,6 +109,12 @@ class Target:
         """Width of one value of what flips hit, in bits."""
         parameter = self.layer.parameter(self.parameter)
         return self.layer.bits if parameter is None else parameter.bits
+
+    @property
+    def format(self) -> str:
+        """Number format of what flips hit, such as ``float32``."""
+        parameter = self.layer.parameter(self.parameter)
+        return self.layer.format if parameter is None else parameter.format
 
 
 def check_types(types: Sequence[str] | None) -> list[str]:

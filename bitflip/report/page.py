@@ -20,7 +20,7 @@ from bitflip.report.damage import Worst, worst
 from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions, slots
 from bitflip.report.summary import Bit, by_bit, due, means, spread, total
-from bitflip.report.words import command, findings, script
+from bitflip.report.words import command, findings, happening, script
 from bitflip.results.columns import CHANGE
 from bitflip.statistics.rates import Rate
 
@@ -151,7 +151,7 @@ def _data(run: Run, found: Sequence[Bit]) -> str:
 
 def _lead(run: Run) -> str:
     seeds = run.origin if len(run.seeds) == 1 else f"{len(run.seeds)} seeds ({_seed_list(run.seeds)})"
-    parts = [f"One bit of one {run.target} flipped at a time", f"{len(run.layers)} layers", seeds]
+    parts = [happening(run), f"{len(run.layers)} layers", seeds]
     if run.facts.get("device"):
         parts.append(str(run.facts["device"]))
     if run.facts.get("started"):

@@ -162,6 +162,19 @@ def script(run: Run) -> str:
     return next((name for prefix, name in SCRIPTS.items() if run.files.stem.startswith(prefix)), "main.py")
 
 
+def happening(run: Run) -> str:
+    """What happened to the bits."""
+    name, _, more = str(run.settings.get("fault", "flip")).partition(":")
+    value = {"random": "random bits", "zero": "0", "own": f"what {more.partition(':')[0]} returns"}.get(name, more)
+    return {
+        "flip": f"One bit of one {run.target} flipped at a time",
+        "stuck0": f"One bit of one {run.target} stuck at 0",
+        "stuck1": f"One bit of one {run.target} stuck at 1",
+        "flips": f"{more} bits of one {run.target} flipped at a time",
+        "burst": f"{more} neighbouring bits of one {run.target} flipped at a time",
+    }.get(name, f"One {run.target} at a time replaced by {value}")
+
+
 def command(run: Run) -> str | None:
     """The command line that repeats a run; None when its settings are not known."""
     from bitflip.settings.hyperparameters import DatasetName, Hyperparameters

@@ -18,7 +18,7 @@ from bitflip.outcomes.per_fault import COUNTS, PerFault
 from bitflip.results.paths import LISTED_FAULTS, Paths
 
 CHANGE = "largest_change"
-HEADER = (*faultlist.HEADER, faultlist.REPEAT, *COUNTS, CHANGE)
+HEADER = (*faultlist.HEADER, faultlist.FAULT, faultlist.REPEAT, *COUNTS, CHANGE)
 NEEDED = ("images", "masked", "critical")  # what is compared
 SETTING = "results (--results)"
 IMAGES_HEADER = ("image", "correct", "target", "layer", "call", "bit", "critical")
@@ -34,11 +34,13 @@ def write_faults(path: Path, found: PerFault) -> None:
     """
     counts = [found.counts[name].tolist() for name in COUNTS]
     change = [f"{value:.6f}" for value in found.change.tolist()]
+    needed = faultlist.columns_of(found.faults)
     with replacing(path) as file:
         writer = csvs.Writer(file)
-        writer.writerow(HEADER)
+        more = [name for name in (faultlist.FAULT, faultlist.REPEAT) if name in (faultlist.REPEAT, *needed)]
+        writer.writerow([*faultlist.HEADER, *more, *COUNTS, CHANGE])
         for fault, *row in zip(found.faults, *counts, change, strict=True):
-            writer.writerow([*fault.row, fault.repeat, *row])
+            writer.writerow([*fault.row, *fault.further(more), *row])
 
 
 def write_images(path: Path, found: PerFault) -> None:

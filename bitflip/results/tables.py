@@ -163,5 +163,5 @@ def _flip_text(item: Target, number: int, image: list[int], batch: BatchOutcomes
         f"Layer: {item.number}, Layer type: {item.layer.type}, {parameter}Batch: {number}, "
         f"Position: {[*image, *flips.coordinates(row)]}, "
         f"Original value: {bits.decimal(original)}, Original binary: {bits.text(original)}, "
-        f"Flip bit: {int(flips.bit[row])}, Error value: {bits.decimal(error)}, Error binary: {bits.text(error)}"
+        f"Flip bit: {flips.bit_text(row)}, Error value: {bits.decimal(error)}, Error binary: {bits.text(error)}"
     )

@@ -24,6 +24,22 @@ def check_prove(settings: Hyperparameters) -> list[str]:
     return [f"{words} with prove (--prove), which does not run every fault" for words, wrong in others.items() if wrong]
 
 
+def check_fault(settings: Hyperparameters) -> list[str]:
+    """One sentence for each setting that has no meaning with the kind of fault."""
+    name = settings.fault.partition(":")[0]
+    if name in ("flip", "stuck0", "stuck1"):
+        return []
+    problems = []
+    if settings.bit is not None and name != "burst":
+        reason = "whose bits are drawn" if name == "flips" else "which replaces the whole value"
+        problems.append(f"bit_flip_pos (--bit-flip-pos): expected no bit with fault {settings.fault}, {reason}")
+    if settings.bit_sampling != "uniform":
+        problems.append(
+            f"bit_sampling (--bit-sampling): expected uniform with fault {settings.fault}; importance draws single bits"
+        )
+    return problems
+
+
 def check_bit(settings: Hyperparameters, width: int) -> list[str]:
     """One sentence if ``bit_flip_pos`` is no bit of a value ``width`` bits wide."""
     if settings.bit is None or settings.bit < width:

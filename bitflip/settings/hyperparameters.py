@@ -15,6 +15,8 @@ from typing import Any, Literal, cast
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from bitflip.settings.kind import kind_of_fault
+
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
 Engine = Literal["wave", "reference"]
@@ -134,6 +136,14 @@ class Hyperparameters(BaseModel):
         "or a negative number for random bits",
         role=SAMPLING,
         le=63,
+    )
+    fault: str = _field(
+        "flip",
+        "kind of fault: flip, stuck0, stuck1, flips:K (K different bits), burst:K (K neighbouring bits), random (all "
+        "bits), zero, or value:X",
+        "one of flip, stuck0, stuck1, flips:K, burst:K (K from 2 to 64), random, zero, or value:X with a number X, or "
+        "its bits such as 0x7fc00000",
+        role=SAMPLING,
     )
     layer_type: str = _field(
         "all", "torch.nn class names, comma-separated, such as Conv2d,Linear,Identity", "'all' or names", role=SAMPLING
@@ -312,6 +322,12 @@ class Hyperparameters(BaseModel):
         if not all(names):
             raise ValueError("empty name")
         return ",".join(dict.fromkeys(names))
+
+    @field_validator("fault")
+    @classmethod
+    def _kind_of_fault(cls, value: str) -> str:
+        kind_of_fault(value)
+        return value
 
     @field_validator("mean", "std")
     @classmethod
