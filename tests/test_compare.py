@@ -180,6 +180,7 @@ OTHER: dict[str, object] = {
         "repeats": 2,
     },
     **{"bit_sampling": "importance", "margin": 0.5, "parameters": "bias", "precision": "tf32", "drop_last": True},
+    **{"bit_error_rate": "1e-6", "by_layer": True},
     **{"faults": "lists/mine.csv", "limit": 10, "batch_size": 16, "prove": True, "not_made_yet": 1},
 }
 

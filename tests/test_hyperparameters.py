@@ -15,6 +15,7 @@ from conftest import ROOT, RunScript
 from bitflip.errors import BadInput
 from bitflip.settings import hyperparameters, reading
 from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.settings.roles import Role
 
 GOLDEN_HELP = Path(__file__).with_name("golden") / "help.txt"
 
@@ -36,6 +37,8 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("std", None, "0.5", "0.5", "0.1, 0.2,0.3", "0.1,0.2,0.3"),
     ("bit_flip_pos", -1, "0", 0, "31", 31),
     ("fault", "flip", "stuck1", "stuck1", "burst:3", "burst:3"),
+    ("bit_error_rate", None, "1e-6", "1e-06", "1e-7,0.001", "1e-07,0.001"),
+    ("by_layer", False, "true", True, "false", False),
     ("layer_type", "all", "Conv2d", "Conv2d", "Linear, Identity", "Linear,Identity"),
     ("layer_num", "all", "3", "3", "2,1", "1,2"),
     ("bit_sampling", "uniform", "importance", "importance", "uniform", "uniform"),
@@ -298,10 +301,21 @@ def test_ctrl_c_while_torch_is_imported_is_no_traceback(run_script: RunScript, m
 def test_each_setting_says_what_depends_on_it() -> None:
     """One declaration, from which all lists of names are made."""
     roles = {name: hyperparameters.role_of(name) for name in Hyperparameters.model_fields}
-    assert all(isinstance(role, hyperparameters.Role) for role in roles.values())
+    assert all(isinstance(role, Role) for role in roles.values())
     names = hyperparameters.names
     assert names(lambda role: role.sampling) == [
-        *("seeds", "bit_flip_pos", "fault", "layer_type", "layer_num", "bit_sampling", "margin", "parameters"),
+        *(
+            "seeds",
+            "bit_flip_pos",
+            "fault",
+            "bit_error_rate",
+            "by_layer",
+            "layer_type",
+            "layer_num",
+            "bit_sampling",
+            "margin",
+            "parameters",
+        ),
         "repeats",
     ]
     assert set(names(lambda role: role.path)) == {"input_path", "weights", "hub_path"}
@@ -313,4 +327,4 @@ def test_each_setting_says_what_depends_on_it() -> None:
 
 
 def test_a_setting_of_another_version_counts_as_one_that_matters() -> None:
-    assert hyperparameters.role_of("not_made_yet") == hyperparameters.Role()
+    assert hyperparameters.role_of("not_made_yet") == Role()

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from bitflip.campaign import experiment, identity, loop, publishing
 from bitflip.campaign.checkpoint import Checkpoint
+from bitflip.campaign.error_rates import ErrorRateCampaign
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
 from bitflip.data.images import Images
@@ -35,6 +36,7 @@ from bitflip.results.paths import Paths
 from bitflip.results.tracking import Tracker
 from bitflip.settings import combined, hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.statistics.falls import Point
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,50 @@ class Campaign:
         path.mkdir(parents=True, exist_ok=True)
         table = self._run(settings, target, listed, own, progress=progress)
         return Result(table, holder)
+
+    def error_rates(
+        self,
+        target: TargetKind,
+        rates: Sequence[float],
+        *,
+        patterns: int = 10,
+        seed: int = 0,
+        by_layer: bool = False,
+        layer_type: Sequence[str] | None = None,
+        parameters: Sequence[str] | None = ("weight",),
+        confidence: float = 0.95,
+        progress: bool = False,
+    ) -> list[Point]:
+        """Flip each bit of all chosen layers with a probability, and report what that does to accuracy.
+
+        Args:
+            target: ``neuron``, the bits of all layers' outputs, for each input anew; or ``weight``, of parameters.
+            rates: bit error rates, above 0 and at most 0.5; their patterns are nested.
+            patterns: that are drawn for each rate.
+            seed: the same seed draws the same patterns.
+            by_layer: also flip the bits of each layer alone.
+            layer_type: class names of the layers; None for all.
+            parameters: names of the parameter tensors; None for all.
+            confidence: of all intervals.
+            progress: show a progress bar.
+
+        Returns:
+            For the network, then each layer: a point for each rate, ascending.
+
+        Raises:
+            BadInput: for what does not fit; its sentences say what.
+        """
+        chosen = Sampled(target, seed, patterns, layer_type=layer_type, parameters=parameters).settings
+        chosen |= {"bit_error_rate": ",".join(map(str, rates)), "by_layer": by_layer, "confidence": confidence}
+        with tempfile.TemporaryDirectory(prefix="bitflip-") as folder:
+            settings = _settings({**self._settings, **chosen, "output_path": folder})
+            with (
+                Checkpoint(Path(folder), {}, provenance.now()) as checkpoint,
+                self._prepared(settings, target, None) as prepared,
+            ):
+                found = ErrorRateCampaign(prepared, checkpoint)
+                found.run(bar=progress)
+                return found.points()
 
     def _run(
         self,

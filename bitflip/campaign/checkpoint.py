@@ -22,7 +22,7 @@ from bitflip.campaign.unfinished import Unfinished, damaged, writable
 from bitflip.errors import BadInput
 from bitflip.faults.tasks import Cut
 from bitflip.files import replacing, replacing_bytes
-from bitflip.outcomes.tally import Tally
+from bitflip.outcomes.tally import Kept
 
 FORMAT = 2
 EARLIER = ("counts.npz", "outcomes.log")  # files of folders in an earlier form
@@ -115,7 +115,7 @@ class Checkpoint(Unfinished):
                 "go on with those, give --fresh to start over, or choose another folder"
             )
 
-    def restore(self, tallies: Mapping[str, Tally]) -> None:
+    def restore(self, tallies: Mapping[str, Kept]) -> None:
         """Give tallies, by name, the states that they had.
 
         Raises:
@@ -125,7 +125,7 @@ class Checkpoint(Unfinished):
             with damaged(self.record):
                 tally.restore(self._saved.states[name])
 
-    def save(self, tallies: Mapping[str, Tally]) -> None:
+    def save(self, tallies: Mapping[str, Kept]) -> None:
         """Remember how far the run is, and the states of its tallies."""
         states = {name: tally.state() for name, tally in tallies.items()}
         with writable(self.folder):

@@ -15,7 +15,7 @@ from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.loop import Done
 from bitflip.cluster import joining
 from bitflip.cluster.driver import Cluster
-from bitflip.commands import checks
+from bitflip.commands import checks, error_rates
 from bitflip.commands.exits import Exit
 from bitflip.errors import BadInput, refuse
 from bitflip.faults.flips import TargetKind
@@ -35,7 +35,10 @@ def main(target: TargetKind, prefix: str = "", argv: Sequence[str] | None = None
     interrupted = "interrupted before the first batch was finished; nothing was written"
     with terminal.speaking(), Exit(interrupted) as end:
         settings = checks.checked(sys.argv[1:] if argv is None else argv, target)
-        end.code = run(settings, target, prefix).code
+        if settings.bit_error_rates:
+            end.code = error_rates.run(settings, target, prefix)
+        else:
+            end.code = run(settings, target, prefix).code
     return end.code
 
 

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from pytorchfi.core import fault_injection
 from torch import Tensor, nn
@@ -339,16 +340,16 @@ class Injector(fault_injection):
 
     @contextlib.contextmanager
     def weight(self, flips: Flips) -> Iterator[Injected]:
-        """While open, one element of a parameter tensor is struck; it is always restored."""
+        """While open, elements of a parameter tensor are struck, mostly one; they are always restored."""
         weight = self.tensor_of(flips.layer, flips.parameter)
-        index = tuple(flips.coordinates(0))
+        index = *map(torch.from_numpy, np.unravel_index(flips.element, weight.shape)), *[None] * (not weight.dim())
         with torch.no_grad():
             original = weight[index].clone()
             change = flips.changes
-            error = change(original.reshape(1), torch.from_numpy(change.arrays).to(original.device))[0]
+            error = change(original, torch.from_numpy(change.arrays).to(original.device))
             try:
                 weight[index] = error
-                yield Injected(original.reshape(1), error.reshape(1))
+                yield Injected(original, error)
             finally:
                 weight[index] = original
 

@@ -32,7 +32,8 @@ class Flips:
 
     For neurons there is one flip per image of a batch: image ``images[i]`` gets bit ``bit[i]`` of element
     ``element[i]`` of its own output flipped. For weights there is one flip: ``element`` and ``bit`` have length 1. A
-    weight is a value of any of the layer's parameter tensors.
+    weight is a value of any of the layer's parameter tensors. Only :mod:`bitflip.faults.patterns` puts several in one
+    image, or parameter, at a time.
 
     Attributes:
         layer: where.
@@ -144,11 +145,15 @@ def parameter_flip(
 ) -> Flips:
     """The flip of batch number ``batch`` in a tensor that ``layer`` must have; see :func:`neuron_flips`."""
     tensor = _parameter(layer, parameter)
-    word = 0 if parameter == "weight" else 2**32 + zlib.crc32(parameter.encode())
-    words = _words(seed, layer, (batch, _TARGET_WORD["weight"], repeat, word), 1)
+    words = _words(seed, layer, (batch, _TARGET_WORD["weight"], repeat, parameter_word(parameter)), 1)
     element = _below(words[:, 0], math.prod(tensor.shape))
     first, change = kind.draw(_pick(bit, shares), words, tensor.bits, tensor.format)
     return Flips(layer, element, first, parameter, seed, change=change)
+
+
+def parameter_word(parameter: str) -> int:
+    """What stands for a parameter tensor in the counter."""
+    return 0 if parameter == "weight" else 2**32 + zlib.crc32(parameter.encode())
 
 
 def _parameter(layer: Layer, name: str) -> Parameter:
@@ -176,16 +181,16 @@ def _pick(bit: int | None, shares: BitShares | None) -> Pick:
         if shares is None:
             return _below(words, number)
         assert len(shares) == number
-        return np.searchsorted(np.cumsum(shares)[:-1], _uniform(words), side="right").astype(np.int64)
+        return np.searchsorted(np.cumsum(shares)[:-1], uniform(words), side="right").astype(np.int64)
 
     return pick
 
 
-def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Numbers in [0, 1) from 64-bit words."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _below(words: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
     """Whole numbers in [0, n), uniform to within n / 2**53, from 64-bit words."""
-    return np.minimum((_uniform(words) * n).astype(np.int64), n - 1)  # the product of the largest two can round up to n
+    return np.minimum((uniform(words) * n).astype(np.int64), n - 1)  # the product of the largest two can round up to n

@@ -111,6 +111,12 @@ class Target:
         return self.layer.bits if parameter is None else parameter.bits
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what flips hit: one image's output, or the parameter."""
+        parameter = self.layer.parameter(self.parameter)
+        return self.layer.shape if parameter is None else parameter.shape
+
+    @property
     def format(self) -> str:
         """Number format of what flips hit, such as ``float32``."""
         parameter = self.layer.parameter(self.parameter)

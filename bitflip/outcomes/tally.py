@@ -11,11 +11,8 @@ from bitflip.faults.tasks import Task
 from bitflip.outcomes.batch import BatchOutcomes
 
 
-class Tally(Protocol):
-    """Takes the outcomes of every task, in order, and can be put aside and gone on with."""
-
-    def add(self, task: Task, batch: BatchOutcomes) -> None:
-        """Take the outcomes of one task, on the host."""
+class Kept(Protocol):
+    """Can be put aside and gone on with."""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that was taken, for :meth:`restore`; what is kept in a file is on the disk when this returns."""
@@ -26,3 +23,10 @@ class Tally(Protocol):
         Raises:
             ValueError, LookupError, EOFError: if it is something else's.
         """
+
+
+class Tally(Kept, Protocol):
+    """Takes the outcomes of every task, in order."""
+
+    def add(self, task: Task, batch: BatchOutcomes) -> None:
+        """Take the outcomes of one task, on the host."""

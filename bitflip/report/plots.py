@@ -58,11 +58,12 @@ def _figure(run: Run, width: float, height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04))
     axes = figure.subplots()
-    figure.suptitle(_wrapped(run.title, width), x=0.01, ha="left", fontsize=6, color=GREY)
+    figure.suptitle(wrapped(run.title, width), x=0.01, ha="left", fontsize=6, color=GREY)
     return figure, axes
 
 
-def _wrapped(text: str, width: float) -> str:
+def wrapped(text: str, width: float) -> str:
+    """A title in two lines, if one is not enough."""
     room = round(width * 24)
     text = plain(text)
     if len(text) <= room:

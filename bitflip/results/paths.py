@@ -113,6 +113,11 @@ class Paths:
         """The folder of a run that is not finished."""
         return self._named(".unfinished")
 
+    @property
+    def error_rates(self) -> Paths:
+        """Those of a run with bit error rates."""
+        return Paths(self.folder, f"{self.stem}_ber")
+
     def partial(self) -> Paths:
         """The paths for the results of an interrupted run, which must not pass for those of a whole one."""
         return Paths(self.folder, f"{self.stem}_partial")

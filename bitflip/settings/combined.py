@@ -40,6 +40,26 @@ def check_fault(settings: Hyperparameters) -> list[str]:
     return problems
 
 
+def check_error_rate(settings: Hyperparameters) -> list[str]:
+    """One sentence for each setting that has no meaning with ``bit_error_rate``, or none without."""
+    if settings.bit_error_rate is None:
+        alone = "by_layer (--by-layer): expected bit_error_rate (--bit-error-rate) with it"
+        return [alone] if settings.by_layer else []
+    others = {
+        "bit_flip_pos (--bit-flip-pos): expected no bit": settings.bit is not None,
+        "fault (--fault): expected flip": settings.fault != "flip",
+        "bit_sampling (--bit-sampling): expected uniform": settings.bit_sampling != "uniform",
+        "margin (--margin): expected none": settings.margin is not None,
+        "prove (--prove): expected none": settings.prove,
+        "detailed_log (--detailed-log): expected none": settings.detailed_log,
+        "fault_table (--fault-table): expected none": settings.fault_table,
+        "save_faults (--save-faults): expected none": settings.save_faults is not None,
+        "ray (--ray): expected none": settings.ray is not None,
+    }
+    reason = "with bit_error_rate (--bit-error-rate), whose patterns have all bits of the chosen layers"
+    return [f"{words} {reason}" for words, wrong in others.items() if wrong]
+
+
 def check_bit(settings: Hyperparameters, width: int) -> list[str]:
     """One sentence if ``bit_flip_pos`` is no bit of a value ``width`` bits wide."""
     if settings.bit is None or settings.bit < width:

@@ -9,13 +9,13 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from bitflip.settings.kind import kind_of_fault
+from bitflip.settings.roles import ASIDE, LOG, PLACE, RESULT, SAMPLING, SOURCE, Role
 
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
@@ -28,36 +28,6 @@ DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224, "folder": 224}
 PUBLISHED_SIZE: dict[str, int] = {"inception_v3": 299}  # where it is another one
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 10_000  # in one run
-
-
-@dataclass(frozen=True)
-class Role:
-    """What depends on a setting; each declares it once.
-
-    Attributes:
-        unfinished: whether a run can only be gone on with if it has the same value.
-        joined: of which runs the results depend on it, so that those that are joined must have the same value, and
-            those that are compared name it: all, those of weight faults, or none.
-        sampling: whether it says which faults are sampled, so that it means nothing with a fault list.
-        rerun: whether a rerun takes it from the earlier run.
-        planned: whether it means something to a plan.
-        path: whether it names something that every worker reads for itself.
-    """
-
-    unfinished: bool = True
-    joined: Literal["all", "weight", "none"] = "all"
-    sampling: bool = False
-    rerun: bool = True
-    planned: bool = True
-    path: bool = False
-
-
-RESULT = Role()
-SAMPLING = Role(sampling=True)
-LOG = Role(joined="none", planned=False)
-PLACE = Role(unfinished=False, joined="none")
-SOURCE = Role(unfinished=False, joined="none", path=True)
-ASIDE = Role(unfinished=False, joined="none", rerun=False, planned=False)
 
 
 def _field(default: Any, meaning: str, valid: str, role: Role = RESULT, **kwargs: Any) -> Any:
@@ -144,6 +114,16 @@ class Hyperparameters(BaseModel):
         "one of flip, stuck0, stuck1, flips:K, burst:K (K from 2 to 64), random, zero, or value:X with a number X, or "
         "its bits such as 0x7fc00000",
         role=SAMPLING,
+    )
+    bit_error_rate: str | None = _field(
+        None,
+        "instead of one fault at a time, flip each bit of all chosen layers with this probability; several of them, "
+        "such as 1e-8,1e-7,1e-6, on nested patterns, of which repeats are drawn",
+        "numbers above 0 and at most 0.5, comma-separated",
+        role=SAMPLING,
+    )
+    by_layer: bool = _field(
+        False, "with bit_error_rate, also flip the bits of each layer alone", "true or false", role=SAMPLING
     )
     layer_type: str = _field(
         "all", "torch.nn class names, comma-separated, such as Conv2d,Linear,Identity", "'all' or names", role=SAMPLING
@@ -329,6 +309,16 @@ class Hyperparameters(BaseModel):
         kind_of_fault(value)
         return value
 
+    @field_validator("bit_error_rate", mode="before")
+    @classmethod
+    def _probabilities(cls, value: object) -> str | None:
+        if value is None:
+            return None
+        numbers = [float(part) for part in str(value).split(",")]
+        if not all(0 < number <= 0.5 for number in numbers):
+            raise ValueError("no probabilities")
+        return ",".join(f"{number:g}" for number in dict.fromkeys(numbers))
+
     @field_validator("mean", "std")
     @classmethod
     def _numbers_per_channel(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -393,6 +383,11 @@ class Hyperparameters(BaseModel):
     def bit(self) -> int | None:
         """The bit to flip, counted from the most significant one, or None for a random bit per fault."""
         return None if self.bit_flip_pos < 0 else self.bit_flip_pos
+
+    @property
+    def bit_error_rates(self) -> tuple[float, ...]:
+        """The probabilities of a flip, ascending; none if there is one fault at a time."""
+        return tuple(sorted(map(float, (self.bit_error_rate or "").split(",")))) if self.bit_error_rate else ()
 
     def resolved(self) -> Hyperparameters:
         """Itself with the values filled in that depend on another setting or on the clock."""
