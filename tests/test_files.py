@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(tmp_path: Path) -> None
     run = Run("neuron", tmp_path / "out", ("--engine=reference", "--layer-num=8,19", "--bit-flip-pos=1"))
     run.finish()
     before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
-    run.arguments = (*ARGUMENTS, "--bit-flip-pos=2")
+    run.arguments = (*ARGUMENTS, "--bit-flip-pos=2", "--fresh")
     assert run.ended(run.start(largest_file=7500)) == 2
     assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before
     run.finish()

@@ -194,6 +194,7 @@ class Campaign:
         audit: float = 0.0,
         progress: bool = False,
         folder: str | Path | None = None,
+        fresh: bool = False,
     ) -> Result:
         """Run faults, and report what they did.
 
@@ -206,6 +207,7 @@ class Campaign:
             audit: share of those that are run all the same.
             progress: show a progress bar.
             folder: for the files; a run that was stopped goes on from there. None: they are kept as long as the result.
+            fresh: start over all the same, and replace what another run has left in the folder under the same name.
 
         Raises:
             BadInput: for settings or faults that do not fit; its sentences say what.
@@ -226,7 +228,13 @@ class Campaign:
             if faults.seed < 0:
                 raise BadInput(f"seed: expected a whole number from 0, got {faults.seed}")
         holder = tempfile.TemporaryDirectory(prefix="bitflip-") if folder is None else None
-        chosen |= {"confidence": confidence, "detailed_log": detailed_log, "fault_table": fault_table, "plots": False}
+        chosen |= {
+            "confidence": confidence,
+            "detailed_log": detailed_log,
+            "fault_table": fault_table,
+            "plots": False,
+            "fresh": fresh,
+        }
         chosen |= {"prove": prove, "audit": audit}
         path = Path(holder.name if holder is not None else str(folder))
         settings = _settings({**self._settings, **chosen, "output_path": path}).model_copy(
@@ -293,20 +301,20 @@ class Campaign:
         *,
         progress: bool,
     ) -> Path:
-        paths = Paths.of_run(settings, "")
+        paths, finals = Paths.of_run(settings, ""), Paths.of_results(settings, "")
         shared = identity.of_settings(settings, target)
         with (
-            Checkpoint(paths.unfinished, shared, provenance.now()) as checkpoint,
+            Checkpoint(paths.unfinished, shared, provenance.now(), finals, fresh=settings.fresh) as checkpoint,
             self._prepared(settings, target, listed, own) as prepared,
         ):
             executor = Here(prepared)
-            checkpoint.require(identity.of_experiment(prepared, executor))
+            checkpoint.require(identity.of_experiment(prepared, executor), executor.device)
             done = loop.execute(prepared, checkpoint, Tracker(), executor, bar=progress)
             if done.stopped is not None:
                 raise done.stopped
             publishing.publish(done, "", checkpoint, done.tallies.counts)
             checkpoint.discard()
-        return Paths.of_results(settings, "")[0].table
+        return finals[0].table
 
     @contextlib.contextmanager
     def _prepared(

@@ -8,9 +8,11 @@ run is are held together by checksums, a part of one checkpoint can't pass for t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +20,19 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from bitflip.campaign import identity as identities
+from bitflip.campaign.finished import Finished
 from bitflip.campaign.unfinished import Unfinished, damaged, writable
 from bitflip.errors import BadInput
 from bitflip.faults.tasks import Cut
 from bitflip.files import replacing, replacing_bytes
 from bitflip.outcomes.tally import Kept
+from bitflip.results.paths import Paths
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 EARLIER = ("counts.npz", "outcomes.log")  # files of folders in an earlier form
-LONG = 60  # characters of a value that a sentence still quotes
 
 
 @dataclass
@@ -61,21 +67,35 @@ class Checkpoint(Unfinished):
         folder: see :class:`bitflip.campaign.unfinished.Unfinished`.
         identity: what the run must share with the one that it goes on with, by name.
         began: when the run began, if it begins now.
-        fresh: whether to throw away what an earlier run left.
+        finals: where its results will be, of each seed or of a list; what is there is only replaced by those of the
+            very same run.
+        fresh: whether to throw away what an earlier run left, and to replace results whatever they are of.
 
     Raises:
-        BadInput: if another process has it, what is there is damaged, of an earlier form, or belongs to another run.
+        BadInput: if another process has it, what is there is damaged, of an earlier form, or belongs to another run, or
+            so do the results.
 
     Attributes:
         progress: how far the run is.
         began: when it began.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], began: str, *, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        began: str,
+        finals: Sequence[Paths] = (),
+        *,
+        fresh: bool = False,
+    ) -> None:
         super().__init__(folder, "progress.npz")
         self.began = began
         self.progress = Progress()
-        self._identity = _plain(identity)
+        self._finished = Finished(finals)
+        self._fresh = fresh
+        self._identity = identities.plain(identity)
+        self._device: dict[str, str] = {}
         self._saved = _Saved()
         self._run = folder / "run.json"
         try:
@@ -89,7 +109,12 @@ class Checkpoint(Unfinished):
                     self.empty()
                 self.sweep()
             self._read()
-            self.require({})
+            try:
+                self._compare()
+            except BadInput:
+                if not self.started:
+                    self.discard()
+                raise
         except BaseException:
             self.release()
             raise
@@ -99,21 +124,47 @@ class Checkpoint(Unfinished):
         """Whether the run goes on where an earlier one was."""
         return bool(self._saved.states)
 
-    def require(self, facts: Mapping[str, Any]) -> None:
-        """Share further facts, known only by now, with the run that this one goes on with.
+    def require(self, facts: Mapping[str, Any], device: str) -> None:
+        """Share further facts, known only by now, with the run that this one goes on with, and those it replaces.
+
+        Args:
+            facts: by name.
+            device: what computes, in words.
 
         Raises:
             BadInput: if they are others.
         """
-        self._identity |= _plain(facts)
-        here, there = self._identity, self._saved.identity
-        names = [name for name in here if self.resumed and there.get(name) != here[name]]
+        self._identity |= identities.plain(facts)
+        self._device = {"device": identities.kind_of(device)}
+        self._compare()
+        if not self._decided and (there := self._finished.there):
+            more = f" (and {len(there) - 1} more like it)" if len(there) > 1 else ""
+            log.info(f"{there[0]}{more} is of this very run, which is made again; its files will be replaced")
+
+    @property
+    def _decided(self) -> bool:
+        """Whether it was decided before, or by the user, that results which were there when the run began may go."""
+        return self._fresh or self.resumed
+
+    def _compare(self) -> None:
+        names = identities.differing(self._saved.identity, self._identity) if self.resumed else []
         if names:
-            differ = "; ".join(_difference(name, there.get(name), here[name]) for name in names)
+            differ = identities.difference(self._saved.identity, self._identity, names)
             raise BadInput(
                 f"output_path (--output-path): {self.folder} holds an unfinished run with other settings ({differ}); "
                 "go on with those, give --fresh to start over, or choose another folder"
             )
+        self._require_finished(self.began if self._decided else "")
+
+    def _require_finished(self, after: str) -> None:
+        self._finished.require({**self._identity, **self._device}, after)
+
+    @contextlib.contextmanager
+    def publishing(self, folder: Path) -> Iterator[Path]:
+        """See :meth:`Unfinished.publishing`; results of other runs that came meanwhile are not replaced."""
+        self._require_finished(self.began)
+        with super().publishing(folder) as results:
+            yield results
 
     def restore(self, tallies: Mapping[str, Kept]) -> None:
         """Give tallies, by name, the states that they had.
@@ -160,15 +211,3 @@ class Checkpoint(Unfinished):
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _difference(name: str, there: object, here: object) -> str:
-    if max(len(str(there)), len(str(here))) > LONG:
-        return f"other {name}"
-    return f"{name} {there} there, {here} here"
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as they come back from a JSON file."""
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain

@@ -1,7 +1,9 @@
-"""What a run is: all that an unfinished one must share with the one that goes on with it."""
+"""What a run is: what an unfinished one shares with one that goes on with it, and a finished one with its repeat."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bitflip.campaign.executor import Executor
@@ -10,7 +12,9 @@ from bitflip.faults.flips import TargetKind
 from bitflip.faults.listed import Listed
 from bitflip.results import provenance
 from bitflip.settings import hyperparameters
-from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters, role_of
+
+LONG = 60  # characters of a value that a sentence still quotes
 
 
 def of_settings(settings: Hyperparameters, target: TargetKind) -> dict[str, Any]:
@@ -33,3 +37,52 @@ def of_experiment(experiment: Experiment, executor: Executor) -> dict[str, Any]:
         "faults": source.digest if isinstance(source, Listed) else None,
         **{f"{name} version": version for name, version in provenance.versions().items()},
     }
+
+
+def of_finished(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ``.json`` of a finished run says of it, as far as it does.
+
+    Raises:
+        KeyError, TypeError, AttributeError: if it is none.
+    """
+    settings, model, data = facts["settings"], facts["model"], facts["data"]
+    listed = {"faults": facts["faults_sha256"]} if "faults_sha256" in facts else {}
+    return {
+        "target": facts["target"],
+        **{name: value for name, value in settings.items() if role_of(name).unfinished},
+        "device": kind_of(facts["device"]),
+        "engine that can run it": facts["engine"],
+        "model sha256": model["sha256"],
+        "code of the model": model["code_sha256"],
+        "images": data["images"],
+        "pixels and labels": data["sha256"],
+        **listed,
+        **{f"{name} version": version for name, version in facts["versions"].items()},
+    }
+
+
+def kind_of(device: str) -> str:
+    """What of a device, in words, results are taken to depend on: all GPUs count as one."""
+    return "cuda" if device.startswith("cuda") else device
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they come back from a JSON file."""
+    found: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return found
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The names of what is not the same there as here."""
+    return [name for name in here if there.get(name) != here[name]]
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any], names: Iterable[str]) -> str:
+    """That in words."""
+    return "; ".join(_words(name, there.get(name), here[name]) for name in names)
+
+
+def _words(name: str, there: object, here: object) -> str:
+    if max(len(str(there)), len(str(here))) > LONG:
+        return f"other {name}"
+    return f"{name} {there} there, {here} here"

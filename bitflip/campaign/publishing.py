@@ -14,6 +14,7 @@ from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.loop import Done
 from bitflip.campaign.unfinished import writable
+from bitflip.faults.listed import Listed
 from bitflip.outcomes.counts import Counts
 from bitflip.outcomes.per_fault import PerFault
 from bitflip.results import faultresults, provenance, tables
@@ -58,11 +59,20 @@ def publish(done: Done, prefix: str, checkpoint: Checkpoint, counts: Counts) -> 
             made = {path.name for path in folder.iterdir()}
             written += [path for path in paths.all if path.name in made]
             unwanted += [path for path in paths.all if path.name not in made]
-            unwanted += [*final.partial().all, *drawn(final.partial()), *drawn(final)] if done.complete else []
+            if done.complete:
+                partial = final.partial()
+                unwanted += [*partial.all, *drawn(partial), *([] if _same(paths, folder) else drawn(final))]
         if experiment.settings.plots and done.complete:
             written += draw(finals, folder)
     remove(unwanted, but=written)
     return written
+
+
+def _same(paths: Paths, folder: Path) -> bool:
+    """Whether the tables that are there are those that are about to take their places, so that plots are theirs too."""
+    return all(
+        path.is_file() and path.read_bytes() == (folder / path.name).read_bytes() for path in (paths.table, paths.bits)
+    )
 
 
 def write(paths: Paths, done: Done, counts: Counts, place: int, began: str) -> None:
@@ -157,8 +167,8 @@ def _line(found: LayerEstimate) -> terminal.Line:
 
 def _facts(done: Done, counts: Counts, estimates: Sequence[LayerEstimate], seed: int, started: str) -> dict[str, Any]:
     """All that is needed to understand the results of a seed, and to have them again."""
-    experiment, main = done.experiment, done.tallies.main
-    listed = {"faults": len(main.faults)} if isinstance(main, PerFault) else {}
+    experiment, source = done.experiment, done.experiment.source
+    listed = {"faults": len(source.faults), "faults_sha256": source.digest} if isinstance(source, Listed) else {}
     return {
         "complete": done.complete,
         "target": experiment.target,

@@ -36,12 +36,12 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> int:
     try:
         with ExitStack() as stack:
             shared = identity.of_settings(settings, target)
-            checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), fresh=settings.fresh)
+            checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), [paths], fresh=settings.fresh)
             stack.enter_context(checkpoint)
             loaded = experiment.prepare(settings, target)
             if not loaded.targets:
                 raise BadInput(f"layer_type, layer_num: expected at least one layer with a {target} to flip")
-            checkpoint.require(identity.of_experiment(loaded, Here(loaded)))
+            checkpoint.require(identity.of_experiment(loaded, Here(loaded)), loaded.device)
             found = ErrorRateCampaign(loaded, checkpoint)
             print(title(found), flush=True)
             publishing.warn_of_changes(loaded)

@@ -70,14 +70,15 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> Ended:
     try:
         with ExitStack() as stack:
             shared = identity.of_settings(settings, target)
-            checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), fresh=settings.fresh)
+            finals = Paths.of_results(settings, prefix)
+            checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), finals, fresh=settings.fresh)
             stack.enter_context(checkpoint)
             if checkpoint.resumed:
                 kept = f"{again} goes on from where the run was"
             loaded, executor = _loaded(settings, target, stack)
             print(loaded.title, flush=True)
             publishing.warn_of_changes(loaded)
-            checkpoint.require(identity.of_experiment(loaded, executor))
+            checkpoint.require(identity.of_experiment(loaded, executor), executor.device)
             if settings.save_faults is not None:
                 saving.save(settings.save_faults, loaded)
             tracker = stack.enter_context(tracking.connect())

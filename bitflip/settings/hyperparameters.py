@@ -177,7 +177,12 @@ class Hyperparameters(BaseModel):
         "true or false",
         role=Role(unfinished=False, joined="none", planned=False),
     )
-    fresh: bool = _field(False, "start over where an unfinished run could be gone on with", "true or false", role=ASIDE)
+    fresh: bool = _field(
+        False,
+        "start over where an unfinished run could be gone on with, and replace results of a run with other settings",
+        "true or false",
+        role=ASIDE,
+    )
     rerun: Path | None = _field(
         None,
         "the .json of an earlier run, whose settings (but output_path) hold unless the command line says otherwise",

@@ -18,6 +18,7 @@ class Role:
         rerun: whether a rerun takes it from the earlier run.
         planned: whether it means something to a plan.
         path: whether it names something that every worker reads for itself.
+        adds: whether all that it does is to add files to the results.
     """
 
     unfinished: bool = True
@@ -26,11 +27,12 @@ class Role:
     rerun: bool = True
     planned: bool = True
     path: bool = False
+    adds: bool = False
 
 
 RESULT = Role()
 SAMPLING = Role(sampling=True)
-LOG = Role(joined="none", planned=False)
+LOG = Role(joined="none", planned=False, adds=True)
 PLACE = Role(unfinished=False, joined="none")
 SOURCE = Role(unfinished=False, joined="none", path=True)
 ASIDE = Role(unfinished=False, joined="none", rerun=False, planned=False)
