@@ -86,7 +86,8 @@ class Run:
             die_before: it kills itself before its n-th file operation in its folder.
             largest_file: no file that it writes can be longer, in bytes.
         """
-        arguments = ["--dataset=digits", "--seed=5", "--no-plots", f"--output-path={self.folder}", *self.arguments]
+        arguments = ["--dataset=digits", "--no-plots", f"--output-path={self.folder}", *self.arguments]
+        arguments += [] if self.listed else ["--seed=5"]
         process = _context.Process(
             target=_child,
             args=(self, arguments, die_before, largest_file),

@@ -414,6 +414,8 @@ def test_a_lists_results_are_drawn_and_sent_like_those_of_any_run(
     assert plots == [f"{stem}_bits.png", f"{stem}_heatmap.png", f"{stem}_layers.png"]
     assert all(f"  {tmp_path / name}" in done.out.splitlines() for name in plots)
     run_script(*arguments, "--no-plots")
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == plots, "of the same results"
+    run_script(*arguments, "--no-plots", "--fresh", "--confidence=0.9")
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".png", ".svg", ".html")], "of other results"
 
 
@@ -433,7 +435,7 @@ def test_results_of_an_earlier_list_stay_until_all_new_ones_are_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(results, "write_bits", full)
-        done = run_script(*arguments)
+        done = run_script(*arguments, "--fresh")
     assert done.code == 2
     assert "can't be written (No space left on device); what was finished before is kept" in done.err
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

@@ -302,11 +302,22 @@ def test_what_is_made_of_a_parameter_alone_is_made_anew() -> None:
 
 def test_a_run_over_chosen_parameters(run_script: RunScript, few_digits: FewDigits, tmp_path: object) -> None:
     few_digits(32)
-    flags = ["--dataset=digits", "--seed=3", "--batch-size=16", f"--output-path={tmp_path}", "--layer-num=0,1,2"]
+    flags = [
+        "--dataset=digits",
+        "--seed=3",
+        "--batch-size=16",
+        f"--output-path={tmp_path}",
+        "--layer-num=0,1,2",
+        "--fresh",
+    ]
     done = run_script("weight.py", *flags, "--parameters=weight,bias", "--detailed-log")
     assert done.code == 0, done.err
     lines = [line for line in done.out.splitlines() if line.startswith("Layer #")]
-    assert [line.split(": ")[0] for line in lines] == [*["Layer #0"] * 2, *["Layer #1"] * 2, "Layer #2 has no weight"]
+    assert [line.split(": ")[0] for line in lines] == [
+        *["Layer #0"] * 2,
+        *["Layer #1"] * 2,
+        "Layer #2 has no weight or bias",
+    ]
     assert [line.rpartition(", ")[2] for line in lines[:4]] == [
         *("Conv2d", "Conv2d bias", "BatchNorm2d", "BatchNorm2d bias"),
     ]

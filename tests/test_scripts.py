@@ -218,14 +218,6 @@ def test_layers_without_a_weight_say_so(run_digits: RunDigits, few_digits: FewDi
     assert [row["layer"] for row in result.rows] == ["0", "1"]
 
 
-def test_only_layers_without_a_weight(run_digits: RunDigits, few_digits: FewDigits) -> None:
-    few_digits(30)
-    result = run_digits("weight.py", "--layer-type", "MaxPool2d", "--detailed-log")
-    assert result.done.code == 0
-    assert result.text(".txt").splitlines()[-4:] == [f"Layer #{i} has no weight" for i in range(4)]
-    assert (result.rows, result.text("_detailed.txt")) == ([], "")
-
-
 def test_nothing_to_divide_by(run_digits: RunDigits, monkeypatch: pytest.MonkeyPatch) -> None:
     """No image is classified correctly: a rate is neither zero nor a division by it."""
     load = digits.load

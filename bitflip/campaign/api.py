@@ -242,7 +242,8 @@ class Campaign:
         )
         if own is not None:
             settings = settings.model_copy(update={"fault": f"own:{code.described(own)}"})
-        if problems := [*combined.check_prove(settings), *combined.check_fault(settings)]:
+        checks = combined.check_prove, combined.check_fault, combined.check_sampling
+        if problems := [sentence for check in checks for sentence in check(settings)]:
             raise BadInput(*problems)
         path.mkdir(parents=True, exist_ok=True)
         table = self._run(settings, target, listed, own, progress=progress)

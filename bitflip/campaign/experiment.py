@@ -110,6 +110,11 @@ class Experiment:
         return -(-self.images.count // per_flip) * self.settings.repeats
 
     @property
+    def sought(self) -> str:
+        """What a layer has to have to be struck, in words."""
+        return sought(self.settings, self.target)
+
+    @property
     def title(self) -> str:
         """The run in a line."""
         s, count = self.settings, len({item.number for item in self.targets})
@@ -122,6 +127,13 @@ class Experiment:
             f"{s.model_name} on {s.dataset}: {what} in {count} layers, {self.images.count} images{whose}, "
             f"{self.device}, {s.precision}, {self.network.engine.name} engine{' with bounds' if s.prove else ''}"
         )
+
+
+def sought(settings: Hyperparameters, target: TargetKind) -> str:
+    """See :attr:`Experiment.sought`."""
+    if target == "neuron":
+        return "output of its own for each image"
+    return " or ".join(settings.parameter_names or ["parameter"])
 
 
 def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
@@ -181,6 +193,12 @@ def of(
         source: Sampling | Listed = sampling
         chosen = choose(settings, target, network.injector)
         targets = layers.targets(chosen, target, settings.parameter_names)
+        if not targets:
+            types = ", ".join(sorted({item.layer.type for item in chosen}))
+            raise BadInput(
+                "layer_type, layer_num (--layer-type, --layer-num): expected at least one layer that has "
+                f"a{'n' * (target == 'neuron')} {sought(settings, target)}, got {len(chosen)} of type {types}"
+            )
         for item in targets:
             if problems := combined.check_bit(settings, item.bits) or sampling.kind.check(
                 item.bits, settings.bit, item.format

@@ -140,7 +140,7 @@ def _outcomes(
     margin = _margin(experiment)
     if margin is not None and start >= len(experiment.tasks(cut, turn, [])):
         turn, start = turn + 1, 0
-    while (targets := _open(experiment, tallies, turn, start)) or turn == 0:  # without a layer, one clean round
+    while targets := _open(experiment, tallies, turn, start):
         yield from executor.run(experiment, cut, turn, targets, start, advance)
         if margin is None:
             return

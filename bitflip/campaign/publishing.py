@@ -35,7 +35,7 @@ def report(done: Done, prefix: str, checkpoint: Checkpoint) -> list[LayerEstimat
     """
     experiment, counts = done.experiment, done.tallies.counts
     overall = experiment.estimates(counts)
-    print(*_summary(done, counts), *tables.result_lines(experiment.chosen, overall), sep="\n")
+    print(*_summary(done, counts), *tables.result_lines(experiment.chosen, overall, experiment.sought), sep="\n")
     print("Results:", *publish(done, prefix, checkpoint, counts), sep="\n  ")
     lines, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
     print(terminal.most_fragile(lines, confidence=experiment.settings.confidence, pretty=pretty))
@@ -88,7 +88,7 @@ def write(paths: Paths, done: Done, counts: Counts, place: int, began: str) -> N
     experiment, tallies = done.experiment, done.tallies
     settings, seed = experiment.settings, tallies.seeds[place]
     estimates = experiment.estimates(counts, place)
-    lines = tables.result_lines(experiment.chosen, estimates)
+    lines = tables.result_lines(experiment.chosen, estimates, experiment.sought)
     if isinstance(tallies.main, PerFault):
         seed = settings.seed  # which made the choice, if there is a limit
         lines = [*_summary(done, counts), *lines]
@@ -239,7 +239,7 @@ def track(experiment: Experiment, estimates: Sequence[LayerEstimate], tracker: T
         if found.rate.value is not None:
             payload = {"Misclassification_rate": found.rate.value, found.item.layer.type: found.rate.value}
             tracker.log(payload, step=found.item.number)
-    last = max((item.number for item in experiment.chosen), default=0)
+    last = max(item.number for item in experiment.chosen)
     found_means = rates.means(estimates, experiment.settings.confidence)
     means = {
         f"mean/{name}": rate.value

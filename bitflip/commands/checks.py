@@ -31,6 +31,7 @@ def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
         ({"bit_flip_pos", "model_name"}, lambda: combined.check_bit(settings, 64 if custom else 32)),
         ({"fault", "bit_flip_pos", "bit_sampling"}, lambda: combined.check_fault(settings)),
         ({"bit_error_rate"}, lambda: combined.check_error_rate(settings)),
+        (combined.IDLE, lambda: combined.check_idle(settings, target)),
         ({"seeds", "margin"}, lambda: combined.check_seeds(settings)),
         ({"prove", "audit", "engine", "fault_table", "faults"}, lambda: combined.check_prove(settings)),
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),

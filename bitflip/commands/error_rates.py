@@ -12,7 +12,6 @@ from bitflip.campaign import experiment, identity, publishing
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.error_rates import NETWORK, ErrorRateCampaign
 from bitflip.campaign.executor import Here
-from bitflip.errors import BadInput
 from bitflip.faults.flips import TargetKind
 from bitflip.results import error_rates, provenance, tables, tracking
 from bitflip.results.paths import Paths
@@ -39,8 +38,6 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> int:
             checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), [paths], fresh=settings.fresh)
             stack.enter_context(checkpoint)
             loaded = experiment.prepare(settings, target)
-            if not loaded.targets:
-                raise BadInput(f"layer_type, layer_num: expected at least one layer with a {target} to flip")
             checkpoint.require(identity.of_experiment(loaded, Here(loaded)), loaded.device)
             found = ErrorRateCampaign(loaded, checkpoint)
             print(title(found), flush=True)

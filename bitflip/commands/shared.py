@@ -46,10 +46,7 @@ def prepared(arguments: argparse.Namespace, *flags: str) -> Experiment:
     settings = checks.checked(
         ["--output-path", tempfile.gettempdir(), *flags, *reading.flags_of(arguments)], arguments.target
     )
-    found = experiment.prepare(settings, arguments.target)
-    if not found.targets:
-        raise BadInput(f"layer_type, layer_num: expected at least one layer with a {arguments.target} to flip")
-    return found
+    return experiment.prepare(settings, arguments.target)
 
 
 def write(path: Path | None, kind: type[Any], rows: Iterable[Any]) -> None:

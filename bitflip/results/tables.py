@@ -33,16 +33,21 @@ def check_folder(folder: Path) -> list[str]:
         ]
 
 
-def result_lines(chosen: Sequence[Target], estimates: Sequence[LayerEstimate]) -> list[str]:
-    """One line per chosen layer, or parameter of it: ``Layer #7: 931 / 7375 = 12.6237%, MaxPool2d``."""
+def result_lines(chosen: Sequence[Target], estimates: Sequence[LayerEstimate], sought: str) -> list[str]:
+    """One line per chosen layer, or parameter of it: ``Layer #7: 931 / 7375 = 12.6237%, MaxPool2d``.
+
+    Args:
+        chosen: the layers.
+        estimates: of those that were struck.
+        sought: what the others have none of, in words.
+    """
     lines = []
     by_number: dict[int, list[LayerEstimate]] = {}
     for found in estimates:
         by_number.setdefault(found.item.number, []).append(found)
     for item in chosen:
         if item.number not in by_number:
-            reason = "no weight" if item.layer.per_image else "no output of its own for each image"
-            lines.append(f"Layer #{item.number} has {reason}")
+            lines.append(f"Layer #{item.number} has no {sought}")
         for found in by_number.get(item.number, ()):
             name = item.layer.type
             if found.item.parameter not in ("", "weight"):

@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from bitflip.settings.hyperparameters import Hyperparameters
+
+SINGLE = ("flip", "stuck0", "stuck1")  # kinds of fault of a single bit
+IDLE = {"bit_sampling", "bit_flip_pos", "parameters", "pool_mib", "engine", "dataset", "model_name", "faults", "limit"}
+
+
+def check_idle(settings: Hyperparameters, target: Literal["neuron", "weight"]) -> list[str]:
+    """One sentence for each setting that can have no effect beside the others."""
+    s, fields = settings, Hyperparameters.model_fields
+    elsewhere = ":" in str(s.model_name) or s.dataset not in ("cifar10", "cifar100")
+    idle = [
+        ("parameters", target == "neuron", "weight with faults of neurons"),
+        ("pool_mib", s.engine == "reference", "no value with engine (--engine) reference"),
+        ("input_path", s.dataset == "digits", "no value with dataset (--dataset) digits, which come with the package"),
+        ("hub_path", elsewhere, f"no value with {s.model_name} on {s.dataset}, which does not come from there"),
+    ]
+    found = [
+        f"{name} (--{name.replace('_', '-')}): expected {words}, got {getattr(s, name)}"
+        for name, is_idle, words in idle
+        if is_idle and getattr(s, name) != fields[name].default
+    ]
+    if s.faults is not None and s.limit is None and s.seed > 0:
+        found.append(f"seed (--seed): expected no value with faults (--faults) without limit (--limit), got {s.seed}")
+    return [*found, *check_sampling(s)]
+
+
+def check_sampling(settings: Hyperparameters) -> list[str]:
+    """One sentence if it is said how bits are drawn where none is."""
+    if settings.bit is None or settings.bit_sampling == "uniform" or _name(settings) not in SINGLE:
+        return []
+    return [
+        "bit_sampling (--bit-sampling): expected uniform with one bit (bit_flip_pos), which is not drawn, got "
+        f"{settings.bit_sampling}"
+    ]
 
 
 def check_seeds(settings: Hyperparameters) -> list[str]:
@@ -24,10 +59,14 @@ def check_prove(settings: Hyperparameters) -> list[str]:
     return [f"{words} with prove (--prove), which does not run every fault" for words, wrong in others.items() if wrong]
 
 
+def _name(settings: Hyperparameters) -> str:
+    return settings.fault.partition(":")[0]
+
+
 def check_fault(settings: Hyperparameters) -> list[str]:
     """One sentence for each setting that has no meaning with the kind of fault."""
-    name = settings.fault.partition(":")[0]
-    if name in ("flip", "stuck0", "stuck1"):
+    name = _name(settings)
+    if name in SINGLE:
         return []
     problems = []
     if settings.bit is not None and name != "burst":

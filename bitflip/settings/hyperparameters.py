@@ -140,7 +140,7 @@ class Hyperparameters(BaseModel):
         "how random bits are drawn: uniform, or importance, which draws a third of them from the top exponent bit, "
         "where nearly all misclassifications come from, and weights the rates accordingly",
         "uniform or importance",
-        role=SAMPLING,
+        role=Role(sampling=True, planned=False),
     )
     margin: float | None = _field(
         None,
@@ -304,8 +304,8 @@ class Hyperparameters(BaseModel):
     @classmethod
     def _list_of_names(cls, value: str) -> str:
         names = [name.strip() for name in value.split(",")]
-        if not all(names):
-            raise ValueError("empty name")
+        if not all(names) or ("all" in names and set(names) != {"all"}):
+            raise ValueError("empty name, or all and some")
         return ",".join(dict.fromkeys(names))
 
     @field_validator("fault")
@@ -353,14 +353,12 @@ class Hyperparameters(BaseModel):
     @property
     def layer_types(self) -> tuple[str, ...] | None:
         """Chosen ``torch.nn`` class names, or None for all."""
-        names = tuple(self.layer_type.split(","))
-        return None if "all" in names else names
+        return None if self.layer_type == "all" else tuple(self.layer_type.split(","))
 
     @property
     def parameter_names(self) -> tuple[str, ...] | None:
         """Names of the chosen parameter tensors, or None for all."""
-        names = tuple(self.parameters.split(","))
-        return None if "all" in names else names
+        return None if self.parameters == "all" else tuple(self.parameters.split(","))
 
     @property
     def layer_numbers(self) -> tuple[int, ...] | None:

@@ -73,6 +73,9 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
     problems = _unknown(unknown)
     if len([name for name in ("seed", "seeds") if given.get(name) or os.environ.get(name)]) == 2:
         problems["seeds"] = "seeds (--seeds): expected either seed or seeds, got both"
+    given_names = {flag.partition("=")[0] for flag in flags} & {"--layer-num", "--layer-nums"}
+    if len(given_names or [name for name in ("layer_num", "layer_nums") if os.environ.get(name)]) == 2:
+        problems["layer_num"] = "layer_num (--layer-num): expected either layer_num or layer_nums, got both"
     if rerun := given.get("rerun") or os.environ.get("rerun"):  # noqa: SIM112
         earlier, problem = _earlier(Path(str(rerun)))
         given = {**earlier, **given}
