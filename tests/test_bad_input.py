@@ -115,6 +115,31 @@ EARLY: list[tuple[str, list[str], dict[str, str], str]] = [
         {},
         r"model_name \(--model-name\): expected FILE.py:factory, but there is no file missing.py",
     ),
+    *(
+        (
+            f"own model without a factory: {name}",
+            ["--dataset", "digits", "--model-name", name],
+            {},
+            r"model_name \(--model-name\): expected FILE.py:factory, where factory is what makes the model in "
+            rf"FILE.py, got '{name}' without a factory",
+        )
+        for name in ("net.py", "net.py:")
+    ),
+    *(
+        (
+            f"layer numbers {text}",
+            ["--dataset", "digits", "--layer-num", text],
+            {},
+            rf"layer_num \(--layer-num\): expected 'all' or .*, got '{text}'",
+        )
+        for text in ("5-3", "1-", "-3", "0-2-4", "0-100000", "1,,2")
+    ),
+    (
+        "no image",
+        ["--dataset", "digits", "--max-images", "0"],
+        {},
+        r"max_images \(--max-images\): expected a whole number of at least 1, got '0'",
+    ),
     (
         "no weights file",
         ["--dataset", "digits", "--weights", "missing.pt"],
@@ -156,19 +181,22 @@ EARLY: list[tuple[str, list[str], dict[str, str], str]] = [
         "layer number that is none",
         ["--dataset", "digits", "--layer-num", "1,two"],
         {},
-        r"layer_num \(--layer-num\): expected 'all' or whole numbers from 0, comma-separated, got '1,two'",
+        r"layer_num \(--layer-num\): expected 'all' or whole numbers from 0, and ranges of them such as 0-5, "
+        r"comma-separated, got '1,two'",
     ),
     (
         "negative layer number",
         ["--dataset", "digits", "--layer-num=-1"],
         {},
-        r"layer_num \(--layer-num\): expected 'all' or whole numbers from 0, comma-separated, got '-1'",
+        r"layer_num \(--layer-num\): expected 'all' or whole numbers from 0, and ranges of them such as 0-5, "
+        r"comma-separated, got '-1'",
     ),
     (
         "layer_nums in the environment",
         ["--dataset", "digits"],
         {"layer_nums": "1;2"},
-        r"layer_num \(--layer-num\): expected 'all' or whole numbers from 0, comma-separated, got '1;2'",
+        r"layer_num \(--layer-num\): expected 'all' or whole numbers from 0, and ranges of them such as 0-5, "
+        r"comma-separated, got '1;2'",
     ),
     (
         "bit 32",
@@ -491,6 +519,11 @@ LATE: list[tuple[str, list[str], str]] = [
         r"layer_num \(--layer-num\): expected numbers from 0 to 23 \(layer_type leaves 24 layers\), got 24, 99",
     ),
     (
+        "many layer numbers out of range",
+        ["--layer-num", "24-300"],
+        r"layer_num \(--layer-num\): expected numbers from 0 to 23 \(.*\), got 24, 25, 26, 27, \.\.\., 300",
+    ),
+    (
         "layer number out of the range that layer_type leaves",
         ["--layer-type", "Linear", "--layer-num", "2"],
         r"layer_num \(--layer-num\): expected numbers from 0 to 1 \(layer_type leaves 2 layers\), got 2",
@@ -499,6 +532,11 @@ LATE: list[tuple[str, list[str], str]] = [
         "no full batch",
         ["--drop-last", "--batch-size", "601"],
         r"batch_size \(--batch-size\): expected at most 600 with drop_last, the number of images",
+    ),
+    (
+        "no full batch of fewer images",
+        ["--drop-last", "--batch-size", "65", "--max-images=64"],
+        r"batch_size \(--batch-size\): expected at most 64 with drop_last, the number of images",
     ),
     (
         "own model for another image size",

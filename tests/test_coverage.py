@@ -54,6 +54,20 @@ def test_the_table_is_what_the_command_prints(name: str, capsys: pytest.CaptureF
     assert row[:9] == rows()[name][:9]
 
 
+def test_no_heading_comes_before_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["coverage", "nosuch"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: MODEL: torchvision.models has no 'nosuch'")
+
+
+def test_the_shipped_network(digits_model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["coverage", "--rows", "digits_vgg"]) == 0
+    cells = [cell.strip() for cell in capsys.readouterr().out.strip().strip("|").split("|")]
+    assert cells[0] == "digits_vgg"
+    assert f"{sum(parameter.numel() for parameter in digits_model.parameters()):,}" in cells
+
+
 def test_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["coverage", "--check", "--sizes=32", f"{__file__}:tied"]) == 0
     *_, header, _, row = capsys.readouterr().out.splitlines()

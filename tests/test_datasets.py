@@ -478,7 +478,7 @@ def test_batches_are_in_order(
     monkeypatch.setattr(data_images, "KEPT_BYTES", 10**9 if kept else 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     test_set = load("cifar10", tmp_path)
-    count = datasets.size_of(test_set, 8, drop_last=drop_last)
+    count = datasets.size_of(test_set, Hyperparameters(batch_size=8, drop_last=drop_last))
     spans = [range(first, min(first + 8, count)) for first in range(0, count, 8)]
     batches = list(Images(test_set, count).batches(spans))
     assert [len(images) for images, _ in batches] == sizes

@@ -103,6 +103,23 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     assert all(problem.startswith("faults (--faults): ") for problem in refused.value.problems)
 
 
+def test_the_same_complaint_about_many_lines_is_one_sentence(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(5)
+    faults = [Fault("weight", "features.0", 0, (i, 0, 0, 0), 1) for i in range(16)]
+    faults[3:3] = [Fault("weight", "features.0", 0, (99, 0, 0, 0), 1)]
+    (tmp_path / "list.csv").write_text(written(faults))
+    common = ("--dataset=digits", f"--faults={tmp_path / 'list.csv'}", f"--output-path={tmp_path / 'out'}")
+    done = run_script("main.py", *common)
+    (sentence,) = done.errors
+    assert sentence.startswith(
+        f"faults (--faults): {tmp_path / 'list.csv'}, line 2 and 16 more: target: expected neuron"
+    )
+    (sentence,) = run_script("weight.py", *common).errors
+    assert sentence.startswith(f"faults (--faults): {tmp_path / 'list.csv'}, line 5: index: expected an element")
+
+
 def test_published_bits_count_from_the_other_end(tmp_path: Path) -> None:
     path = tmp_path / "published.csv"
     rows = ['7,conv1,"(3, 0, 2, 1)",30,100,1,2,97', '9,linear,"(2, 5)",0,100,100,0,0', '11,bn,"(4,)",31,100,0,99,1']
@@ -162,7 +179,7 @@ def test_bad_rows_are_reported_together(tmp_path: Path) -> None:
 
 def test_many_bad_rows_are_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "faults.csv"
-    path.write_text("\n".join([HEADER, *["weight"] * 100]))
+    path.write_text("\n".join([HEADER, *(f"weight,features.0,0,0;0;0;0,{bit},all" for bit in range(64, 164))]))
     with pytest.raises(BadInput) as refused:
         faultlist.read(path).check([], 1, neurons=False)
     assert len(refused.value.problems) == faultlist.SHOWN + 1

@@ -54,6 +54,7 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("device", "auto", "cpu", "cpu", "cuda:1", "cuda:1"),
     ("ray", None, "auto", "auto", "head:6379", "head:6379"),
     ("precision", "ieee", "tf32", "tf32", "ieee", "ieee"),
+    ("max_images", None, "100", 100, "1", 1),
     ("drop_last", False, "1", True, "0", False),
     ("repeats", 1, "2", 2, "3", 3),
     ("engine", "wave", "reference", "reference", "wave", "wave"),
@@ -148,7 +149,15 @@ def test_layer_nums_is_layer_num(
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("all", None), ("7", (7,)), ("3,1,3", (1, 3)), (" 0 , 10,2", (0, 2, 10)), ("007", (7,))],
+    [
+        ("all", None),
+        ("7", (7,)),
+        ("3,1,3", (1, 3)),
+        (" 0 , 10,2", (0, 2, 10)),
+        ("007", (7,)),
+        ("0-5", (0, 1, 2, 3, 4, 5)),
+        ("9, 3 - 5,4", (3, 4, 5, 9)),
+    ],
 )
 def test_layer_numbers(text: str, expected: object) -> None:
     assert read("--layer-num", text).layer_numbers == expected

@@ -473,6 +473,22 @@ def test_detailed_log_of_weights(bit: str, run_digits: RunDigits, few_digits: Fe
     assert count.total() > 0
 
 
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+def test_the_first_images_only(script: str, run_digits: RunDigits, few_digits: FewDigits) -> None:
+    """As if there were no others, also where there are fewer."""
+    arguments = ("--layer-num", "0-2", "--batch-size", "8", "--detailed-log", "--bit-flip-pos=1")
+    few_digits(30)
+    some = run_digits(script, *arguments, "--max-images=20", "--drop-last")
+    all_ = run_digits(script, *arguments, "--max-images=31")
+    lines = [line.partition(":")[0] for line in some.text(".txt").splitlines()[-3:]]
+    assert lines == ["Layer #0", "Layer #1", "Layer #2" if script == "main.py" else "Layer #2 has no weight"]
+    for count, result in ((16, some), (30, all_)):
+        few_digits(count)
+        alone = run_digits(script, *arguments)
+        for suffix in (".csv", "_bits.csv", "_detailed.txt"):
+            assert result.text(suffix) == alone.text(suffix)
+
+
 # --- Ctrl-C ---
 
 

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -345,6 +346,30 @@ def test_a_sweep_over_seeds_is_created(vessl: Vessl, tmp_path: Path) -> None:
     code = {"git_provider": "github", "git_owner": "OWNER", "git_repo": "REPOSITORY", "git_ref": "abc"}
     assert {"source_type": "code", "mount_path": "/code", "code": code} in body["volumes"]["requests"]
     assert body["volumes"]["working_dir"] == "/code"
+
+
+@needs_sdk
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ([], r"vessl: no sweep was created \(.*\); pip install vessl && vessl configure sets up what it takes"),
+        (["--seeds=4-1"], r"seeds \(--seeds\): expected different whole numbers from 0, and ranges .*, got '4-1'"),
+    ],
+)
+def test_a_sweep_that_can_not_be_created_says_so(more: list[str], sentence: str, tmp_path: Path) -> None:
+    where = ["--cluster", "CLUSTER", "--preset", "PRESET", "--repository", "github/OWNER/REPOSITORY/abc"]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VESSL_")}
+    done = subprocess.run(
+        [sys.executable, "vessl/sweep.py", *where, *more],
+        cwd=ROOT,
+        env={**inherited, "HOME": str(tmp_path), "VESSL_CONFIG_PATH": str(tmp_path / "none")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"error: {sentence}\n", done.stderr)
 
 
 @needs_sdk

@@ -47,12 +47,36 @@ def main(argv: Sequence[str]) -> int:
     """Create the sweep and print its name; the exit code."""
     given = arguments(argv)
     sys.path.append(str(Path(__file__).parents[1]))  # behind the SDK, which has the name of this folder
+    from pydantic import ValidationError
+
+    from bitflip.errors import first_line
+    from bitflip.settings import hyperparameters
     from bitflip.settings.hyperparameters import Hyperparameters
 
-    seeds = Hyperparameters(seeds=given.seeds).all_seeds
+    try:
+        seeds = Hyperparameters(seeds=given.seeds).all_seeds
+    except ValidationError as error:
+        return _refuse(*hyperparameters.problems(error).values())
     os.environ.setdefault("NO_COLOR", "1")  # else the import queries the terminal
-    vessl: Any = importlib.import_module("vessl")
+    try:
+        vessl: Any = importlib.import_module("vessl")
+        name = _create(vessl, given, seeds)
+    except Exception as error:  # of many kinds: no SDK, no token, no such cluster, no server
+        return _refuse(
+            f"vessl: no sweep was created ({type(error).__name__}: {first_line(error)}); pip install vessl && vessl "
+            "configure sets up what it takes"
+        )
+    print(f"sweep {name} over {len(seeds)} seeds")
+    return 0
 
+
+def _refuse(*sentences: str) -> int:
+    print(*(f"error: {sentence}" for sentence in sentences), sep="\n", file=sys.stderr)
+    return 2
+
+
+def _create(vessl: Any, given: argparse.Namespace, seeds: Sequence[int]) -> str:
+    """Create the sweep; its name."""
     where = {"organization_name": given.organization, "project_name": given.project}
     sweep = vessl.create_sweep(
         name=given.name,
@@ -75,8 +99,7 @@ def main(argv: Sequence[str]) -> int:
         hyperparameters=given.hyperparameters,
         **{name: value for name, value in where.items() if value is not None},
     )
-    print(f"sweep {sweep.name} over {len(seeds)} seeds")
-    return 0
+    return str(sweep.name)
 
 
 if __name__ == "__main__":

@@ -145,11 +145,10 @@ def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
     listed = None if settings.faults is None else faultlist.read(settings.faults)
     with contextlib.redirect_stdout(sys.stderr):  # what downloads say does not belong into the table
         test_set = datasets.load(settings)
-    count = datasets.size_of(test_set, settings.batch_size, drop_last=settings.drop_last)
+    count = datasets.size_of(test_set, settings)
     if count == 0:
-        raise BadInput(
-            f"batch_size (--batch-size): expected at most {len(test_set)} with drop_last, the number of images"
-        )
+        there = min(len(test_set), settings.max_images or len(test_set))
+        raise BadInput(f"batch_size (--batch-size): expected at most {there} with drop_last, the number of images")
     classes = datasets.classes_of(settings, test_set)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = models.load(settings, classes)

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="of torchvision.models, timm:NAME, or FILE.py:factory; default: every classifier of torchvision.models",
+        help="of torchvision.models, digits_vgg, timm:NAME, or FILE.py:factory; default: every classifier of "
+        "torchvision.models",
     )
     parser.add_argument("--hub-path", type=Path, help="checkout of pytorch-cifar-models that the names are entries of")
     parser.add_argument("--sizes", default="", help="image sizes to try, comma-separated, smallest first")
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not all(part.strip().isdigit() and int(part) for part in arguments.sizes.split(",") if arguments.sizes):
         raise BadInput(f"--sizes: expected whole numbers of at least 1, comma-separated, got {arguments.sizes!r}")
     sizes = tuple(map(int, arguments.sizes.split(","))) if arguments.sizes else None
+    heading = ""
     if not arguments.rows:
         options, words = "".join(f" {name}" for name in arguments.models), [INTRODUCTION]
         if arguments.timm:
@@ -69,9 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
             options = f" --check{f' --targets {some}' * bool(some)}{options}"
             layers, tensors = (f"{some} of the neuron layers", f"{some} of the tensors") if some else _EACH
             words.append(CHECKED.format(layers=layers, tensors=tensors))
-        print(
-            "".join(words), f"Made by `python -m bitflip coverage{options}`.\n", coverage.HEADER, sep="\n", flush=True
-        )
+        made = f"Made by `python -m bitflip coverage{options}`.\n"
+        heading = "\n".join(["".join(words), made, coverage.HEADER, ""])
     good, check = True, arguments.targets if arguments.check else None
     named = arguments.models or ([] if arguments.timm else models.torchvision_names())
     for name in chain(named, models.timm_families() if arguments.timm else ()):
@@ -81,10 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
         except BadInput as error:
             if name in arguments.models:
                 raise
-            print(f"| {name} {'| ' * 8}| refused: {error} | |", flush=True)
-            continue
-        good = good and found.scalars == found.parameters and not found.differing
-        print(found.row(), flush=True)
+            row = f"| {name} {'| ' * 8}| refused: {error} | |"
+        else:
+            good = good and found.scalars == found.parameters and not found.differing
+            row = found.row()
+        print(f"{heading}{row}", flush=True)  # no heading before a mistake in the first name
+        heading = ""
     if not good:
         print("not every parameter is reachable, or the engines disagree; see the table", file=sys.stderr)
     return 0 if good else 1

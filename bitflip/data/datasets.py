@@ -292,6 +292,7 @@ def _safe_extraction() -> Iterator[None]:
         tarfile.TarFile.extraction_filter = before
 
 
-def size_of(test_set: Sized, batch_size: int, *, drop_last: bool) -> int:
+def size_of(test_set: Sized, settings: Hyperparameters) -> int:
     """Number of images that a run uses."""
-    return len(test_set) // batch_size * batch_size if drop_last else len(test_set)
+    count = min(len(test_set), settings.max_images or len(test_set))
+    return count // settings.batch_size * settings.batch_size if settings.drop_last else count

@@ -393,7 +393,13 @@ def _images(row: Row) -> range | None:
 
 
 def sentences(path: Path, problems: Sequence[tuple[int, str]]) -> list[str]:
-    """What is wrong with the lines of a file, in words; the first :data:`SHOWN` of them."""
-    shown = [f"{SETTING}: {path}, line {line}: {sentence}" for line, sentence in problems[:SHOWN]]
-    left = len(problems) - len(shown)
+    """What is wrong with the lines of a file, in words: each complaint once, and the first :data:`SHOWN` of them."""
+    lines: dict[str, list[int]] = {}
+    for line, sentence in problems:
+        lines.setdefault(sentence, []).append(line)
+    shown = [
+        f"{SETTING}: {path}, line {of[0]}{f' and {len(of) - 1} more' if of[1:] else ''}: {sentence}"
+        for sentence, of in list(lines.items())[:SHOWN]
+    ]
+    left = sum(map(len, list(lines.values())[SHOWN:]))
     return [*shown, f"{SETTING}: {path}: and {left} more"] if left else shown

@@ -13,6 +13,8 @@ from bitflip.errors import BadInput, nearest
 from bitflip.network.names import label
 from bitflip.network.names import printable as printable
 
+MANY = 5  # numbers in a sentence
+
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one layer, however it works inside.
@@ -161,6 +163,7 @@ def of_numbers(layers: Sequence[Target], numbers: Sequence[int] | None) -> list[
         BadInput: if a number is out of range.
     """
     outside = [str(n) for n in numbers or () if n >= len(layers)]
+    outside = [*outside[: MANY - 1], "...", outside[-1]] if len(outside) > MANY else outside
     if outside:
         raise BadInput(
             f"layer_num (--layer-num): expected numbers from 0 to {len(layers) - 1} "

@@ -70,7 +70,12 @@ def check(settings: Hyperparameters) -> list[str]:
     """One sentence per mistake in model_name, weights and hub_path that shows without loading anything."""
     name = str(settings.model_name)
     problems = []
-    if name.startswith(TIMM):
+    if name.endswith((".py", ".py:")):
+        problems.append(
+            "model_name (--model-name): expected FILE.py:factory, where factory is what makes the model in "
+            f"FILE.py, got {name!r} without a factory"
+        )
+    elif name.startswith(TIMM):
         if importlib.util.find_spec("timm") is None:
             problems.append(f"model_name (--model-name): {name} needs timm; install it with: pip install timm")
     elif is_custom(name):
@@ -116,7 +121,8 @@ def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple
     """A model with random weights, for as small an input as it can be built, and the image sizes of its own, if known.
 
     Args:
-        name: of torchvision.models, an entry of the checkout ``hub_path``, ``timm:NAME`` or ``FILE.py:factory``.
+        name: of torchvision.models, ``digits_vgg``, an entry of the checkout ``hub_path``, ``timm:NAME`` or
+            ``FILE.py:factory``.
         hub_path: a checkout with a hubconf.py.
 
     Raises:
@@ -134,6 +140,8 @@ def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple
         return model, (own["input_size"][-1],)
     if is_custom(name):
         return _plain(_custom(name, NUM_CLASSES["imagenet"]), name), ()
+    if name == digits.NAME:
+        return digits.build(), (digits.SIDES[0],)
     if name not in torchvision_names():
         raise BadInput(f"MODEL: torchvision.models has no {name!r}; {nearest(name, torchvision_names())}")
     options = dict(_UNINITIALISED.get(name, {}))

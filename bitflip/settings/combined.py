@@ -8,6 +8,7 @@ from bitflip.settings.hyperparameters import Hyperparameters
 
 SINGLE = ("flip", "stuck0", "stuck1")  # kinds of fault of a single bit
 IDLE = {"bit_sampling", "bit_flip_pos", "parameters", "pool_mib", "engine", "dataset", "model_name", "faults", "limit"}
+IDLE |= {"hub_path", "input_path", "seed", "fault"}
 
 
 def check_idle(settings: Hyperparameters, target: Literal["neuron", "weight"]) -> list[str]:

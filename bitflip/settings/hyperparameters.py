@@ -28,6 +28,7 @@ DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224, "folder": 224}
 PUBLISHED_SIZE: dict[str, int] = {"inception_v3": 299}  # where it is another one
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 10_000  # in one run
+MAX_LAYERS = 100_000
 
 
 def _field(default: Any, meaning: str, valid: str, role: Role = RESULT, **kwargs: Any) -> Any:
@@ -130,8 +131,8 @@ class Hyperparameters(BaseModel):
     )
     layer_num: str = _field(
         "all",
-        "layer numbers, comma-separated, counted among the layers that layer_type leaves",
-        "'all' or whole numbers from 0, comma-separated",
+        "layer numbers and ranges of them, such as 0-5,12, counted among the layers that layer_type leaves",
+        "'all' or whole numbers from 0, and ranges of them such as 0-5, comma-separated",
         role=SAMPLING,
         validation_alias=AliasChoices("layer_num", "layer_nums"),
     )
@@ -204,6 +205,12 @@ class Hyperparameters(BaseModel):
         "float32 arithmetic: ieee, or tf32, PyTorch's default on CUDA, in which convolutions round to 10 mantissa bits "
         "and so hide flips in the others",
         "ieee or tf32",
+    )
+    max_images: int | None = _field(
+        None,
+        "run the first so many images of the test set only, to try something out",
+        "a whole number of at least 1",
+        ge=1,
     )
     drop_last: bool = _field(False, "leave out the last batch when it is smaller", "true or false")
     repeats: int = _field(
@@ -287,18 +294,10 @@ class Hyperparameters(BaseModel):
     def _seed_list(cls, value: object) -> str | None:
         if value is None:
             return None
-        text = re.sub(r"\s", "", str(value))
-        if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-            raise ValueError("not seeds")
-        ranges = _ranges(text)
-        if any(first > last or last > MAX_SEED for first, last in ranges):
-            raise ValueError("not ranges")
-        if sum(last - first + 1 for first, last in ranges) > MAX_SEEDS:
-            raise ValueError("too many")
-        seeds = [seed for first, last in ranges for seed in range(first, last + 1)]
-        if len(seeds) != len(set(seeds)):
-            raise ValueError("a seed twice")
-        return text
+        seeds = _numbers(str(value), MAX_SEEDS)
+        if len(seeds) != len(set(seeds)) or max(seeds) > MAX_SEED:
+            raise ValueError("a seed twice, or too large")
+        return re.sub(r"\s", "", str(value))
 
     @field_validator("layer_type", "parameters")
     @classmethod
@@ -338,12 +337,7 @@ class Hyperparameters(BaseModel):
     @classmethod
     def _layer_num_list(cls, value: object) -> str:
         text = str(value).strip()
-        if text == "all":
-            return text
-        numbers = [part.strip() for part in text.split(",")]
-        if not all(re.fullmatch(r"\d+", number) for number in numbers):
-            raise ValueError("not numbers")
-        return ",".join(str(n) for n in sorted({int(number) for number in numbers}))
+        return text if text == "all" else ",".join(map(str, sorted(set(_numbers(text, MAX_LAYERS)))))
 
     @property
     def values(self) -> dict[str, Any]:
@@ -370,7 +364,7 @@ class Hyperparameters(BaseModel):
         """The seeds of the run."""
         if self.seeds is None:
             return (self.seed,)
-        return tuple(seed for first, last in _ranges(self.seeds) for seed in range(first, last + 1))
+        return tuple(_numbers(self.seeds, MAX_SEEDS))
 
     @property
     def means(self) -> tuple[float, ...] | None:
@@ -436,7 +430,17 @@ def problems(error: ValidationError) -> dict[str, str]:
     return found
 
 
-def _ranges(seeds: str) -> list[tuple[int, int]]:
-    """The ranges of ``1,5,9-12``, ends included."""
-    parts = [part.partition("-") for part in seeds.split(",")]
-    return [(int(first), int(last or first)) for first, _, last in parts]
+def _numbers(text: str, most: int) -> list[int]:
+    """The numbers of ``1,5,9-12``, ends included.
+
+    Raises:
+        ValueError: if it is no such text, or stands for more than ``most``.
+    """
+    text = re.sub(r"\s", "", text)
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise ValueError("not numbers")
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    ranges = [range(numbers[0], numbers[-1] + 1) for numbers in ends]
+    if not all(ranges) or sum(numbers.stop - numbers.start for numbers in ranges) > most:
+        raise ValueError("an empty range, or too many")
+    return [number for numbers in ranges for number in numbers]
