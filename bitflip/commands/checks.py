@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from bitflip.results import tables
 from bitflip.settings import combined, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
+log = logging.getLogger(__name__)
+
 
 def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
     """Read the settings and look for every mistake that shows without loading anything.
@@ -24,6 +27,8 @@ def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
         BadInput: with all mistakes together.
     """
     settings, problems = reading.read(argv)
+    for sentence in reading.nearly_settings():
+        log.warning(sentence)
     name = str(settings.model_name)
     custom = models.is_custom(name)  # may hold float64 values, and layer classes of its own
     checks: list[tuple[set[str], Callable[[], list[str]]]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,23 @@ from bitflip.faults.flips import TargetKind
 from bitflip.results import error_rates, provenance, tables, tracking
 from bitflip.results.paths import Paths
 from bitflip.results.tracking import Tracker
+from bitflip.settings import words
 from bitflip.settings.hyperparameters import Hyperparameters
 from bitflip.statistics.rates import Rate
 
 FALLS = (1, 5)  # points of accuracy
 
 
-def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> int:
+def run(settings: Hyperparameters, target: TargetKind, prefix: str, from_environment: Sequence[str] = ()) -> int:
     """Run the patterns, print the table, write the files, and return the exit code: 0, or 130 when interrupted.
 
     Ctrl-C stops it; batches that were finished are kept, and the same command goes on from there.
+
+    Args:
+        settings: of the run.
+        target: where bits flip.
+        prefix: of the result files' names.
+        from_environment: names of the settings that come from there.
 
     Raises:
         BadInput: for what only shows once all is loaded.
@@ -40,7 +48,7 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> int:
             loaded = experiment.prepare(settings, target)
             checkpoint.require(identity.of_experiment(loaded, Here(loaded)), loaded.device)
             found = ErrorRateCampaign(loaded, checkpoint)
-            print(title(found), flush=True)
+            print(title(found) + words.asked(settings, target, from_environment), flush=True)
             publishing.warn_of_changes(loaded)
             kept = f"the same command with seed {settings.seeds or settings.seed} goes on from the last finished batch"
             tracker = stack.enter_context(tracking.connect())

@@ -21,6 +21,7 @@ from bitflip.errors import BadInput, refuse
 from bitflip.faults.flips import TargetKind
 from bitflip.results import provenance, tracking
 from bitflip.results.paths import Paths
+from bitflip.settings import reading, words
 from bitflip.settings.hyperparameters import Hyperparameters
 
 
@@ -34,11 +35,13 @@ def main(target: TargetKind, prefix: str = "", argv: Sequence[str] | None = None
     """
     interrupted = "interrupted before the first batch was finished; nothing was written"
     with terminal.speaking(), Exit(interrupted) as end:
-        settings = checks.checked(sys.argv[1:] if argv is None else argv, target)
+        given = sys.argv[1:] if argv is None else argv
+        settings = checks.checked(given, target)
+        variables = reading.from_environment(given)
         if settings.bit_error_rates:
-            end.code = error_rates.run(settings, target, prefix)
+            end.code = error_rates.run(settings, target, prefix, variables)
         else:
-            end.code = run(settings, target, prefix).code
+            end.code = run(settings, target, prefix, variables).code
     return end.code
 
 
@@ -55,10 +58,16 @@ class Ended:
     done: Done | None = None
 
 
-def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> Ended:
+def run(settings: Hyperparameters, target: TargetKind, prefix: str, from_environment: Sequence[str] = ()) -> Ended:
     """Run the faults that the settings sample, or those of a list, and write the files.
 
     Ctrl-C stops it; what was finished is kept, and the same command goes on from there.
+
+    Args:
+        settings: of the run.
+        target: where bits flip.
+        prefix: of the result files' names.
+        from_environment: names of the settings that come from there.
 
     Raises:
         BadInput: for what only shows once all is loaded, or if nothing was finished.
@@ -76,7 +85,7 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str) -> Ended:
             if checkpoint.resumed:
                 kept = f"{again} goes on from where the run was"
             loaded, executor = _loaded(settings, target, stack)
-            print(loaded.title, flush=True)
+            print(loaded.title + words.asked(settings, target, from_environment), flush=True)
             publishing.warn_of_changes(loaded)
             checkpoint.require(identity.of_experiment(loaded, executor), executor.device)
             if settings.save_faults is not None:

@@ -6,10 +6,11 @@ This module imports nothing slow, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from bitflip.errors import BadInput, nearest
 from bitflip.settings import hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters, role_of
+
+ALIASES = {"layer_nums": "layer_num"}
+NEARLY = 0.85  # alike, from 0 to 1, as difflib has it
 
 
 class _Sources(Hyperparameters, BaseSettings):
@@ -61,15 +65,8 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
         SystemExit: for ``--help`` (code 0).
         BadInput: if a flag has no value.
     """
-    flags = [_flag(re.sub(r"^--[a-z_-]+", lambda m: m[0].replace("_", "-"), arg)) for arg in argv]
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        _Sources, cli_prog_name=prog, cli_exit_on_error=False, formatter_class=_Help
-    )
-    try:
-        known, unknown = source.root_parser.parse_known_args(flags)
-    except SettingsError as error:  # argparse's words: "argument --seed: expected one argument"
-        raise BadInput(f"{str(error).rpartition('error parsing CLI: ')[2]}; --help lists all flags") from error
-    given = source(parsed_args=known)()
+    flags = _flags(argv)
+    given, unknown = _given(flags, prog)
     problems = _unknown(unknown)
     if len([name for name in ("seed", "seeds") if given.get(name) or os.environ.get(name)]) == 2:
         problems["seeds"] = "seeds (--seeds): expected either seed or seeds, got both"
@@ -86,6 +83,36 @@ def read(argv: Sequence[str], prog: str | None = None) -> tuple[Hyperparameters,
         problems |= hyperparameters.problems(error)
     defaults = {name: field.default for name, field in Hyperparameters.model_fields.items() if name in problems}
     return _plain(_Sources(**{**given, **defaults})), problems
+
+
+def from_environment(argv: Sequence[str]) -> list[str]:
+    """The settings that :func:`read` takes from the environment, by name."""
+    given, _ = _given(_flags(argv))
+    if rerun := given.get("rerun") or os.environ.get("rerun"):  # noqa: SIM112
+        given = {**_earlier(Path(str(rerun)))[0], **given}
+    there = {ALIASES.get(name, name) for name, value in os.environ.items() if value}
+    return [name for name in Hyperparameters.model_fields if name in there and name not in given]
+
+
+def nearly_settings(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """One sentence for each environment variable that is nearly the name of a setting, and so is none.
+
+    >>> nearly_settings({"bitflippos": "1", "PATH": "/bin", "seed": "3"})
+    ['environment variable bitflippos: it is no setting, and is not read; did you mean bit_flip_pos?']
+    """
+    names = {_bare(name): name for name in (*Hyperparameters.model_fields, *ALIASES)}
+    found = []
+    for variable in sorted(name for name, value in environ.items() if value and name not in names.values()):
+        close = difflib.get_close_matches(_bare(variable), names, n=1, cutoff=NEARLY)
+        if close:
+            found.append(
+                f"environment variable {variable}: it is no setting, and is not read; did you mean {names[close[0]]}?"
+            )
+    return found
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def add_flags(parser: argparse.ArgumentParser, without: Container[str], **texts: str) -> None:
@@ -118,6 +145,23 @@ def flags_of(arguments: argparse.Namespace) -> list[str]:
         elif value is not None:
             flags.append(f"--{flag}={value}")
     return flags
+
+
+def _flags(argv: Sequence[str]) -> list[str]:
+    """The command line as the parser knows it."""
+    return [_flag(re.sub(r"^--[a-z_-]+", lambda m: m[0].replace("_", "-"), arg)) for arg in argv]
+
+
+def _given(flags: Sequence[str], prog: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The values that flags give, by name, and what is no flag or value; errors as :func:`read` raises them."""
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        _Sources, cli_prog_name=prog, cli_exit_on_error=False, formatter_class=_Help
+    )
+    try:
+        known, unknown = source.root_parser.parse_known_args(flags)
+    except SettingsError as error:  # argparse's words: "argument --seed: expected one argument"
+        raise BadInput(f"{str(error).rpartition('error parsing CLI: ')[2]}; --help lists all flags") from error
+    return source(parsed_args=known)(), unknown
 
 
 def _earlier(path: Path) -> tuple[dict[str, Any], str | None]:
