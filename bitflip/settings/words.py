@@ -21,12 +21,13 @@ def asked(settings: Hyperparameters, target: Literal["neuron", "weight"], from_e
 def chosen(settings: Hyperparameters, target: Literal["neuron", "weight"]) -> list[str]:
     """What is not as it is without being asked for, such as ``bit 1``, ``Conv2d only``, ``6 flips per image``."""
     usual = Hyperparameters(dataset=settings.dataset, model_name=settings.model_name).resolved().values
+    what = "patterns" if settings.bit_error_rate else "flips" if settings.fault == "flip" else "faults"
     words: Mapping[str, Callable[[Any], str]] = {
         "bit_flip_pos": lambda bit: f"bit {bit}" if bit >= 0 else "",
         "layer_type": lambda types: f"{types} only",
         "layer_num": lambda _: f"layer{'s' * (len(settings.layer_numbers or ()) > 1)} {_numbers(settings)} only",
         "parameters": lambda names: "all parameters" if names == "all" else f"parameters {names}",
-        "repeats": lambda count: f"{count} flips per {'image' if target == 'neuron' else 'batch'}",
+        "repeats": lambda count: f"{count} {what} per {'image' if target == 'neuron' else 'batch'}",
         "max_images": lambda count: f"the first {count} images at most",
     }
     asked = {name: value for name, value in settings.values.items() if name not in SAID and value != usual[name]}
