@@ -263,3 +263,13 @@ def test_in_a_program(tiny: nn.Module, tmp_path: Path) -> None:
     again = campaign.run(bitflip.Sampled(seed=1, bit=3), folder=tmp_path, fresh=True)
     assert again.files == first.files
     assert contents(tmp_path) != before
+
+
+def test_patterns_of_bit_error_rates(place: Place) -> None:
+    """They have names of their own, and the same rule."""
+    rates = ("--dataset=digits", "--seed=5", "--layer-num=1", "--bit-error-rate=1e-4")
+    assert place().code == 0
+    assert place(common=rates).code == 0
+    assert place(common=rates).code == 0
+    (record,) = set(place.folder.glob("*.json")) - {place.folder / f"{STEM}.json"}
+    place.refuses(record.stem, "repeats 1 there, 2 here", "--repeats=2", common=rates)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pytest
 from conftest import FewDigits, RunScript
 from test_hyperparameters import FIELDS
 
 from bitflip.settings import reading, words
-from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.settings.hyperparameters import DatasetName, Hyperparameters
 
 BASE = "wave engine"
 
 
 def test_nothing_is_said_of_defaults() -> None:
-    for dataset in ("cifar10", "digits", "imagenet"):
+    for dataset in get_args(DatasetName):
         assert words.chosen(Hyperparameters(dataset=dataset).resolved(), "neuron") == []
 
 
 @pytest.mark.parametrize(("name", "value"), [(row[0], row[3]) for row in FIELDS if row[0] not in words.SAID])
-def test_every_setting_is_said(name: str, value: object) -> None:
+def test_every_setting_is_said(name: str, value: Any) -> None:
     """Alone, and with its value unless that is a switch."""
     (text,) = words.chosen(Hyperparameters(**{name: value}).resolved(), "neuron")
     assert name in text if isinstance(value, bool) else str(value) in text
@@ -40,8 +41,8 @@ def test_every_setting_is_said(name: str, value: object) -> None:
         ({"bit_flip_pos": -3, "plots": False}, "neuron", ["no plots"]),
     ],
 )
-def test_in_words(settings: dict[str, object], target: str, expected: list[str]) -> None:
-    found = words.chosen(Hyperparameters(**settings).resolved(), target)  # type: ignore[arg-type]
+def test_in_words(settings: dict[str, Any], target: Literal["neuron", "weight"], expected: list[str]) -> None:
+    found = words.chosen(Hyperparameters(**settings).resolved(), target)
     assert sorted(found) == sorted(expected)
 
 
