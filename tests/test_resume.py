@@ -217,7 +217,7 @@ def test_what_changes_no_result_may_change(
         ("--bit-flip-pos=2", "bit_flip_pos 1 there, 2 here"),
         ("--layer-num=1", "layer_num 1,8 there, 1 here"),
         ("--repeats=2", "repeats 1 there, 2 here"),
-        ("--engine=reference", "engine wave there, reference here"),
+        ("--drop-last", "drop_last False there, True here"),
         ("--no-fault-table", "fault_table True there, False here"),
         ("--confidence=0.9", "confidence 0.95 there, 0.9 here"),
         ("--margin=5", "margin None there, 5.0 here"),
