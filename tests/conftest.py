@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+# Before torch is loaded: threads that wait by spinning take the cores from the other workers, up to fifteenfold.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import pytest
 import torch
 from torch import Tensor, nn
