@@ -257,3 +257,25 @@ def test_the_sentence_names_both_files(made: dict[str, Path], tmp_path: Path) ->
     row = next(row for row in reading.read(first).layers if row.misclassified)
     words = f"whose misclassified of {row.place.label} is {row.misclassified}, got 0"
     assert refused(table, "top1") == f"{path}: expected the faults of {table.name}, {words}"
+
+
+def test_the_record_of_a_list_of_other_kinds_of_faults_is_held_against_its_tables(
+    few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(24)
+    faults = tmp_path / "list.csv"
+    at = "neuron,features.0,0,0;0;0"
+    faults.write_text(
+        f"target,layer,call,index,bit,image,fault\n{at},1;7,all,flip\n{at},,all,zero\n{at},9,all,stuck1\n"
+    )
+    flags = ["--dataset=digits", f"--faults={faults}", f"--output-path={tmp_path / 'run'}", "--no-plots"]
+    assert command.main("neuron", "", flags) == 0
+    (facts,) = (tmp_path / "run").glob("*.json")
+    table = facts.with_suffix(".csv")
+    (row,) = reading.read(table).layers
+    assert row.outcomes is not None
+    assert row.outcomes.flips == 3
+    path = beside(table, "_faults.csv")
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:-1]))
+    assert refused(table, "a row less").endswith("whose flips of features.0 is 3, got 2")

@@ -101,7 +101,7 @@ def of_list(path: Path) -> Counts:
         where = (row["layer"], row.count("call"), parameter)
         counts: dict[str, float] = {name: row.count(NAMES.get(name, name)) for name in known}
         most = row.number(columns.CHANGE, 1)
-        total = found.setdefault((where, row.count("bit", 63)), {})
+        total = found.setdefault((where, _first(row)), {})
         row.finish()
         counts["flips"] = 1
         if {*columns.HITS} <= counts.keys():
@@ -115,3 +115,12 @@ def of_list(path: Path) -> Counts:
     for _ in table.values(read):
         pass
     return found
+
+
+def _first(row: csvs.Row) -> int:
+    """The bit under which tables count a fault: the first of several, 0 of one that replaces the value."""
+    bits = [csvs.whole(text) for text in (row["bit"] or "0").split(";")]
+    known = [bit for bit in bits if bit is not None and bit < 64]
+    if len(known) != len(bits):
+        return row.unlike("bit", "bits from 0 to 63, such as 1;7", 0)
+    return min(known)
