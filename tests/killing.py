@@ -34,7 +34,7 @@ PREFIX: dict[TargetKind, str] = {"neuron": "", "weight": "weight_"}
 IMAGES = 60
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["killing", "sklearn.datasets", "pyarrow.compute", "pyarrow.pandas_compat"])
+_context.set_forkserver_preload(["killing", "pyarrow.compute", "pyarrow.pandas_compat"])
 
 
 @dataclass

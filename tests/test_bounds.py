@@ -17,6 +17,8 @@ import torchvision
 from conftest import DEVICE, FewDigits, RunScript, random_images, scatter
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
 
 import bitflip
 from benchmarks import networks
@@ -239,14 +241,24 @@ def trained() -> nn.Module:
     return model
 
 
+CONVNEXT = [CNBlockConfig(24, 48, 1), CNBlockConfig(48, 96, 1), CNBlockConfig(96, 192, 2), CNBlockConfig(192, None, 1)]
+MOBILE = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2], [6, 48, 2, 1]]
+EFFICIENT = [
+    MBConvConfig(1, 3, 1, 32, 16, 1),
+    MBConvConfig(6, 3, 2, 16, 24, 2),
+    MBConvConfig(6, 5, 2, 24, 40, 2),
+    MBConvConfig(6, 3, 2, 40, 48, 1),
+]
+
+# Those of torchvision with all of their kinds of layers and connections, and fewer channels and blocks where it can be.
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "digits": trained,
     "plain": Plain,
     "resnet20": networks.resnet20,
-    **{
-        name: lambda name=name: torchvision.models.get_model(name, num_classes=10)  # type: ignore[misc]
-        for name in ("mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
-    },
+    "mobilenet_v2": lambda: torchvision.models.MobileNetV2(10, inverted_residual_setting=MOBILE),
+    "densenet": lambda: torchvision.models.DenseNet(12, (3, 4, 4, 3), 24, num_classes=10),
+    "efficientnet": lambda: torchvision.models.EfficientNet(EFFICIENT, 0.2, num_classes=10),
+    "convnext": lambda: torchvision.models.ConvNeXt(CONVNEXT, num_classes=10),
 }
 SOME = 6  # layers of a large network
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,10 +20,16 @@ from synthetic import write_run
 
 from bitflip import __main__ as program
 from bitflip.commands import compare as command
-from bitflip.report import comparison, damage, reading
+from bitflip.faults import faultlist
+from bitflip.faults.faultlist import Fault
+from bitflip.report import comparison, damage, reading, summary
 from bitflip.report.comparison import Comparison
+from bitflip.report.runs import Outcomes, Place, Row, Run
+from bitflip.results.paths import Paths
 from bitflip.settings.hyperparameters import Hyperparameters
-from bitflip.statistics import intervals
+from bitflip.statistics import intervals, rates
+from bitflip.statistics.intervals import Estimate, Sums
+from bitflip.statistics.rates import Rate
 
 SCRIPTS = pytest.mark.parametrize("script", ["main.py", "weight.py"])
 
@@ -377,4 +384,94 @@ def test_the_interval_of_paired_weight_flips_holds() -> None:
         assert found.high is not None
         held += found.low <= 100 * 0.15 * (0.3 - 0.6) <= found.high
         total += 1
+    assert held / total >= 0.93
+
+
+# --- lists of faults that hit several images each ---
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_a_fault_of_a_list_counts_once_however_many_images_it_hits(
+    target: str, few_digits: FewDigits, tmp_path: Path, run_script: RunScript
+) -> None:
+    few_digits(24)
+    tables = []
+    for name, seed in (("a", 1), ("b", 2)):
+        random = np.random.default_rng(seed)
+        index = [(int(i), 0, 0, 0)[: 3 if target == "neuron" else 4] for i in random.permutation(16)[:9]]
+        hit = [None, range(5), range(7, 20)]
+        with (tmp_path / f"{name}.csv").open("w") as file:
+            faultlist.write(file, [Fault(target, "features.0", 0, at, i % 4, hit[i % 3]) for i, at in enumerate(index)])
+        script = "main.py" if target == "neuron" else "weight.py"
+        flags = ("--dataset=digits", "--fault-table", f"--output-path={tmp_path / name}", "--batch-size=8")
+        done = run_script(script, *flags, f"--faults={tmp_path / name}.csv")
+        assert done.code == 0, done.err
+        tables += [path for path in (tmp_path / name).glob("*.csv") if path.with_suffix(".json").exists()]
+    ((_, itself),) = compared(tables[0], tables[0]).layers
+    per_fault = tables[0].with_name(f"{tables[0].stem}_faults.csv")
+    sizes = np.array([float(row["correct"]) for row in csv.DictReader(per_fault.read_text().splitlines())])
+    halves = (sizes.sum() / 2, sizes.sum(), (sizes**2).sum() / 4, (sizes**2).sum() / 2, (sizes**2).sum())
+    expected = intervals.mean([Sums(float(len(sizes)), *halves)])
+    assert len(sizes) == 9
+    assert itself.compared == sizes.sum()
+    assert (itself.low, itself.high) == pytest.approx((200 * expected.low - 100, 200 * expected.high - 100))
+    ((_, other),) = compared(*tables).layers
+    rows = [next(csv.DictReader(table.read_text().splitlines())) for table in tables]
+    a, b = (
+        Estimate(int(row["misclassified"]) / int(row["correct"]), float(row["low"]) / 100, float(row["high"]) / 100)
+        for row in rows
+    )
+    moved = intervals.difference(b, a)
+    assert other.compared is None
+    assert (other.low, other.high) == pytest.approx((100 * moved.low, 100 * moved.high), abs=1e-3)
+
+
+class Simulated:
+    """Runs of lists whose faults break none, or many, of the images that all of them hit."""
+
+    IMAGES, BAD = 16, 0.15
+
+    def __init__(self, folder: Path, target: str) -> None:
+        self.folder, self.target = folder, target
+        self.random = np.random.default_rng(11)
+
+    def faults(self, count: int) -> Any:
+        """Which of so many faults are bad ones."""
+        return self.random.random(count) < self.BAD
+
+    def run(self, name: str, bad: Any, share: float, first: int) -> Run:
+        """A run whose bad faults break that share of the images; ``first`` is the element of the first fault."""
+        broken = self.random.random((len(bad), self.IMAGES)) < np.where(bad, share, 0.01)[:, None]
+        element, image = (grid.ravel() for grid in np.indices(broken.shape))
+        zeros = np.zeros(broken.size, dtype=np.int64)
+        parameter = "" if self.target == "neuron" else "weight"
+        columns = {"layer": zeros, "image": image, "label": zeros, "element": element + first, "bit": zeros}
+        columns |= {"clean_top1": zeros, "top1": broken.ravel().astype(np.int64)}
+        files = Paths(self.folder, name)
+        pq.write_table(pa.table({**columns, "parameter": [parameter] * broken.size}), files.faults)
+        m, n = broken.sum(1), np.full(len(bad), self.IMAGES)
+        counts = {"flips": len(bad), "injections": broken.size}
+        outcomes = Outcomes(counts, None, (int((m * m).sum()), int((m * n).sum()), int((n * n).sum())))
+        row = Row(Place(0, "Conv2d", "conv", 0, parameter), int(m.sum()), broken.size, Rate(), outcomes)
+        rate = rates.of(summary.sums([row], self.target), self.target, 0.95)
+        facts = {"target": self.target, "settings": {"faults": "list.csv", "batch_size": 4}}
+        return Run(files, (0,), (dataclasses.replace(row, rate=rate),), (), (), facts)
+
+
+@pytest.mark.parametrize("paired", [True, False], ids=["same faults", "other faults"])
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_the_interval_of_lists_holds(target: str, paired: bool, tmp_path: Path) -> None:
+    """As often as it says or more; the images of a fault are not independent."""
+    simulated, held, total = Simulated(tmp_path, target), 0, 200
+    for _ in range(total):
+        count = int(simulated.random.choice([5, 20, 40]))
+        bad = simulated.faults(count)
+        first = simulated.run("a", bad, 0.6, 0)
+        second = simulated.run("b", bad if paired else simulated.faults(count), 0.3, 0 if paired else count)
+        found = comparison.compare(first, second)
+        assert found.paired == paired
+        ((_, difference),) = found.layers
+        assert difference.low is not None
+        assert difference.high is not None
+        held += difference.low <= 100 * simulated.BAD * (0.3 - 0.6) <= difference.high
     assert held / total >= 0.93

@@ -190,6 +190,54 @@ def test_no_injection_of_the_record_can_be_another(table: Path) -> None:
     assert pc.sum(whole.column("sdc1")).as_py() > 0
 
 
+def test_no_fault_of_a_list_can_be_another(made: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(made["list"].parent, tmp_path / "run")
+    table = tmp_path / "run" / made["list"].name
+    path = beside(table, "_faults.csv")
+    whole = path.read_text()
+    header, *rows = csv.reader(whole.splitlines())
+    assert {"images", "correct", "misclassified", "critical", *columns.EFFECTS} - {"sdc1"} <= {*header}
+
+    def refuse(changed: list[list[str]], what: object) -> str:
+        with path.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *changed])
+        sentence = refused(table, what)
+        assert sentence.startswith(f"{path}: expected the faults of {table.stem}"), sentence
+        return sentence
+
+    def other(column: str, value: object) -> list[list[str]]:
+        place = header.index(column)
+        return [[*rows[0][:place], str(value), *rows[0][place + 1 :]], *rows[1:]]
+
+    for name in (name for name in header[header.index("images") :] if name != columns.CHANGE):
+        value = int(rows[0][header.index(name)]) + 1
+        called = {"images": "injections", "critical": "sdc1"}.get(name, name)
+        assert f"whose {called} of " in refuse(other(name, value), name)
+    assert f"whose {columns.CHANGE} of " in refuse([[*row[:-1], "0.5"] for row in rows], columns.CHANGE)
+    assert "whose flips of " in refuse(rows[1:], "a row less")
+    assert "whose flips of " in refuse([rows[0], *rows], "a row twice")
+    assert "which has none of elsewhere, 0, weight" in refuse([*rows, *other("layer", "elsewhere")[:1]], "a layer")
+    refuse(other("bit", (int(rows[0][header.index("bit")]) + 1) % 32), "another bit")
+    refuse(other("target", "bias" if rows[0][0] == "weight" else "weight"), "another parameter")
+    m, n = (header.index(name) for name in columns.HITS)
+    at = [header.index(name) for name in ("target", "layer", "call")]
+    spread = [list(row) for row in rows]
+    first, second = next(
+        (a, b)
+        for a in spread
+        for b in spread
+        if a is not b
+        and [a[i] for i in at] == [b[i] for i in at]
+        and int(a[m]) > 0
+        and int(b[m]) < int(b[n])
+        and int(a[m]) != int(b[m]) + 1
+    )
+    first[m], second[m] = str(int(first[m]) - 1), str(int(second[m]) + 1)  # the sums stay, but not those of squares
+    assert "whose mm of " in refuse(spread, "spread over faults otherwise")
+    path.write_text(whole)
+    assert reading.read(table).layers
+
+
 def top1_breaks(whole: pa.Table, index: int) -> Any:
     """Injections of a layer and bit in which the change is already 1, so that another one does not show."""
     layer, bit, change = (whole.column(name).to_numpy() for name in ("layer", "bit", "change"))
@@ -209,3 +257,25 @@ def test_the_sentence_names_both_files(made: dict[str, Path], tmp_path: Path) ->
     row = next(row for row in reading.read(first).layers if row.misclassified)
     words = f"whose misclassified of {row.place.label} is {row.misclassified}, got 0"
     assert refused(table, "top1") == f"{path}: expected the faults of {table.name}, {words}"
+
+
+def test_the_record_of_a_list_of_other_kinds_of_faults_is_held_against_its_tables(
+    few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(24)
+    faults = tmp_path / "list.csv"
+    at = "neuron,features.0,0,0;0;0"
+    faults.write_text(
+        f"target,layer,call,index,bit,image,fault\n{at},1;7,all,flip\n{at},,all,zero\n{at},9,all,stuck1\n"
+    )
+    flags = ["--dataset=digits", f"--faults={faults}", f"--output-path={tmp_path / 'run'}", "--no-plots"]
+    assert command.main("neuron", "", flags) == 0
+    (facts,) = (tmp_path / "run").glob("*.json")
+    table = facts.with_suffix(".csv")
+    (row,) = reading.read(table).layers
+    assert row.outcomes is not None
+    assert row.outcomes.flips == 3
+    path = beside(table, "_faults.csv")
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:-1]))
+    assert refused(table, "a row less").endswith("whose flips of features.0 is 3, got 2")

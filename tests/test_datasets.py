@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets as tv
 
-from bitflip.data import datasets, digits, inputs
+from bitflip.data import datasets, digits, imagefiles, inputs
 from bitflip.data import images as data_images
 from bitflip.data.images import Images
 from bitflip.errors import BadInput
@@ -61,7 +61,7 @@ def normalised(image: NDArray[np.uint8], dataset: str) -> Tensor:
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_cifar_is_normalised_with_its_own_constants(dataset: str, tmp_path: Path) -> None:
     image = pixels(1)
-    out = datasets.preprocessing(settings_for(dataset, tmp_path))(Image.fromarray(image))
+    out = imagefiles.preprocessing(settings_for(dataset, tmp_path))(Image.fromarray(image))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, normalised(image, dataset), rtol=0, atol=1e-5)
 
@@ -69,25 +69,25 @@ def test_cifar_is_normalised_with_its_own_constants(dataset: str, tmp_path: Path
 def test_imagenet_is_resized_to_256_and_cropped_to_224(tmp_path: Path) -> None:
     """An image whose shorter side is 256 is only cropped, in the middle."""
     image = pixels(1, 256, 300)
-    out = datasets.preprocessing(settings_for("imagenet", tmp_path))(Image.fromarray(image))
+    out = imagefiles.preprocessing(settings_for("imagenet", tmp_path))(Image.fromarray(image))
     torch.testing.assert_close(out, normalised(image[16:240, 38:262], "imagenet"), rtol=0, atol=1e-5)
 
 
 def test_imagenet_of_another_size_is_resized_by_its_shorter_side(tmp_path: Path) -> None:
     image = np.full((512, 900, 3), 51, dtype=np.uint8)
-    out = datasets.preprocessing(settings_for("imagenet", tmp_path, "--img-size", "112"))(Image.fromarray(image))
+    out = imagefiles.preprocessing(settings_for("imagenet", tmp_path, "--img-size", "112"))(Image.fromarray(image))
     torch.testing.assert_close(out, normalised(image[:112, :112], "imagenet"), rtol=0, atol=1e-5)
 
 
 def test_cifar_of_another_size_is_resized(tmp_path: Path) -> None:
     image = np.full((32, 32, 3), 200, dtype=np.uint8)
-    out = datasets.preprocessing(settings_for("cifar10", tmp_path, "--img-size", "40"))(Image.fromarray(image))
+    out = imagefiles.preprocessing(settings_for("cifar10", tmp_path, "--img-size", "40"))(Image.fromarray(image))
     assert out.shape == (3, 40, 40)
     torch.testing.assert_close(out[:, 7, 7], normalised(image, "cifar10")[:, 7, 7], rtol=0, atol=1e-5)
 
 
 def test_one_channel_is_grey(tmp_path: Path) -> None:
-    out = datasets.preprocessing(settings_for("cifar10", tmp_path, "--channels", "1"))(Image.fromarray(pixels(1)))
+    out = imagefiles.preprocessing(settings_for("cifar10", tmp_path, "--channels", "1"))(Image.fromarray(pixels(1)))
     assert out.shape == (1, 32, 32)
     grey = np.asarray(Image.fromarray(pixels(1)).convert("L"), dtype=np.float64) / 255
     mean, std = sum(MEAN["cifar10"]) / 3, sum(STD["cifar10"]) / 3

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from torchvision.datasets.folder import pil_loader
 
-from bitflip.data import datasets, decoding
+from bitflip.data import decoding, imagefiles
 from bitflip.errors import BadInput
 from bitflip.settings import reading
 
@@ -170,7 +170,7 @@ def test_the_same_shades_in_8_and_16_bits_are_the_same_input(
 ) -> None:
     settings, problems = reading.read(["--dataset=folder", "--img-size=8", f"--channels={channels}"])
     assert problems == {}
-    transform = datasets.preprocessing(settings)
+    transform = imagefiles.preprocessing(settings)
     eight = transform(decoding.read(put(pictures(GREY, "PNG"))))
     deep = transform(decoding.read(put(encode(DEEP))))
     assert deep.shape == (channels, 8, 8)
@@ -182,7 +182,7 @@ def test_16_bits_are_resized_like_8_but_for_rounding(channels: int, put: Callabl
     plain = (f"--mean={','.join('0' * channels)}", f"--std={','.join('1' * channels)}")
     settings, problems = reading.read(["--dataset=folder", "--img-size=5", f"--channels={channels}", *plain])
     assert problems == {}
-    transform = datasets.preprocessing(settings)
+    transform = imagefiles.preprocessing(settings)
     difference = transform(decoding.read(put(pictures(DEEP, "PNG")))) - transform(Image.fromarray(GREY).convert("RGB"))
     assert difference.abs().max() <= 1.01 / 255  # the other one is rounded after each direction
 

@@ -114,9 +114,34 @@ def test_empty_images_are_refused(img_size: int, channels: int) -> None:
         digits.load("test", img_size, channels)
 
 
-def test_importing_the_module_leaves_scikit_learn_unloaded() -> None:
-    code = "import sys, bitflip.data.digits; sys.exit('sklearn' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=digits.WEIGHTS.parents[2]).returncode == 0
+def test_scans_are_those_of_scikit_learn_with_its_file_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    raw, labels = load_digits(return_X_y=True)
+    read = digits.load("train", img_size=8, channels=1).tensors
+    assert (read[0].shape, digits.load("test").tensors[0].shape) == ((len(raw) - 600, 1, 8, 8), (600, 3, 32, 32))
+    expected = torch.from_numpy(raw[digits.split(labels)["train"]]).float().view(-1, 1, 8, 8)
+    assert torch.equal(read[0], (expected / 16 - digits.MEAN) / digits.STD)
+    assert read[1].tolist() == labels[digits.split(labels)["train"]].tolist()
+    monkeypatch.setattr(digits, "_SCANS", Path("moved.csv.gz"))
+    asked = digits.load("train", img_size=8, channels=1).tensors
+    assert all(torch.equal(a, b) for a, b in zip(read, asked, strict=True))
+
+
+def test_a_run_imports_nothing_that_is_slow_and_not_needed(tmp_path: Path) -> None:
+    code = (
+        "import sys, bitflip.data.digits\n"
+        "early = 'sklearn' in sys.modules\n"
+        "from bitflip.commands.entry import main\n"
+        "code = main('neuron', '', sys.argv[1:])\n"
+        "slow = {'sklearn', 'torchvision', 'torch._dynamo', 'pandas', 'matplotlib', 'ray'} & sys.modules.keys()\n"
+        "sys.exit(f'imported: {slow}' if early or slow else code)\n"
+    )
+    arguments = ["--dataset=digits", "--layer-num=1", "--no-plots", f"--output-path={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=digits.WEIGHTS.parents[2], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- network and weights ----------------------------------------------------------------------------------------------

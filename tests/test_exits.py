@@ -112,6 +112,7 @@ def run_with(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 RUN, PLAN = "main.py --dataset=digits --output-path=.", "-m bitflip plan --dataset=digits"
+FOLDERS = "main.py --dataset=folder --model-name=resnet18 --output-path=."
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ RUN, PLAN = "main.py --dataset=digits --output-path=.", "-m bitflip plan --datas
     [
         pytest.param(RUN, "pyarrow", "ImportError", "numpy.core.multiarray failed to import", id="NumPy's"),
         pytest.param(
-            RUN, "torchvision", "RuntimeError", "operator torchvision::nms does not exist", id="torchvision's"
+            FOLDERS, "torchvision", "RuntimeError", "operator torchvision::nms does not exist", id="torchvision's"
         ),
         pytest.param(RUN, "pydantic", "ValueError", "numpy.dtype size changed", id="before the settings are read"),
         pytest.param(PLAN, "torch", "OSError", "libcudart.so.12: cannot open shared object file", id="a command's"),

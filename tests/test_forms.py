@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,23 @@ def compiled_in_place() -> nn.Module:
     return model
 
 
+class Inside(TinyNet):
+    """A `TinyNet` that compiles a function of its own, which nothing unwraps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = Compiled()  # type: ignore[assignment]
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = torch.compile(torch.nn.functional.relu, backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 WRAPPED: dict[str, Callable[[], nn.Module]] = {
     "DataParallel": lambda: nn.DataParallel(plain()),
     "compile": lambda: torch.compile(plain()),  # type: ignore[dict-item,return-value]
@@ -84,6 +101,15 @@ def state_of(model: nn.Module) -> list[object]:
         (name, id(module), [id(child) for child in module.children()], id(vars(module).get("_compiled_call_impl")))
         for name, module in model.named_modules()
     ]
+
+
+def test_a_function_that_is_compiled_runs_as_it_is_and_nothing_of_ours_is_compiled() -> None:
+    torch._dynamo.reset()
+    before = Counter(torch._dynamo.utils.counters["frames"])
+    found = counted(scatter(Inside()).eval(), "neuron")[1:]
+    assert found == counted(plain(), "neuron")[1:]
+    frames = Counter(torch._dynamo.utils.counters["frames"])
+    assert 0 < frames["total"] - before["total"] <= 8  # relu itself, for batches of some sizes
 
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])

@@ -5,8 +5,9 @@ The images are scikit-learn's handwritten digits: 1797 real 8x8 scans, the test 
 batch normalisation; ``train_digits.py`` is the script that made its weights.
 """
 
+import importlib.util
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ MEAN: Final = 0.3047
 STD: Final = 0.3756
 
 _SPLIT_SEED: Final = 2024
+_SCANS: Final = Path("data", "digits.csv.gz")  # of sklearn.datasets
 _FULL_SCALE: Final = 16.0  # a pixel counts the dark dots of a 4x4 block
 
 
@@ -44,14 +46,27 @@ def load(part: Part, img_size: int = 32, channels: int = 3) -> TensorDataset:
         raise ValueError(f"part: expected one of {', '.join(get_args(Part))}, got {part!r}")
     if img_size < 1 or channels < 1:
         raise ValueError(f"expected img_size and channels of at least 1, got img_size={img_size}, channels={channels}")
-    from sklearn.datasets import load_digits  # slow to import, and other data sets do without it
-
-    raw, digits = load_digits(return_X_y=True)  # (1797, 64), 0..16, and (1797,)
+    raw, digits = _scans()
     chosen = split(digits)[part]
     planes = torch.from_numpy(raw[chosen]).float().div(_FULL_SCALE).view(-1, 1, 8, 8)
     planes = nn.functional.interpolate(planes, size=(img_size, img_size), mode="bilinear", align_corners=False)
     images = planes.sub(MEAN).div(STD).repeat(1, channels, 1, 1)  # (N, C, H, W)
     return TensorDataset(images, torch.from_numpy(digits[chosen]).long())
+
+
+def _scans() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """All scans (1797, 64) in 0..16, and their labels (1797,), as ``sklearn.datasets.load_digits`` returns them.
+
+    They are one file of that package, which takes a second to import: it is only asked if the file is not there.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    file = None if spec is None or spec.origin is None else Path(spec.origin).with_name("datasets") / _SCANS
+    if file is None or not file.is_file():
+        from sklearn.datasets import load_digits
+
+        return cast("tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]", load_digits(return_X_y=True))
+    table = np.loadtxt(file, delimiter=",")  # a row for each scan: its pixels, then its label
+    return table[:, :-1], table[:, -1].astype(np.int64)
 
 
 def split(labels: npt.NDArray[np.int64]) -> dict[Part, npt.NDArray[np.int64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets as tv
 
 from bitflip.data import inputs
 from bitflip.data.datasets import TestSet
@@ -48,7 +48,7 @@ class Images:
     ) -> None:
         self.test_set = test_set
         self.count = count
-        files = isinstance(test_set, tv.ImageFolder) and count >= MANY_IMAGES
+        files = _are_files(test_set) and count >= MANY_IMAGES
         self._collate = collate
         self._workers = (min(8, os.cpu_count() or 1) if files else 0) if workers is None else workers
         self._kept: Batch | None = None
@@ -91,8 +91,8 @@ class Images:
     def sha256(self) -> str:
         """Of all pixels and labels; of image files that are not decoded at once, of the files and labels."""
         sha = hashlib.sha256()
-        if self._kept is None and isinstance(self.test_set, tv.ImageFolder):
-            for path, label in self.test_set.samples[: self.count]:
+        if self._kept is None and _are_files(self.test_set):
+            for path, label in cast(Any, self.test_set).samples[: self.count]:
                 sha.update(Path(path).read_bytes() + str(label).encode())
             return sha.hexdigest()
         for images, labels in self.batches(self._spans):
@@ -115,3 +115,9 @@ class Images:
                 yield inputs.of(images), labels
         except BadInput as error:  # a worker process puts its whole traceback before the sentence
             raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None
+
+
+def _are_files(test_set: TestSet) -> bool:
+    """Whether it is torchvision's ``ImageFolder``, which nothing is before torchvision was imported, in a second."""
+    torchvision_s = sys.modules.get("torchvision.datasets")
+    return torchvision_s is not None and isinstance(test_set, torchvision_s.ImageFolder)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -24,6 +23,7 @@ from bitflip.engines import memory, strides
 from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.kernels import aten, is_tensor
+from bitflip.engines.modes import Mode
 from bitflip.errors import BadInput, first_line
 from bitflip.network import bits
 
@@ -126,11 +126,11 @@ def watched(injector: Injector, images: Inputs) -> Pass:
     return seen
 
 
-class _Notes(TorchDispatchMode):
+class _Notes(Mode):
     """Takes note of random numbers, and of values made from the images that leave the tensors."""
 
     def __init__(self, seen: Pass, inside: list[str], images: list[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch's own
+        super().__init__()
         self._seen, self._inside = seen, inside
         self._of_images = WeakIdKeyDictionary(dict.fromkeys(images, True))
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bitflip.engines.invariance import Invariant, close
+from bitflip.engines.modes import Mode
 
 _METADATA = {
     *("shape", "ndim", "dtype", "device", "layout", "requires_grad", "itemsize", "nbytes", "names", "grad_fn", "grad"),
@@ -165,11 +165,11 @@ class _Recorder(TorchFunctionMode):
         return _mapped(value, lambda x: self._made.get(id(x), x) if isinstance(x, Tensor) else x)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(Mode):
     """Shows a recorder what no function does: of scripted functions, or functions of autograd."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch's own
+        super().__init__()
         self._recorder = recorder
 
     def __torch_dispatch__(

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from pytorchfi.core import fault_injection
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Given, Inputs
 from bitflip.engines import memory
+from bitflip.engines.modes import Mode
 from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
@@ -405,11 +405,11 @@ def _place(tensor: Tensor) -> tuple[int, ...]:
     return storage(tensor), int(tensor.storage_offset()), tensor.numel()
 
 
-class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
+class _Reads(Mode):
     """Notes the memory of all tensors that operations read."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.storages: set[int] = set()
 
     def __torch_dispatch__(

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitflip.engines import kernels, strides, verdicts
 from bitflip.engines.kernels import aten, is_tensor
 from bitflip.engines.loops import Loops, is_on_values
+from bitflip.engines.modes import Mode
 from bitflip.engines.rows import OF_ANY_FORMAT, ROWS, Form, described
 from bitflip.engines.verdicts import Verdicts
 from bitflip.network import bits
@@ -37,7 +37,7 @@ _forms: dict[tuple[object, ...], Form] = {}
 _loops: dict[tuple[object, ...], Loops] = {}
 
 
-class Invariant(TorchDispatchMode):
+class Invariant(Mode):
     """While open, what runs is batch invariant, as far as its operations are known here.
 
     Attributes:
@@ -45,7 +45,7 @@ class Invariant(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch's own
+        super().__init__()
         self.met = 0
         self._known: dict[torch.device, Verdicts] = {}
 

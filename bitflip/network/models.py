@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from bitflip.data import digits
@@ -114,7 +113,9 @@ def _known(settings: Hyperparameters) -> tuple[str, ...]:
 
 def torchvision_names() -> tuple[str, ...]:
     """All classifiers of torchvision.models."""
-    return tuple(torchvision.models.list_models(module=torchvision.models))
+    from torchvision import models  # takes a second, which other models do without
+
+    return tuple(models.list_models(module=models))
 
 
 def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple[int, ...]]:
@@ -149,7 +150,9 @@ def untrained(name: str, hub_path: Path | None = None) -> tuple[nn.Module, tuple
     if name.startswith("vit_"):  # its position embedding is made for one size
         sizes = (2 * int(name.rpartition("_")[2]),)
         options["image_size"] = sizes[0]
-    return torchvision.models.get_model(name, weights=None, **options), sizes
+    from torchvision import models
+
+    return models.get_model(name, weights=None, **options), sizes
 
 
 def timm_families() -> Iterator[str]:
@@ -297,6 +300,8 @@ def _other_classes(name: str, found: int, expected: int) -> str:
 
 
 def _torchvision(settings: Hyperparameters, classes: int) -> tuple[nn.Module, str, str]:
+    import torchvision
+
     name, published = str(settings.model_name), settings.weights is None
     enum = torchvision.models.get_model_weights(name)
     # IMAGENET1K_V1 is what resize 256, centre crop 224 was made for; a few models were only published otherwise.

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from bitflip.faults.faultlist import Fault, Key
 from bitflip.faults.tasks import Task
 from bitflip.network.layers import Target
+from bitflip.outcomes import NAMES, counts
 from bitflip.outcomes import batch as outcomes
-from bitflip.outcomes import counts
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.outcomes.counts import Counts
 
-NAMES = {"injections": "images", "sdc1": "critical"}  # that fault lists have for columns of all tables
 COUNTS = ("images", *(NAMES.get(name, name) for name in outcomes.COLUMNS))
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bitflip.errors import BadInput
 from bitflip.report import record
 from bitflip.report.runs import Place, Row, Run
+from bitflip.report.summary import sums
 from bitflip.settings.hyperparameters import Hyperparameters, changes_results, role_of
 from bitflip.statistics import intervals
 from bitflip.statistics.intervals import Estimate, Sums
@@ -98,7 +99,7 @@ def compare(first: Run, second: Run) -> Comparison:
             "parameter)"
         )
     differing = tuple(_differing(first, second))
-    pairs = _pairs(first, second, [(rows[key].place, others[key].place) for key in common])
+    pairs = _pairs(first, second, [(rows[key], others[key]) for key in common])
     if isinstance(pairs, str):
         layers = tuple((rows[key].place, _unpaired(rows[key], others[key], first, second)) for key in common)
         network = None if unmatched else _means(first, second)
@@ -108,18 +109,18 @@ def compare(first: Run, second: Run) -> Comparison:
         for key, pair in zip(common, pairs, strict=True)
     ]
     layers = tuple(
-        (rows[key].place, _paired(pair, part, first.confidence, simple=first.target == "neuron" and not first.weighted))
+        (rows[key].place, _paired(pair, part, first.confidence, simple=pair.single and not first.weighted))
         for key, pair, part in zip(common, pairs, parts, strict=True)
     )
     known = [index for index, pair in enumerate(pairs) if pair.images]
     network = None
     if known and not unmatched:
-        sums = [part for index in known for part in parts[index]]
+        of_all = [part for index in known for part in parts[index]]
         weights = [1 / len(parts[index]) for index in known for _ in parts[index]]
         firsts, seconds = (
             float(np.mean([getattr(layers[index][1], name) for index in known])) for name in ("first", "second")
         )
-        found = _signed(intervals.mean(sums, weights, first.confidence))
+        found = _signed(intervals.mean(of_all, weights, first.confidence))
         found = replace(found, rate=(seconds - firsts) / 100)  # a layer counts the same if a bit of it was not hit
         network = _percent(firsts / 100, seconds / 100, found, sum(pairs[index].images for index in known))
     why = "both runs made the same faults on the same images, so each is compared with itself"
@@ -171,7 +172,7 @@ def _unpaired(a: Row, b: Row, first: Run, second: Run) -> Difference:
     nothing = Difference(a.rate.value, b.rate.value)
     if a.rate.value is None or b.rate.value is None:
         return nothing
-    if first.target == "neuron" and not (first.weighted or second.weighted):
+    if _single(a, first) and _single(b, second):
         m1, n1, m2, n2 = map(float, (b.misclassified, b.correct, a.misclassified, a.correct))
         found = intervals.unpaired(m1, n1, m2, n2, first.confidence)
         return _percent(a.rate.value / 100, b.rate.value / 100, found)
@@ -180,6 +181,14 @@ def _unpaired(a: Row, b: Row, first: Run, second: Run) -> Difference:
         return replace(nothing, value=b.rate.value - a.rate.value)
     found = intervals.difference(*(estimate for estimate in estimates if estimate is not None))
     return _percent(a.rate.value / 100, b.rate.value / 100, found)
+
+
+def _single(row: Row, run: Run) -> bool:
+    """Whether the faults of a row are independent images: not where a list has faults that hit several each."""
+    if run.target != "neuron" or run.weighted:
+        return False
+    all_ = sums([row], run.target)
+    return all_.nn == all_.n
 
 
 def _means(first: Run, second: Run) -> Difference | None:
@@ -207,6 +216,7 @@ class _Pairs:
         first, second: those of them that it breaks in the one run and the other.
         only_first, only_second: those that it breaks in one run only.
         bit: that flips.
+        single: whether each is one image of its own, so that all of them are independent.
     """
 
     size: Ints
@@ -215,6 +225,7 @@ class _Pairs:
     only_first: Ints
     only_second: Ints
     bit: Ints
+    single: bool = False
 
     @property
     def images(self) -> int:
@@ -238,7 +249,7 @@ class _Pairs:
 
 
 def _paired(pairs: _Pairs, parts: list[Sums[float]], confidence: float, *, simple: bool) -> Difference:
-    """The difference of one layer; ``simple`` if each flip hits one image and all bits are drawn alike."""
+    """The difference of one layer; ``simple`` if the flips are single images and all bits are drawn alike."""
     if not pairs.images:
         return Difference(None, None, compared=0)
     n = pairs.images
@@ -270,39 +281,58 @@ def _percent(first: float, second: float, found: Estimate[float], compared: int 
 _COLUMNS = ("image", "label", "element", "bit", "clean_top1", "top1")
 
 
-def _pairs(first: Run, second: Run, places: Sequence[tuple[Place, Place]]) -> list[_Pairs] | str:
-    """The faults of each layer, or why they can't be paired."""
+def _pairs(first: Run, second: Run, rows: Sequence[tuple[Row, Row]]) -> list[_Pairs] | str:
+    """The faults of each layer, or why they can't be paired.
+
+    What counts as one is an image with a flip of its own if the faults of neurons were sampled, a batch if those of
+    weights were, and all images that a fault of a list hits.
+    """
     for run in (first, second):
         if not run.files.faults.exists():
             return f"faults can't be paired without {run.files.faults.name} (--fault-table)"
+    listed = first.listed is not None and second.listed is not None
     sizes = {run.settings.get("batch_size") for run in (first, second)}
-    if first.target == "weight" and len(sizes) > 1:
+    if first.target == "weight" and not listed and len(sizes) > 1:
         return "the batches that a weight flip hits differ in size"
     tables = [_faults(run.files.faults) for run in (first, second)]
     batch = next(iter(sizes))
-    size = batch if first.target == "weight" and isinstance(batch, int) and batch > 0 else 1
+    size = batch if isinstance(batch, int) and batch > 0 else 1
     found = []
-    for place, other in places:
-        a, b = (table.get((at.layer, at.parameter)) for table, at in zip(tables, (place, other), strict=True))
+    for row, other in rows:
+        place = row.place
+        a, b = (table.get((at.layer, at.parameter)) for table, at in zip(tables, (place, other.place), strict=True))
         if a is None or b is None:
             return f"the fault tables do not both hold the layer {place.label}"
         if any(not np.array_equal(a[name], b[name]) for name in _COLUMNS[:4]):
             return f"the runs made other faults, or on other images (such as in the layer {place.label})"
-        found.append(_by_flip(a, b, size, alone=first.target == "neuron"))
+        if first.target == "neuron" and (not listed or _single(row, first) or _single(other, second)):
+            found.append(_by_image(a, b))
+        else:
+            found.append(_by_flip(a, b, None if listed else size))
     return found
 
 
-def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int, *, alone: bool) -> _Pairs:
+def _broken(a: Mapping[str, Ints], b: Mapping[str, Ints]) -> list[NDArray[np.bool_]]:
+    """Of each row of two tables: whether it is compared, broken in the one, the other, and only in one of them."""
     both = (a["clean_top1"] == a["label"]) & (b["clean_top1"] == b["label"])
     broken, other = (both & record.misclassified(run["label"], run["clean_top1"], run["top1"]) for run in (a, b))
-    values = (both, broken, other, broken & ~other, other & ~broken)
-    if alone:
-        size, *counts = (value.astype(np.int64) for value in values)
-        return _Pairs(size, counts[0], counts[1], counts[2], counts[3], a["bit"])
-    keys = np.stack([a["image"] // batch_size, a["element"], a["bit"]])
-    flips, flip = np.unique(keys, axis=1, return_inverse=True)
+    return [both, broken, other, broken & ~other, other & ~broken]
+
+
+def _by_image(a: Mapping[str, Ints], b: Mapping[str, Ints]) -> _Pairs:
+    size, *counts = (true.astype(np.int64) for true in _broken(a, b))
+    return _Pairs(size, counts[0], counts[1], counts[2], counts[3], a["bit"], single=True)
+
+
+def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int | None) -> _Pairs:
+    """The images of each flip in each batch, or in all batches together if there is no ``batch_size``.
+
+    Two faults of a list that flip the same bit of the same value are taken as one: the table does not tell them apart.
+    """
+    batch = np.zeros_like(a["image"]) if batch_size is None else a["image"] // batch_size
+    flips, flip = np.unique(np.stack([batch, a["element"], a["bit"]]), axis=1, return_inverse=True)
     shape = flips.shape[1]
-    size, *counts = (np.bincount(flip.ravel(), weights=value, minlength=shape).astype(np.int64) for value in values)
+    size, *counts = (np.bincount(flip.ravel(), true, shape).astype(np.int64) for true in _broken(a, b))
     return _Pairs(size, counts[0], counts[1], counts[2], counts[3], flips[2])
 
 

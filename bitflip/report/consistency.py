@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ def check(run: Run) -> None:
     _check_means(run)
     if run.files.faults.exists() and (run.target == "neuron" or any(row.place.parameter for row in run.layers)):
         _check_record(run)  # tables of earlier versions do not say which parameter was struck
+    if run.listed is not None and run.files.listed_faults.exists():
+        _check_list(run)
 
 
 def _name(row: Row) -> str:
@@ -291,31 +293,43 @@ def _check_means(run: Run) -> None:
 def _check_record(run: Run) -> None:
     """Whether the record of every injection counts the same."""
     found = record.counted(run.files.faults)
-    if found is None:
-        return
-    by_layer: dict[record.Cell, dict[str, float]] = {}
-    for (layer, parameter, _), counts in found.items():
-        whole = by_layer.setdefault((layer, parameter, None), {})
+    if found is not None:
+        _hold(run, run.files.faults, found, lambda place: (place.layer, place.parameter))
+
+
+def _check_list(run: Run) -> None:
+    """Whether the record of every fault of a list counts the same."""
+    path = run.files.listed_faults
+    _hold(run, path, record.of_list(path), lambda place: (place.path, place.call, place.parameter))
+
+
+def _hold(run: Run, path: Path, found: record.Counts, where: Callable[[Place], record.Where]) -> None:
+    """Hold both tables against the counts of a record; ``where`` says how that names a place."""
+    by_layer: record.Counts = {}
+    for (place, _), counts in found.items():
+        whole = by_layer.setdefault((place, None), {})
         for name, value in counts.items():
             before = whole.get(name, 0.0)
             whole[name] = max(before, value) if name == columns.CHANGE else before + value
-    for path, rows, cells in ((run.files.table, run.layers, by_layer), (run.files.bits, run.bits, found)):
+    for table, rows, cells in ((run.files.table, run.layers, by_layer), (run.files.bits, run.bits, found)):
         left = dict(cells)
         for row in rows:
-            counts = left.pop((row.place.layer, row.place.parameter, row.bit), {})
-            for name in ("injections", *columns.HITS, *columns.EFFECTS):
+            counts = left.pop((where(row.place), row.bit), {})
+            for name in ("flips", "injections", *columns.HITS, *columns.EFFECTS, *columns.SUMS):
                 said, got = _count(row, name), counts.get(name, None if counts else 0)
                 if said is not None and got is not None and said != got:
-                    raise _unlike(run, path, f"{name} of {_name(row)} is {said}, got {got:.0f}")
+                    raise _unlike(path, table, f"{name} of {_name(row)} is {said}, got {got:.0f}")
             said_change = None if row.outcomes is None else row.outcomes.largest_change
             change = counts.get(columns.CHANGE)
             if said_change is not None and change is not None and abs(said_change - change) > 1e-5:
-                raise _unlike(run, path, f"{columns.CHANGE} of {_name(row)} is {said_change:g}, got {change:g}")
+                raise _unlike(path, table, f"{columns.CHANGE} of {_name(row)} is {said_change:g}, got {change:g}")
         if left and rows:
-            layer, parameter, number = next(iter(left))
-            what = f"layer {layer}{f', {parameter}' if parameter else ''}{'' if number is None else f', bit {number}'}"
-            raise BadInput(f"{run.files.faults}: expected the faults of {path.name}, which has none of {what}")
+            place, number = next(iter(left))
+            what = ", ".join(str(part) for part in place if part != "")
+            layer = "layer " if isinstance(place[0], int) else ""
+            bit = "" if number is None else f", bit {number}"
+            raise BadInput(f"{path}: expected the faults of {table.name}, which has none of {layer}{what}{bit}")
 
 
-def _unlike(run: Run, path: Path, words: str) -> BadInput:
-    return BadInput(f"{run.files.faults}: expected the faults of {path.name}, whose {words}")
+def _unlike(path: Path, table: Path, words: str) -> BadInput:
+    return BadInput(f"{path}: expected the faults of {table.name}, whose {words}")

@@ -1,4 +1,6 @@
-"""The record of every injection of a run, its ``_faults.parquet``: what its columns say, and counts of them."""
+"""The records of a run, of every injection in its ``_faults.parquet``, of every fault of a list in its ``_faults.csv``:
+what their columns say, and counts of them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitflip import csvs
 from bitflip.errors import BadInput, first_line
+from bitflip.outcomes import NAMES
 from bitflip.results import columns
 
-Cell = tuple[int, str, int | None]
-"""Number of a layer, parameter of it (empty for neurons), and bit, if it is one of them."""
+Where = tuple[int | str, ...]
+"""Number of a layer, or its path and call, and parameter of it (empty for neurons)."""
+Counts = dict[tuple[Where, int | None], dict[str, float]]
+"""By where, and bit: by the names of :mod:`bitflip.results.columns`, as far as a record has them."""
 
 _PLACE = ("layer", "parameter", "bit")
 _CLASSES = ("label", "clean_top1", "top1")
@@ -30,8 +36,8 @@ def damaged(path: Path, error: Exception) -> BadInput:
     return BadInput(f"{path}: expected a table of faults, and it is damaged ({first_line(error)})")
 
 
-def counted(path: Path) -> dict[Cell, dict[str, float]] | None:
-    """The counts of a record by layer and bit, by the names of :mod:`bitflip.results.columns`, as far as it has them.
+def counted(path: Path) -> Counts | None:
+    """The counts of a record of every injection, by number of the layer.
 
     Returns:
         None where pyarrow is not installed.
@@ -43,7 +49,7 @@ def counted(path: Path) -> dict[Cell, dict[str, float]] | None:
         import pyarrow.parquet as pq
     except ImportError:
         return None
-    found: dict[Cell, dict[str, float]] = {}
+    found: Counts = {}
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names = [*_PLACE, *_CLASSES, *(name for name in (*_FLAGS, "change") if name in file.schema_arrow.names)]
@@ -54,7 +60,7 @@ def counted(path: Path) -> dict[Cell, dict[str, float]] | None:
     return found
 
 
-def _count(found: dict[Cell, dict[str, float]], batch: dict[str, Any]) -> None:
+def _count(found: Counts, batch: dict[str, Any]) -> None:
     parameters = batch.pop("parameter").cast("string").to_numpy(zero_copy_only=False).astype(str)
     names, parameter = np.unique(parameters, return_inverse=True)
     values = {name: column.to_numpy(zero_copy_only=False) for name, column in batch.items()}
@@ -72,8 +78,49 @@ def _count(found: dict[Cell, dict[str, float]], batch: dict[str, Any]) -> None:
     if change is not None:
         np.maximum.at(most, where, change)
     for i, (layer, code, bit) in enumerate(cells.T.tolist()):
-        total = found.setdefault((layer, str(names[code]), bit), {})
+        total = found.setdefault(((layer, str(names[code])), bit), {})
         for name, each in counts.items():
             total[name] = total.get(name, 0) + float(each[i])
         if change is not None:
             total[columns.CHANGE] = max(total.get(columns.CHANGE, 0.0), float(most[i]))
+
+
+def of_list(path: Path) -> Counts:
+    """The counts of a record of every fault of a list, by path and call of the layer.
+
+    Raises:
+        BadInput: if the file is damaged.
+    """
+    found: Counts = {}
+    table = csvs.Table(path, ended=True)
+    known = [name for name in (*columns.HITS, *columns.KNOWN) if NAMES.get(name, name) in table.header]
+    table.require(("target", "layer", "call", "bit", "images"), table.header)
+
+    def read(row: csvs.Row) -> None:
+        parameter = "" if row["target"] == "neuron" else row["target"]
+        where = (row["layer"], row.count("call"), parameter)
+        counts: dict[str, float] = {name: row.count(NAMES.get(name, name)) for name in known}
+        most = row.number(columns.CHANGE, 1)
+        total = found.setdefault((where, _first(row)), {})
+        row.finish()
+        counts["flips"] = 1
+        if {*columns.HITS} <= counts.keys():
+            m, n = (counts[name] for name in columns.HITS)
+            counts |= zip(columns.SUMS, (m * m, m * n, n * n), strict=True)
+        for name, count in counts.items():
+            total[name] = total.get(name, 0) + count
+        if most is not None:
+            total[columns.CHANGE] = max(total.get(columns.CHANGE, 0.0), most)
+
+    for _ in table.values(read):
+        pass
+    return found
+
+
+def _first(row: csvs.Row) -> int:
+    """The bit under which tables count a fault: the first of several, 0 of one that replaces the value."""
+    bits = [csvs.whole(text) for text in (row["bit"] or "0").split(";")]
+    known = [bit for bit in bits if bit is not None and bit < 64]
+    if len(known) != len(bits):
+        return row.unlike("bit", "bits from 0 to 63, such as 1;7", 0)
+    return min(known)
