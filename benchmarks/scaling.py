@@ -71,7 +71,7 @@ def sizes() -> None:
     from PIL import Image
 
     from bitflip.cluster.shards import Parcel
-    from bitflip.data import datasets
+    from bitflip.data import imagefiles
     from bitflip.engines.injection import Injector, WithInput
     from bitflip.faults.sampled import Sampling
     from bitflip.faults.tasks import Task
@@ -113,7 +113,7 @@ def sizes() -> None:
     noise = np.random.default_rng(0).normal(128, 20, (24, 32, 3)).clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
-    preprocess = datasets.preprocessing(Hyperparameters(dataset="imagenet").resolved())
+    preprocess = imagefiles.preprocessing(Hyperparameters(dataset="imagenet").resolved())
     reading, _ = timed(lambda: [preprocess(Image.open(file).convert("RGB")) for _ in range(20)])
     print(f"reading a JPEG of 500 x 375 pixels: {1e3 * reading / 20:.1f} ms")
 
