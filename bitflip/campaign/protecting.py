@@ -40,11 +40,13 @@ class Safeguard:
         protection: of its layers' outputs.
         bounds: that were measured; None for one that needs none.
         guarded: shape of the values of one image that are guarded, by the path of the module and its call.
+        value_bytes: of a value.
     """
 
     protection: Protection
     bounds: Bounds | None
     guarded: dict[Call, Shape]
+    value_bytes: int
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -53,8 +55,8 @@ class Safeguard:
         return {
             "name": str(self.protection),
             "layers": [label(*call) for call in self.guarded],
-            "guarded_values": sum(map(math.prod, self.guarded.values())),
-            "bounds": 0 if self.bounds is None else self.bounds.count,
+            "operations": sum(map(math.prod, self.guarded.values())) * self.protection.operations,
+            "bytes": 0 if self.bounds is None else self.bounds.count * self.value_bytes,
             **measured,
         }
 
@@ -120,7 +122,7 @@ def protect(
         _require(bounds, protection, guarded, classifier)
     guards = {call: _guard(protection, call, bounds, classifier) for call in guarded}
     protections.apply(model, modules, guards)
-    return Safeguard(protection, bounds if protection.calibrated else None, guarded)
+    return Safeguard(protection, bounds if protection.calibrated else None, guarded, classifier.dtype.itemsize)
 
 
 @contextlib.contextmanager

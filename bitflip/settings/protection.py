@@ -68,6 +68,11 @@ class Protection:
         return self.range in ("ranger", "ranger-channel")
 
     @property
+    def operations(self) -> int:
+        """For each value: a minimum and a maximum; to clip, two comparisons and a choice; to find NaN, one of each."""
+        return (0 if self.range is None else 3 if self.clip else 2) + 2 * self.nan
+
+    @property
     def jumps(self) -> bool:
         """Whether values that are near each other may end far apart: cutting to a range moves none further apart."""
         return self.clip or self.nan
