@@ -189,6 +189,7 @@ OTHER: dict[str, object] = {
     **{"bit_sampling": "importance", "margin": 0.5, "parameters": "bias", "precision": "tf32", "drop_last": True},
     **{"bit_error_rate": "1e-6", "by_layer": True},
     **{"faults": "lists/mine.csv", "limit": 10, "batch_size": 16, "prove": True, "max_images": 7, "not_made_yet": 1},
+    **{"protect": "ranger", "protect_layers": "ReLU", "percentile": 99.0},
 }
 
 

@@ -62,6 +62,11 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("pool_mib", None, "100", 100, "200", 200),
     ("prove", False, "true", True, "false", False),
     ("audit", 0.0, "0.1", 0.1, "1", 1.0),
+    ("protect", None, "ranger", "ranger", "clip + nan", "nan+ranger+clip"),
+    ("protect_layers", "default", "ReLU", "ReLU", "ReLU, Conv2d", "ReLU,Conv2d"),
+    ("bounds", None, "a.json", Path("a.json"), "b.json", Path("b.json")),
+    ("calibration_images", None, "a", Path("a"), "b/c", Path("b/c")),
+    ("percentile", 100.0, "99.9", 99.9, "90", 90.0),
     ("faults", None, "a.csv", Path("a.csv"), "b.csv", Path("b.csv")),
     ("limit", None, "100", 100, "200", 200),
     ("save_faults", None, "a.csv", Path("a.csv"), "b.csv", Path("b.csv")),
@@ -327,7 +332,8 @@ def test_each_setting_says_what_depends_on_it() -> None:
         ),
         "repeats",
     ]
-    assert set(names(lambda role: role.path)) == {"input_path", "weights", "hub_path"}
+    paths = {"input_path", "weights", "hub_path", "bounds", "calibration_images"}
+    assert set(names(lambda role: role.path)) == paths
     assert set(names(lambda role: not role.rerun)) == {"output_path", "fresh", "rerun", "ray"}
     assert names(lambda role: role.joined == "weight") == ["batch_size"]
     free = {name for name, role in roles.items() if not role.unfinished}

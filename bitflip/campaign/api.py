@@ -18,18 +18,19 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
-from bitflip.campaign import experiment, identity, loop, publishing
+from bitflip.campaign import experiment, identity, loop, protecting, publishing
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.error_rates import ErrorRateCampaign
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
+from bitflip.data import training
 from bitflip.data.images import Images
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.faultlist import FaultList
 from bitflip.faults.flips import TargetKind
 from bitflip.faults.kinds import Own
-from bitflip.network import code, devices, forms, models
+from bitflip.network import calibration, code, devices, forms, models, protections
 from bitflip.report.result import Result, Rows
 from bitflip.results import provenance
 from bitflip.results.paths import Paths
@@ -192,6 +193,11 @@ class Campaign:
         fault_table: bool = False,
         prove: bool = False,
         audit: float = 0.0,
+        protect: str | None = None,
+        protect_layers: Sequence[str] | None = None,
+        calibration_set: Any = None,
+        bounds: str | Path | None = None,
+        percentile: float = 100.0,
         progress: bool = False,
         folder: str | Path | None = None,
         fresh: bool = False,
@@ -205,6 +211,13 @@ class Campaign:
             fault_table: also write a row for every injection; :func:`bitflip.compare` then compares fault by fault.
             prove: do not run faults of which a bound shows that they can't change the class.
             audit: share of those that are run all the same.
+            protect: protection of the layers' outputs, such as ``ranger`` or ``nan+clip``; see docs/protections.md.
+            protect_layers: class names of the layers and blocks that are protected; None for activations and max
+                pooling.
+            calibration_set: a ``Dataset`` or ``DataLoader`` as the test set is one, of other inputs, on which the
+                bounds of ``ranger``, ``ranger-channel`` and ``clip`` are measured.
+            bounds: a file of bounds that another run wrote, instead.
+            percentile: of the values seen in calibration that the bounds are.
             progress: show a progress bar.
             folder: for the files; a run that was stopped goes on from there. None: they are kept as long as the result.
             fresh: start over all the same, and replace what another run has left in the folder under the same name.
@@ -235,18 +248,20 @@ class Campaign:
             "plots": False,
             "fresh": fresh,
         }
-        chosen |= {"prove": prove, "audit": audit}
+        chosen |= {"prove": prove, "audit": audit, "protect": protect, "bounds": bounds, "percentile": percentile}
+        chosen |= {"protect_layers": "default" if protect_layers is None else ",".join(protect_layers)}
         path = Path(holder.name if holder is not None else str(folder))
         settings = _settings({**self._settings, **chosen, "output_path": path}).model_copy(
             update={"model_name": self._name, "dataset": self._data_name}
         )
         if own is not None:
             settings = settings.model_copy(update={"fault": f"own:{code.described(own)}"})
-        checks = combined.check_prove, combined.check_fault, combined.check_sampling
-        if problems := [sentence for check in checks for sentence in check(settings)]:
+        checks = combined.check_prove, combined.check_fault, combined.check_sampling, combined.check_protect
+        problems = [sentence for check in checks for sentence in check(settings)]
+        if problems := [*problems, *calibration.check_file(settings.bounds)]:
             raise BadInput(*problems)
         path.mkdir(parents=True, exist_ok=True)
-        table = self._run(settings, target, listed, own, progress=progress)
+        table = self._run(settings, target, listed, own, calibration_set, progress=progress)
         return Result(table, holder)
 
     def error_rates(
@@ -299,6 +314,7 @@ class Campaign:
         target: TargetKind,
         listed: FaultList | None,
         own: Own | None,
+        calibration_set: Any,
         *,
         progress: bool,
     ) -> Path:
@@ -306,7 +322,7 @@ class Campaign:
         shared = identity.of_settings(settings, target)
         with (
             Checkpoint(paths.unfinished, shared, provenance.now(), finals, fresh=settings.fresh) as checkpoint,
-            self._prepared(settings, target, listed, own) as prepared,
+            self._prepared(settings, target, listed, own, calibration_set) as prepared,
         ):
             executor = Here(prepared)
             checkpoint.require(identity.of_experiment(prepared, executor), executor.device)
@@ -319,12 +335,24 @@ class Campaign:
 
     @contextlib.contextmanager
     def _prepared(
-        self, settings: Hyperparameters, target: TargetKind, listed: FaultList | None, own: Own | None = None
+        self,
+        settings: Hyperparameters,
+        target: TargetKind,
+        listed: FaultList | None,
+        own: Own | None = None,
+        calibration_set: Any = None,
     ) -> Iterator[Experiment]:
         """An experiment on the model, which is as it was when the block ends."""
-        with devices.borrowed(self._model), forms.unwrapped(self._model) as model, devices.as_they_were():
+        with (
+            devices.borrowed(self._model),
+            forms.unwrapped(self._model) as model,
+            protections.taken_off(model),
+            devices.as_they_were(),
+        ):
             classifier = models.given(model)
-            network = experiment.ready(settings, target, classifier, 1, self._images.first(experiment.EXAMPLES))
+            examples = self._images.first(experiment.EXAMPLES)
+            protected = protecting.protect(settings, classifier, examples, lambda: _calibration(calibration_set))
+            network = experiment.ready(settings, target, classifier, 1, examples, protected)
             classes = network.injector.logits_shape[1]
             labels = self._images.labels
             wrong = [] if labels is None else labels[(labels < 0) | (labels >= classes)].tolist()
@@ -340,6 +368,22 @@ def read_faults(path: str | Path) -> FaultList:
         BadInput: if the file can't be read, is no fault list, or holds no fault.
     """
     return faultlist.read(Path(path))
+
+
+def _calibration(given: Any) -> Images:
+    """The inputs to calibrate on.
+
+    Raises:
+        BadInput: if there are none.
+    """
+    loader = given if isinstance(given, DataLoader) else None
+    given = given if loader is None else loader.dataset
+    if given is None or isinstance(given, IterableDataset) or not len(given):
+        raise BadInput(
+            "calibration_set: expected a data set with a length, of inputs that are not those of the test set, to "
+            "measure the bounds on; or give bounds, a file that another run wrote"
+        )
+    return training.spread(given, None if loader is None else loader.collate_fn)
 
 
 def _settings(values: dict[str, Any]) -> Hyperparameters:

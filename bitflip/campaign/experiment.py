@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitflip import engines
-from bitflip.data import datasets, inputs
+from bitflip.campaign import protecting
+from bitflip.campaign.protecting import Safeguard
+from bitflip.data import datasets, inputs, training
 from bitflip.data.images import Images
 from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
@@ -23,6 +25,7 @@ from bitflip.faults.listed import Listed
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Tasks
 from bitflip.network import devices, layers, models
+from bitflip.network.calibration import Bounds
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Target
 from bitflip.network.models import Classifier
@@ -49,6 +52,7 @@ class Network:
         placement: where it runs.
         injector: of its faults.
         engine: that runs them.
+        protected: what protects its layers' outputs; None if nothing does.
         note: why it is not the engine that was asked for; None if it is.
     """
 
@@ -57,6 +61,7 @@ class Network:
     injector: Injector
     engine: Engine
     note: str | None
+    protected: Safeguard | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class Experiment:
         return (
             f"{s.model_name} on {s.dataset}: {what} in {count} layers, {self.images.count} images{whose}, "
             f"{self.device}, {s.precision}, {self.network.engine.name} engine{' with bounds' if s.prove else ''}"
+            f"{'' if s.protect is None else f', protected by {s.protect}'}"
         )
 
 
@@ -136,8 +142,13 @@ def sought(settings: Hyperparameters, target: TargetKind) -> str:
     return " or ".join(settings.parameter_names or ["parameter"])
 
 
-def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
+def prepare(settings: Hyperparameters, target: TargetKind, bounds: Bounds | None = None) -> Experiment:
     """Load test set, model and fault list, find the layers, and check what only shows then.
+
+    Args:
+        settings: of the run.
+        target: what faults strike.
+        bounds: for the protection, if they are known.
 
     Raises:
         BadInput: if the data or the weights can't be had, or don't fit the other settings.
@@ -154,7 +165,9 @@ def prepare(settings: Hyperparameters, target: TargetKind) -> Experiment:
         classifier = models.load(settings, classes)
     devices.keep_freed_memory()
     images = Images(test_set, count)
-    network = ready(settings, target, classifier, classes, images.first(EXAMPLES))
+    examples = images.first(EXAMPLES)
+    protected = protecting.protect(settings, classifier, examples, lambda: training.load(settings), bounds)
+    network = ready(settings, target, classifier, classes, examples, protected)
     outputs = network.injector.logits_shape[1]
     if settings.dataset == "folder" and outputs > classes:
         log.warning(
@@ -218,7 +231,12 @@ def of(
 
 
 def ready(
-    settings: Hyperparameters, target: TargetKind, classifier: Classifier, classes: int, example: Inputs
+    settings: Hyperparameters,
+    target: TargetKind,
+    classifier: Classifier,
+    classes: int,
+    example: Inputs,
+    protected: Safeguard | None = None,
 ) -> Network:
     """A classifier that was loaded, on its device, with its layers found and an engine chosen.
 
@@ -228,6 +246,7 @@ def ready(
         classifier: the model.
         classes: that it tells apart, at least.
         example: some of the inputs.
+        protected: what protects the layers' outputs, if something does.
 
     Raises:
         BadInput: if it does not take the inputs, or is no classifier of so many classes.
@@ -243,7 +262,7 @@ def ready(
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     audit = settings.audit if settings.prove else None
     engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes, audit)
-    return Network(classifier, placement, injector, engine, note)
+    return Network(classifier, placement, injector, engine, note, protected)
 
 
 def choose(settings: Hyperparameters, target: TargetKind, injector: Injector) -> list[Target]:

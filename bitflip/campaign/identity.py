@@ -25,12 +25,13 @@ def of_settings(settings: Hyperparameters, target: TargetKind) -> dict[str, Any]
 
 def of_experiment(experiment: Experiment, executor: Executor) -> dict[str, Any]:
     """What shows once all is loaded."""
-    classifier, source = experiment.network.classifier, experiment.source
+    classifier, source, protected = experiment.network.classifier, experiment.source, experiment.network.protected
     return {
         "device": executor.arithmetic,
         "engine that can run it": experiment.network.engine.name,
         "model sha256": classifier.sha256,
         "code of the model": classifier.code,
+        "bounds of the protection": None if protected is None or protected.bounds is None else protected.bounds.sha256,
         "images": experiment.images.count,
         "pixels and labels": experiment.images.sha256,
         "layers": [[item.number, item.layer.path] for item in experiment.targets],

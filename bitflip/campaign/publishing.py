@@ -99,6 +99,9 @@ def write(paths: Paths, done: Done, counts: Counts, place: int, began: str) -> N
     if experiment.source.by_bit:
         tables.write_bits(paths.bits, estimates, bounded=settings.prove)
     tables.write_run(paths.run, _facts(done, counts, estimates, seed, began))
+    protected = experiment.network.protected
+    if protected is not None and protected.bounds is not None:
+        protected.bounds.write(paths.bounds)
     if settings.detailed_log:
         tallies.details[tallies.seeds[place]].copy(paths.detail)
     if settings.fault_table:
@@ -214,6 +217,7 @@ def circumstances(experiment: Experiment) -> dict[str, Any]:
             "code_sha256": classifier.code,
         },
         "data": {"images": experiment.images.count, "sha256": experiment.images.sha256},
+        **({} if experiment.network.protected is None else {"protection": experiment.network.protected.facts}),
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
     }

@@ -90,7 +90,7 @@ class Cluster:
             self._needs = {"CPU": threads, "memory": pool + CPU_WORKER_BYTES}
             if self.kind == "cuda":
                 self._needs = {"GPU": 1, "CPU": 1}
-            self._arguments = (shards.portable(settings, self.kind), target, threads)
+            self._arguments: tuple[Any, ...] = (shards.portable(settings, self.kind), target, threads)
             self._look()
             if not self._places:
                 raise BadInput(
@@ -133,6 +133,8 @@ class Cluster:
             BadInput: if a worker can't load the experiment, or loads another one.
         """
         self._expected = Facts.of(experiment)
+        if (protected := experiment.network.protected) is not None:
+            self._arguments = (*self._arguments[:3], protected.bounds)
         batches = -(-experiment.images.count // experiment.settings.batch_size)  # more workers would have nothing to do
         late = time.monotonic() + WAITING_S
         while not self._ready:

@@ -25,6 +25,7 @@ from bitflip.faults.flips import Flips, TargetKind
 from bitflip.faults.listed import Listed
 from bitflip.faults.tasks import Cut
 from bitflip.network import devices
+from bitflip.network.calibration import Bounds
 from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.results import provenance
 from bitflip.settings import hyperparameters
@@ -179,10 +180,13 @@ class Worker:
         settings: as the driver has them, see :func:`portable`.
         target: what the flips hit.
         threads: of the CPU; the last bits of a matrix product can depend on their number.
+        bounds: of the protection, as the driver measured them, if it did.
     """
 
-    def __init__(self, settings: Hyperparameters, target: TargetKind, threads: int) -> None:
-        self._settings, self._target, self._threads = settings, target, threads
+    def __init__(
+        self, settings: Hyperparameters, target: TargetKind, threads: int, bounds: Bounds | None = None
+    ) -> None:
+        self._settings, self._target, self._threads, self._bounds = settings, target, threads, bounds
         self._loaded: tuple[Experiment, Here] | None = None
         self._running = threading.Lock()
 
@@ -192,7 +196,7 @@ class Worker:
         if problems := devices.check_precision(self._settings.precision, self._settings.device):
             return Refusal(platform.node(), tuple(problems))
         try:
-            loaded = experiment.prepare(self._settings, self._target)
+            loaded = experiment.prepare(self._settings, self._target, self._bounds)
             facts = Facts.of(loaded)
         except BadInput as error:
             return Refusal(platform.node(), error.problems)

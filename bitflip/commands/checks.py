@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bitflip.cluster import joining
-from bitflip.data import datasets
+from bitflip.data import datasets, training
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.flips import TargetKind
-from bitflip.network import devices, layers, models
+from bitflip.network import calibration, devices, layers, models
 from bitflip.results import tables
 from bitflip.settings import combined, reading
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -39,6 +39,12 @@ def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
         (combined.IDLE, lambda: combined.check_idle(settings, target)),
         ({"seeds", "margin"}, lambda: combined.check_seeds(settings)),
         ({"prove", "audit", "engine", "fault_table", "faults"}, lambda: combined.check_prove(settings)),
+        (
+            {"protect", "protect_layers", "bounds", "calibration_images", "percentile"},
+            lambda: combined.check_protect(settings),
+        ),
+        ({"bounds"}, lambda: calibration.check_file(settings.bounds)),
+        ({"calibration_images", "dataset"}, lambda: training.check(settings)),
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),
         ({"mean", "std", "channels", "dataset", "class_order"}, lambda: datasets.check(settings)),
         ({"device"}, lambda: [] if settings.ray else devices.check(settings.device)),

@@ -144,20 +144,32 @@ def _class_folders(settings: Hyperparameters) -> ClassFolders | None:
     return folders.load(settings, expected, preprocessing(settings))
 
 
+def cifar_root(settings: Hyperparameters) -> Path | None:
+    """The folder that holds CIFAR as it is published, extracted; None if it is not there.
+
+    Raises:
+        BadInput: if the archive is damaged.
+    """
+    cifar, root = CIFAR[settings.dataset], settings.input_path
+    if (root / cifar.base_folder).is_dir():
+        return root
+    archive = root / cifar.filename
+    if not archive.is_file():
+        return None
+    _check_archive(archive, cifar.tgz_md5)
+    return _extracted(archive, cifar.base_folder)
+
+
 def _cifar(settings: Hyperparameters) -> TestSet:
     dataset, root, transform = settings.dataset, settings.input_path, preprocessing(settings)
     cifar = CIFAR[dataset]
-    extracted, archive = root / cifar.base_folder, root / cifar.filename
-    if not extracted.is_dir() and archive.is_file():
-        _check_archive(archive, cifar.tgz_md5)
-        root = _extracted(archive, cifar.base_folder)
-    if extracted.is_dir() or archive.is_file():
+    if (there := cifar_root(settings)) is not None:
         try:
-            return cast(TestSet, cifar(str(root), train=False, transform=transform))
+            return cast(TestSet, cifar(str(there), train=False, transform=transform))
         except (RuntimeError, OSError, EOFError) as error:
             raise BadInput(
-                f"input_path (--input-path): {extracted} is damaged or incomplete ({first_line(error)}); "
-                f"delete it and provide {cifar.filename} again"
+                f"input_path (--input-path): {root / cifar.base_folder} is damaged or incomplete "
+                f"({first_line(error)}); delete it and provide {cifar.filename} again"
             ) from error
     found = _class_folders(settings)
     if found is not None:

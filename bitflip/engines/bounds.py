@@ -29,6 +29,7 @@ from bitflip.engines import norms
 from bitflip.engines.capture import Untraceable
 from bitflip.engines.graph import Program, Rows, Step, is_data, take
 from bitflip.engines.windows import Window, function_name, is_plain, pair
+from bitflip.network.protections import Guard
 
 SLACK = 64  # times the largest difference of a logit between passes in float64 and in the model's own arithmetic
 STRETCH = 1 + 2**-8  # of every bound, for the rounding of what a fault adds
@@ -203,7 +204,7 @@ class Bounds:
         if step.node.op != "call_module" or len(step.inputs) != 1 or len(step.node.args) != 1 or step.node.kwargs:
             return False
         module = self._program.module(step.node)
-        return is_plain(module) and not type(module).__module__.startswith("torch.nn.")
+        return is_plain(module) and not type(module).__module__.startswith("torch.nn.") and type(module) is not Guard
 
     def _find(self) -> None:
         """From the end to the beginning: what a unit of each value does to the value before the last layer."""
@@ -363,6 +364,8 @@ def _of_module(module: nn.Module, shape: torch.Size | None, scales: Tensor | Non
         return max(1.0, abs(float(module.alpha)))  # type: ignore[arg-type]
     if type(module) in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d) and shape is not None:
         return _of_pooling(module, shape)
+    if type(module) is Guard:
+        return math.inf if module.protection.jumps else 1.0
     return _SLOPES.get(type(module), math.inf)
 
 

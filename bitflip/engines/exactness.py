@@ -27,6 +27,7 @@ from bitflip.engines.windows import (
     unpadded,
 )
 from bitflip.network import bits
+from bitflip.network.protections import Guard
 
 CHANNELS = 8  # that are tried
 VALUES = 2048  # at least, of one channel
@@ -53,6 +54,8 @@ class Exactness:
             clean: its input, (B, C, H, W), of which only the form counts.
         """
         module = self._program.module(step.node) if step.node.op == "call_module" else None
+        if isinstance(module, Guard):
+            return True  # it rounds nothing
         if channel is not None and isinstance(module, nn.BatchNorm2d):
             return self._known(step, ("channel",), clean, lambda: self._channels(module, clean))
         tried = self._spread if step.kind is Kind.SPREAD else self._pointwise

@@ -28,6 +28,7 @@ from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
 from bitflip.network import bits
 from bitflip.network.layers import Layer, is_leaf
+from bitflip.network.protections import Guard
 from bitflip.network.state import State
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
@@ -309,7 +310,7 @@ class Program:
 
 def _masks(node: fx.Node, module: nn.Module | None) -> bool:
     if module is not None:
-        return type(module).__module__ in _MASKING_MODULES
+        return type(module).__module__ in _MASKING_MODULES or isinstance(module, Guard)
     return bool(_MASKING_FUNCTION.search(function_name(node)))
 
 

@@ -32,7 +32,7 @@ from bitflip.engines.modes import Mode
 from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
-from bitflip.network import bits
+from bitflip.network import bits, protections
 from bitflip.network.layers import Layer, Parameter, is_leaf, printable
 from bitflip.network.state import State
 
@@ -148,7 +148,7 @@ class Injector(fault_injection):
         """PyTorchFI's hook for its dummy pass: record the layers of the model, in call order."""
         model = model.model if isinstance(model, Given) else model
         inside: set[nn.Module] = set()  # of a leaf
-        for name, module in model.named_modules():
+        for name, module in protections.named_modules(model):
             path = printable(self._path_in(model, name))
             self._paths[path] = module
             if is_leaf(module) and module not in inside:

@@ -26,6 +26,7 @@ from bitflip.engines.windows import (
     unpadded,
 )
 from bitflip.network import bits
+from bitflip.network.protections import Guard
 from bitflip.outcomes.batch import BatchOutcomes
 
 Clean = Mapping[fx.Node, Any]
@@ -250,6 +251,8 @@ class Sweep:
             module = self.program.module(step.node) if step.node.op == "call_module" else None
             if window.channel is not None and isinstance(module, nn.BatchNorm2d):
                 return window.having(one_channel_normalised(module, window.contents, window.channel))
+            if window.channel is not None and isinstance(module, Guard):
+                return window.having(module.of_channel(window.contents, window.channel))
             return window.having(self.program.run(step.node, lambda _: window.contents))
         if step.kind is Kind.SUM:
             return self._sum(step, chunk, clean)

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from bitflip.engines import strides
 from bitflip.engines.capture import name_of
 from bitflip.engines.striking import Struck
+from bitflip.network.protections import Guard
 
 WIDEST = 0.6  # share of the map beyond which a window is not worth its gathering
 
@@ -265,6 +266,7 @@ def padded(clean: Tensor, spread: Spread) -> Tensor:
 _POINTWISE_MODULES = (
     *(nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU),
     *(nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
+    Guard,
 )
 _POINTWISE_FUNCTIONS = {"relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "sigmoid", "tanh", "dropout"}
 _SUM_FUNCTIONS = {"add", "iadd"}

@@ -134,6 +134,7 @@ def _differing(one: Run, other: Run) -> Iterator[str]:
         ("weights", "model", "sha256"),
         ("model code", "model", "code_sha256"),
         ("images or labels", "data", "sha256"),
+        ("bounds of the protection", "protection", "bounds_sha256"),
     ):
         a, b = (facts.get(name) for facts in (first, second))
         if isinstance(a, dict) and isinstance(b, dict) and key in a and key in b and a[key] != b[key]:

@@ -79,10 +79,15 @@ class Paths:
         return self._named(".json")
 
     @property
+    def bounds(self) -> Path:
+        """The bounds of the protection, if they were measured."""
+        return self._named("_bounds.json")
+
+    @property
     def all(self) -> tuple[Path, ...]:
         """All files that a run may write."""
         listed = (self.listed_faults, self.listed_images)
-        return (self.summary, self.table, self.bits, *listed, self.run, self.detail, self.faults)
+        return (self.summary, self.table, self.bits, *listed, self.run, self.detail, self.faults, self.bounds)
 
     @property
     def listed_faults(self) -> Path:

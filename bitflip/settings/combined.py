@@ -100,6 +100,28 @@ def check_error_rate(settings: Hyperparameters) -> list[str]:
     return [f"{words} {reason}" for words, wrong in others.items() if wrong]
 
 
+def check_protect(settings: Hyperparameters) -> list[str]:
+    """One sentence for each setting that means nothing to the protection, or to none."""
+    found = settings.protection
+    if found is None:
+        needs, given = "protect (--protect) with it", {"protect_layers": settings.protect_layers != "default"}
+    else:
+        needs, given = "a protection whose bounds are measured, such as ranger, with it", {}
+    if found is None or not found.calibrated:
+        given |= {
+            "bounds": settings.bounds is not None,
+            "calibration_images": settings.calibration_images is not None,
+            "percentile": settings.percentile != 100,
+        }
+    elif settings.bounds is not None:
+        needs = "no bounds (--bounds) with it, which were measured on other images"
+        given = {
+            "calibration_images": settings.calibration_images is not None,
+            "percentile": settings.percentile != 100,
+        }
+    return [f"{name} (--{name.replace('_', '-')}): expected {needs}" for name, wrong in given.items() if wrong]
+
+
 def check_bit(settings: Hyperparameters, width: int) -> list[str]:
     """One sentence if ``bit_flip_pos`` is no bit of a value ``width`` bits wide."""
     if settings.bit is None or settings.bit < width:

@@ -5,17 +5,17 @@ This module imports nothing slow, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
-from bitflip.settings.kind import kind_of_fault
+from bitflip.settings import protection, values
+from bitflip.settings.protection import Protection
 from bitflip.settings.roles import ASIDE, LOG, PLACE, RESULT, SAMPLING, SOURCE, Role
+from bitflip.settings.values import MAX_SEED, Read
 
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
@@ -26,9 +26,6 @@ BitSampling = Literal["uniform", "importance"]
 DEFAULT_MODEL: dict[str, str] = {"digits": "digits_vgg"}
 DEFAULT_IMG_SIZE: dict[str, int] = {"imagenet": 224, "folder": 224}
 PUBLISHED_SIZE: dict[str, int] = {"inception_v3": 299}  # where it is another one
-MAX_SEED = 2**63 - 1
-MAX_SEEDS = 10_000  # in one run
-MAX_LAYERS = 100_000
 
 
 def _field(default: Any, meaning: str, valid: str, role: Role = RESULT, **kwargs: Any) -> Any:
@@ -36,7 +33,7 @@ def _field(default: Any, meaning: str, valid: str, role: Role = RESULT, **kwargs
     return Field(default, description=meaning, json_schema_extra={"valid": valid, "role": cast("Any", role)}, **kwargs)
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(Read):
     """Flip one bit per image (neurons) or per batch (weights) in each chosen layer and count misclassifications.
 
     Every setting is a command line flag and an environment variable of the same name with underscores
@@ -240,6 +237,37 @@ class Hyperparameters(BaseModel):
         ge=0,
         le=1,
     )
+    protect: str | None = _field(
+        None,
+        "protection of the layers' outputs: relu6, clamp:LOW:HIGH, ranger, ranger-channel, clip, nan, or several as "
+        "nan+clip",
+        protection.VALID,
+    )
+    protect_layers: str = _field(
+        "default",
+        "class names of the layers, or blocks of layers, whose outputs are protected; default: activations and max "
+        "pooling, for relu6 each ReLU",
+        "'default' or class names, comma-separated",
+    )
+    bounds: Path | None = _field(
+        None,
+        "bounds for protect, as another run wrote them, instead of measuring them",
+        "the path of a file of bounds",
+        role=SOURCE,
+    )
+    calibration_images: Path | None = _field(
+        None,
+        "folder of images on which the bounds for protect are measured; default: the training part of the data set",
+        "the path of a folder of images",
+        role=SOURCE,
+    )
+    percentile: float = _field(
+        100.0,
+        "of the values seen in calibration, that the bounds for protect are; 100: the largest and smallest",
+        "a number above 50 and up to 100",
+        gt=50,
+        le=100,
+    )
     pool_mib: int | None = _field(
         None,
         "memory in MiB for the faulty rows of the wave; default 1024, on a GPU a quarter of what is free",
@@ -268,77 +296,6 @@ class Hyperparameters(BaseModel):
         role=Role(unfinished=False, joined="none", planned=False),
     )
 
-    @field_validator("channels")
-    @classmethod
-    def _one_or_three(cls, value: int) -> int:
-        if value == 2:
-            raise ValueError("1 or 3")
-        return value
-
-    @field_validator("device")
-    @classmethod
-    def _device_name(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError("unknown device")
-        return value
-
-    @field_validator("ray")
-    @classmethod
-    def _ray_address(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"auto|(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", value):
-            raise ValueError("no address")
-        return value
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _seed_list(cls, value: object) -> str | None:
-        if value is None:
-            return None
-        seeds = _numbers(str(value), MAX_SEEDS)
-        if len(seeds) != len(set(seeds)) or max(seeds) > MAX_SEED:
-            raise ValueError("a seed twice, or too large")
-        return re.sub(r"\s", "", str(value))
-
-    @field_validator("layer_type", "parameters")
-    @classmethod
-    def _list_of_names(cls, value: str) -> str:
-        names = [name.strip() for name in value.split(",")]
-        if not all(names) or ("all" in names and set(names) != {"all"}):
-            raise ValueError("empty name, or all and some")
-        return ",".join(dict.fromkeys(names))
-
-    @field_validator("fault")
-    @classmethod
-    def _kind_of_fault(cls, value: str) -> str:
-        kind_of_fault(value)
-        return value
-
-    @field_validator("bit_error_rate", mode="before")
-    @classmethod
-    def _probabilities(cls, value: object) -> str | None:
-        if value is None:
-            return None
-        numbers = [float(part) for part in str(value).split(",")]
-        if not all(0 < number <= 0.5 for number in numbers):
-            raise ValueError("no probabilities")
-        return ",".join(f"{number:g}" for number in dict.fromkeys(numbers))
-
-    @field_validator("mean", "std")
-    @classmethod
-    def _numbers_per_channel(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None:
-            return None
-        numbers = [float(part) for part in value.split(",")]
-        if not all(map(math.isfinite, numbers)) or (info.field_name == "std" and min(numbers) <= 0):
-            raise ValueError("not finite, or not above 0")
-        return ",".join(map(str, numbers))
-
-    @field_validator("layer_num", mode="before")
-    @classmethod
-    def _layer_num_list(cls, value: object) -> str:
-        text = str(value).strip()
-        return text if text == "all" else ",".join(map(str, sorted(set(_numbers(text, MAX_LAYERS)))))
-
     @property
     def values(self) -> dict[str, Any]:
         """All of them by name, as they are written to JSON; a data set of another name than the known ones is one."""
@@ -355,6 +312,17 @@ class Hyperparameters(BaseModel):
         return None if self.parameters == "all" else tuple(self.parameters.split(","))
 
     @property
+    def protection(self) -> Protection | None:
+        """Of the layers' outputs, or None."""
+        return None if self.protect is None else Protection.of(self.protect)
+
+    @property
+    def protected_types(self) -> tuple[str, ...] | None:
+        """Class names of what is protected, or None for the default."""
+        names = tuple(self.protect_layers.split(","))
+        return None if "default" in names else names
+
+    @property
     def layer_numbers(self) -> tuple[int, ...] | None:
         """Chosen layer numbers in ascending order, or None for all."""
         return None if self.layer_num == "all" else tuple(int(n) for n in self.layer_num.split(","))
@@ -364,7 +332,7 @@ class Hyperparameters(BaseModel):
         """The seeds of the run."""
         if self.seeds is None:
             return (self.seed,)
-        return tuple(_numbers(self.seeds, MAX_SEEDS))
+        return tuple(values.numbers_of(self.seeds, values.MAX_SEEDS))
 
     @property
     def means(self) -> tuple[float, ...] | None:
@@ -428,19 +396,3 @@ def problems(error: ValidationError) -> dict[str, str]:
         valid = extra["valid"] if isinstance(extra, dict) else ""
         found[name] = f"{name} (--{name.replace('_', '-')}): expected {valid}, got {str(item['input'])!r}"
     return found
-
-
-def _numbers(text: str, most: int) -> list[int]:
-    """The numbers of ``1,5,9-12``, ends included.
-
-    Raises:
-        ValueError: if it is no such text, or stands for more than ``most``.
-    """
-    text = re.sub(r"\s", "", text)
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        raise ValueError("not numbers")
-    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-    ranges = [range(numbers[0], numbers[-1] + 1) for numbers in ends]
-    if not all(ranges) or sum(numbers.stop - numbers.start for numbers in ranges) > most:
-        raise ValueError("an empty range, or too many")
-    return [number for numbers in ranges for number in numbers]
