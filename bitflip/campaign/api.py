@@ -7,6 +7,7 @@ comes back as it was: in its mode and memory format, on its device, bit for bit;
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.error_rates import ErrorRateCampaign
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
+from bitflip.data import training
 from bitflip.data.images import Images
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
@@ -35,7 +37,7 @@ from bitflip.results import provenance
 from bitflip.results.paths import Paths
 from bitflip.results.tracking import Tracker
 from bitflip.settings import combined, hyperparameters
-from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters, NumberFormat
 from bitflip.statistics.falls import Point
 
 
@@ -118,6 +120,8 @@ class Campaign:
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: of float32 arithmetic, ``ieee`` or ``tf32``.
         engine: ``wave`` or ``reference``.
+        number_format: of weights and layers' outputs, as the setting; None for that of the model.
+        calibration: a data set, of the same form, of other inputs, on which formats of fewer bits measure their ranges.
         name: what files and titles call the model; None for its class.
 
     Raises:
@@ -133,6 +137,8 @@ class Campaign:
         device: str = "auto",
         precision: Literal["ieee", "tf32"] = "ieee",
         engine: Literal["wave", "reference"] = "wave",
+        number_format: NumberFormat | None = None,
+        calibration: Any = None,
         name: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -157,7 +163,9 @@ class Campaign:
             "device": device,
             "precision": precision,
             "engine": engine,
+            "number_format": number_format,
         }
+        self._calibration = calibration
         self._name = name or type(forms.inside(model)).__name__
         self._data_name = type(test_set).__name__
         settings = _settings(self._settings)
@@ -323,14 +331,25 @@ class Campaign:
     ) -> Iterator[Experiment]:
         """An experiment on the model, which is as it was when the block ends."""
         with devices.borrowed(self._model), forms.unwrapped(self._model) as model, devices.as_they_were():
+            if settings.number_format is not None:
+                model = copy.deepcopy(model)  # its values and its type become others
             classifier = models.given(model)
-            network = experiment.ready(settings, target, classifier, 1, self._images.first(experiment.EXAMPLES))
+            example = self._images.first(experiment.EXAMPLES)
+            network = experiment.ready(settings, target, classifier, 1, example, self._calibrated)
             classes = network.injector.logits_shape[1]
             labels = self._images.labels
             wrong = [] if labels is None else labels[(labels < 0) | (labels >= classes)].tolist()
             if wrong:
                 raise BadInput(f"test_set: expected labels from 0 to {classes - 1}, one for each logit, got {wrong[0]}")
             yield experiment.of(settings, target, network, self._images, listed, own)
+
+    def _calibrated(self) -> Images:
+        if self._calibration is None:
+            raise BadInput(
+                "calibration: expected a data set of inputs that are not those of the test, to measure on them what "
+                f"layers return, as number_format {self._settings['number_format']} needs it"
+            )
+        return training.spread(self._calibration)
 
 
 def read_faults(path: str | Path) -> FaultList:
