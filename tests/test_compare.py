@@ -187,7 +187,7 @@ OTHER: dict[str, object] = {
         "repeats": 2,
     },
     **{"bit_sampling": "importance", "margin": 0.5, "parameters": "bias", "precision": "tf32", "drop_last": True},
-    **{"bit_error_rate": "1e-6", "by_layer": True},
+    **{"bit_error_rate": "1e-6", "by_layer": True, "number_format": "int8"},
     **{"faults": "lists/mine.csv", "limit": 10, "batch_size": 16, "prove": True, "max_images": 7, "not_made_yet": 1},
     **{"protect": "ranger", "protect_layers": "ReLU", "percentile": 99.0},
 }

@@ -36,6 +36,7 @@ FIELDS: list[tuple[str, Any, str, Any, str, Any]] = [
     ("mean", None, "0.5", "0.5", "0.1, 0.2,0.3", "0.1,0.2,0.3"),
     ("std", None, "0.5", "0.5", "0.1, 0.2,0.3", "0.1,0.2,0.3"),
     ("bit_flip_pos", -1, "0", 0, "31", 31),
+    ("number_format", None, "int8", "int8", "bfloat16", "bfloat16"),
     ("fault", "flip", "stuck1", "stuck1", "burst:3", "burst:3"),
     ("bit_error_rate", None, "1e-6", "1e-06", "1e-7,0.001", "1e-07,0.001"),
     ("by_layer", False, "true", True, "false", False),

@@ -7,6 +7,7 @@ comes back as it was: in its mode and memory format, on its device, bit for bit;
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from bitflip.results import provenance
 from bitflip.results.paths import Paths
 from bitflip.results.tracking import Tracker
 from bitflip.settings import combined, hyperparameters
-from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.settings.hyperparameters import Hyperparameters, NumberFormat
 from bitflip.statistics.falls import Point
 
 
@@ -119,6 +120,9 @@ class Campaign:
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: of float32 arithmetic, ``ieee`` or ``tf32``.
         engine: ``wave`` or ``reference``.
+        number_format: of weights and layers' outputs, as the setting; None for that of the model.
+        calibration: a ``Dataset`` or ``DataLoader`` like the test set, of other inputs, on which formats of fewer bits
+            and protections measure their ranges.
         name: what files and titles call the model; None for its class.
 
     Raises:
@@ -134,6 +138,8 @@ class Campaign:
         device: str = "auto",
         precision: Literal["ieee", "tf32"] = "ieee",
         engine: Literal["wave", "reference"] = "wave",
+        number_format: NumberFormat | None = None,
+        calibration: Any = None,
         name: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -158,7 +164,9 @@ class Campaign:
             "device": device,
             "precision": precision,
             "engine": engine,
+            "number_format": number_format,
         }
+        self._calibration = calibration
         self._name = name or type(forms.inside(model)).__name__
         self._data_name = type(test_set).__name__
         settings = _settings(self._settings)
@@ -214,8 +222,7 @@ class Campaign:
             protect: protection of the layers' outputs, such as ``ranger`` or ``nan+clip``; see docs/protections.md.
             protect_layers: class names of the layers and blocks that are protected; None for activations and max
                 pooling.
-            calibration_set: a ``Dataset`` or ``DataLoader`` as the test set is one, of other inputs, on which the
-                bounds of ``ranger``, ``ranger-channel`` and ``clip`` are measured.
+            calibration_set: instead of the campaign's ``calibration``.
             bounds: a file of bounds that another run wrote, instead.
             percentile: of the values seen in calibration that the bounds are.
             progress: show a progress bar.
@@ -349,10 +356,16 @@ class Campaign:
             protections.taken_off(model),
             devices.as_they_were(),
         ):
+            if settings.number_format is not None:
+                model = copy.deepcopy(model)  # its values and its type become others
             classifier = models.given(model)
             examples = self._images.first(experiment.EXAMPLES)
-            protected = protecting.protect(settings, classifier, examples, lambda: _calibration(calibration_set))
-            network = experiment.ready(settings, target, classifier, 1, examples, protected)
+
+            def calibration() -> Images:
+                return _calibration(self._calibration if calibration_set is None else calibration_set)
+
+            protected = protecting.protect(settings, classifier, examples, calibration)
+            network = experiment.ready(settings, target, classifier, 1, examples, calibration, protected)
             classes = network.injector.logits_shape[1]
             labels = self._images.labels
             wrong = [] if labels is None else labels[(labels < 0) | (labels >= classes)].tolist()
@@ -381,7 +394,7 @@ def _calibration(given: Any) -> Images:
     if given is None or isinstance(given, IterableDataset) or not len(given):
         raise BadInput(
             "calibration_set: expected a data set with a length, of inputs that are not those of the test set, to "
-            "measure the bounds on; or give bounds, a file that another run wrote"
+            "measure on them what layers return; give it to the run, or to the campaign as calibration"
         )
     return training.spread(given, None if loader is None else loader.collate_fn)
 

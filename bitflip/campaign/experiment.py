@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import nn
 
 from bitflip import engines
 from bitflip.campaign import protecting
@@ -16,6 +18,7 @@ from bitflip.data.images import Images
 from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
 from bitflip.engines.injection import Injector, WithInput
+from bitflip.engines.invariance import Invariant
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist, kinds
 from bitflip.faults.faultlist import FaultList
@@ -24,9 +27,10 @@ from bitflip.faults.kinds import Kind, Own
 from bitflip.faults.listed import Listed
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Tasks
-from bitflip.network import devices, layers, models
+from bitflip.network import devices, formats, layers, models
 from bitflip.network.calibration import Bounds
 from bitflip.network.devices import Placement
+from bitflip.network.formats import Storage
 from bitflip.network.layers import Layer, Target
 from bitflip.network.models import Classifier
 from bitflip.network.names import label
@@ -40,6 +44,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 5  # of the first images, which the network is tried on
 MANY = 5  # names in a sentence
+TOGETHER = 100  # images of a batch that ranges are measured on
 BLOCK_ROWS = {"cpu": 1 << 14, "cuda": 1 << 17}  # faulty images of a list's task: enough to share a clean pass
 
 
@@ -166,8 +171,12 @@ def prepare(settings: Hyperparameters, target: TargetKind, bounds: Bounds | None
     devices.keep_freed_memory()
     images = Images(test_set, count)
     examples = images.first(EXAMPLES)
-    protected = protecting.protect(settings, classifier, examples, lambda: training.load(settings), bounds)
-    network = ready(settings, target, classifier, classes, examples, protected)
+
+    def calibration() -> Images:
+        return training.load(settings)
+
+    protected = protecting.protect(settings, classifier, examples, calibration, bounds)
+    network = ready(settings, target, classifier, classes, examples, calibration, protected)
     outputs = network.injector.logits_shape[1]
     if settings.dataset == "folder" and outputs > classes:
         log.warning(
@@ -236,6 +245,7 @@ def ready(
     classifier: Classifier,
     classes: int,
     example: Inputs,
+    calibration: Callable[[], Images],
     protected: Safeguard | None = None,
 ) -> Network:
     """A classifier that was loaded, on its device, with its layers found and an engine chosen.
@@ -246,6 +256,7 @@ def ready(
         classifier: the model.
         classes: that it tells apart, at least.
         example: some of the inputs.
+        calibration: gives images that are not those of the test, on which ranges are measured.
         protected: what protects the layers' outputs, if something does.
 
     Raises:
@@ -253,16 +264,29 @@ def ready(
     """
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
+    narrow = settings.number_format in formats.NARROW
+    if settings.number_format is not None:
+        classifier.model.to(formats.FLOATS["float32" if narrow else settings.number_format])
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
     struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
-    injector = Injector(struck, settings.batch_size, example)
+    storage = _stored(struck, str(settings.number_format), calibration(), placement) if narrow else None
+    injector = Injector(struck, settings.batch_size, example, storage)
     counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
     injector.require_logits(classes, counted if settings.dataset == "folder" else "")
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     audit = settings.audit if settings.prove else None
     engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes, audit)
     return Network(classifier, placement, injector, engine, note, protected)
+
+
+def _stored(model: nn.Module, form: str, images: Images, placement: Placement) -> Storage:
+    """Store a network's numbers in a format of fewer bits, in place."""
+    model.eval()
+    spans = [range(i, min(i + TOGETHER, images.count)) for i in range(0, images.count, TOGETHER)]
+    with Invariant():
+        found = formats.observe(model, (placement.inputs(batch) for batch, _ in images.batches(spans)))
+    return formats.store(model, form, found)
 
 
 def choose(settings: Hyperparameters, target: TargetKind, injector: Injector) -> list[Target]:

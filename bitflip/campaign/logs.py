@@ -96,16 +96,19 @@ class DetailLog(Log):
         items: what faults strike.
         batch_size: of the batches that positions are counted in.
         seed: of the faults.
+        stored_of: how values are stored, see :func:`bitflip.results.tables.detail_text`.
     """
 
-    def __init__(self, folder: Path, items: Sequence[Target], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, folder: Path, items: Sequence[Target], batch_size: int, seed: int, stored_of: tables.StoredOf
+    ) -> None:
         super().__init__(folder / f"detail-{seed}.txt")
-        self._items, self._batch_size, self._seed = items, batch_size, seed
+        self._items, self._batch_size, self._seed, self._stored_of = items, batch_size, seed, stored_of
         self._waiting: list[str] = []
 
     def add(self, task: Task, batch: BatchOutcomes) -> None:
         """See :class:`bitflip.outcomes.tally.Tally`."""
-        self._waiting.append(tables.detail_text(self._items, self._batch_size, batch, self._seed))
+        self._waiting.append(tables.detail_text(self._items, self._batch_size, batch, self._seed, self._stored_of))
 
     def _take(self) -> bytes:
         text = "".join(self._waiting)

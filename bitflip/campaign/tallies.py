@@ -40,7 +40,9 @@ class Tallies:
             else Counts(self.seeds, items)
         )
         self.details = {
-            seed: DetailLog(folder, items, settings.batch_size, seed) for seed in self.seeds if settings.detailed_log
+            seed: DetailLog(folder, items, settings.batch_size, seed, experiment.network.injector.stored)
+            for seed in self.seeds
+            if settings.detailed_log
         }
         self.tables = {seed: FaultTable(folder, items, seed) for seed in self.seeds if settings.fault_table}
         self.by_name: dict[str, Tally] = {"main": self.main}

@@ -27,6 +27,7 @@ from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
 from bitflip.network import bits
+from bitflip.network.formats import Rounding
 from bitflip.network.layers import Layer, is_leaf
 from bitflip.network.protections import Guard
 from bitflip.network.state import State
@@ -310,7 +311,8 @@ class Program:
 
 def _masks(node: fx.Node, module: nn.Module | None) -> bool:
     if module is not None:
-        return type(module).__module__ in _MASKING_MODULES or isinstance(module, Guard)
+        rounds = any(isinstance(hook, Rounding) for hook in module._forward_hooks.values())
+        return rounds or type(module).__module__ in _MASKING_MODULES or isinstance(module, Guard)
     return bool(_MASKING_FUNCTION.search(function_name(node)))
 
 

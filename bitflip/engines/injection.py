@@ -32,7 +32,8 @@ from bitflip.engines.modes import Mode
 from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
-from bitflip.network import bits, protections
+from bitflip.network import bits, formats, protections
+from bitflip.network.formats import Storage, Stored
 from bitflip.network.layers import Layer, Parameter, is_leaf, printable
 from bitflip.network.state import State
 
@@ -78,6 +79,7 @@ class Injector(fault_injection):
         model: any classifier of batches; put into eval mode, and left there, before anything runs through it.
         batch_size: images per batch, for PyTorchFI's bounds checks and summary.
         example: a batch of at least one image, for its form; see :func:`bitflip.data.inputs.random`.
+        storage: how its numbers are stored; None as they are.
 
     Raises:
         BadInput: if the model can't take such images.
@@ -91,10 +93,11 @@ class Injector(fault_injection):
         kept: what passes change in the state of the model; it is put back before each one.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, example: Inputs) -> None:
+    def __init__(self, model: nn.Module, batch_size: int, example: Inputs, storage: Storage | None = None) -> None:
         # PyTorchFI's constructor runs a dummy image through the model: in training mode that would shift the
         # statistics of BatchNorm, and the faulty model would be wrong with no fault at all.
         model.eval()
+        self._storage = storage
         self.layers: list[Layer] = []
         self.holders: list[Layer] = []
         self.modules: dict[str, nn.Module] = {}
@@ -242,6 +245,7 @@ class Injector(fault_injection):
             self._seen[path, call] = output.clone()  # a later step may change it in place
             return
         self._save_output_size(module, None, output)
+        stored = None if self._storage is None else self._storage.outputs.get(id(module))
         self.layers.append(
             Layer(
                 position=len(self.layers),
@@ -251,9 +255,9 @@ class Injector(fault_injection):
                 # Of one image; window attention folds its windows into the first dimension.
                 shape=tuple(output.shape[1:] if output.shape[0] == 1 else output.shape),
                 per_image=True,  # until the second pass shows otherwise
-                bits=bits.width(output.dtype),
+                bits=bits.width(output.dtype) if stored is None else formats.WIDTH,
                 parameters=self._own_parameters(module),
-                format=bits.name(output.dtype),
+                format=bits.name(output.dtype) if stored is None else stored.form,
             )
         )
 
@@ -266,7 +270,10 @@ class Injector(fault_injection):
             key = self._own.get(id(tensor)) or _place(tensor)
             if key not in self._listed:
                 self._listed.add(key)
-                found.append(Parameter(name, tuple(tensor.shape), bits.width(tensor.dtype), bits.name(tensor.dtype)))
+                stored = None if self._storage is None else self._storage.parameters.get(id(tensor))
+                form = (bits.width(tensor.dtype), bits.name(tensor.dtype))
+                form = form if stored is None else (formats.WIDTH, stored.form)
+                found.append(Parameter(name, tuple(tensor.shape), *form))
         return tuple(found)
 
     def _find_holders(self) -> None:
@@ -302,6 +309,14 @@ class Injector(fault_injection):
         assert tensor is not None
         return tensor
 
+    def stored(self, layer: Layer, parameter: str = "") -> Stored | None:
+        """How a layer's output, or a parameter of it, is stored; None as it is."""
+        if self._storage is None:
+            return None
+        if parameter:
+            return self._storage.parameters.get(id(self.tensor_of(layer, parameter)))
+        return self._storage.outputs.get(id(self.modules[layer.path]))
+
     def reads(self, layer: Layer, parameter: str) -> bool:
         """Whether a forward pass reads a parameter tensor of a layer; an auxiliary head is not run in eval mode."""
         return storage(self.tensor_of(layer, parameter)) in self._read.storages
@@ -328,7 +343,7 @@ class Injector(fault_injection):
             calls += 1
             if calls - 1 != flips.layer.call:
                 return None
-            struck = strike(flippable_part(module, output), flips)
+            struck = strike(flippable_part(module, output), flips, self.stored(flips.layer))
             injected.original, injected.error = struck.original, struck.error
             return flip_rows(output, struck)
 
@@ -346,7 +361,9 @@ class Injector(fault_injection):
         with torch.no_grad():
             original = weight[index].clone()
             change = flips.changes
-            error = change(original, torch.from_numpy(change.arrays).to(original.device))
+            stored = self.stored(flips.layer, flips.parameter)
+            where = None if stored is None else stored.at(torch.from_numpy(flips.element // max(1, weight[0].numel())))
+            error = change(original, torch.from_numpy(change.arrays).to(original.device), where)
             try:
                 weight[index] = error
                 yield Injected(original, error)

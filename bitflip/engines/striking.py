@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitflip.faults.flips import Flips
+from bitflip.network.formats import Stored
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class Struck:
         return Struck(tuple(where[rows] for where in self.index), self.original[rows], self.error[rows])
 
 
-def strike(output: Tensor, flips: Flips) -> Struck:
+def strike(output: Tensor, flips: Flips, stored: Stored | None = None) -> Struck:
     """Find the values of a layer's output that flips strike, one per image.
 
     Args:
         output: (B, ...) or (B * windows, ...), left untouched; need not be contiguous.
         flips: one for each image, or for some.
+        stored: how the values are stored; None as they are.
     """
     layer = flips.layer
     if flips.rows is None and output.numel() != len(flips) * math.prod(layer.shape):
@@ -52,7 +54,7 @@ def strike(output: Tensor, flips: Flips) -> Struck:
     known = torch.from_numpy(np.concatenate([np.stack(index), change.arrays])).to(output.device)
     where = tuple(known[: len(index)])
     original = output[where]
-    return Struck(where, original, change(original, known[len(index) :]))
+    return Struck(where, original, change(original, known[len(index) :], stored))
 
 
 def flippable_part(module: nn.Module, output: Any) -> Any:

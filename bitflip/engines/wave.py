@@ -101,7 +101,9 @@ class Wave:
     ) -> tuple[Any, Tensor, int]:
         """The rows of a slot whose neurons flip: a copy of the clean output, with a flip for each image."""
         output, flips = clean[step.node], outcomes.flips[slot]
-        struck = strike(flippable_part(self.program.module(step.node), output), flips)
+        struck = strike(
+            flippable_part(self.program.module(step.node), output), flips, self.injector.stored(flips.layer)
+        )
         outcomes.struck(slot, struck.original, struck.error)
         whole, count = flips.rows is None, len(image)
         if proof is not None:

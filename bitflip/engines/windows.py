@@ -21,6 +21,8 @@ from torch import Tensor, fx, nn
 from bitflip.engines import strides
 from bitflip.engines.capture import name_of
 from bitflip.engines.striking import Struck
+from bitflip.network import formats
+from bitflip.network.formats import Rounding
 from bitflip.network.protections import Guard
 
 WIDEST = 0.6  # share of the map beyond which a window is not worth its gathering
@@ -214,7 +216,8 @@ def one_channel(module: nn.Module, value: Tensor, channel: int) -> Tensor | None
     if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
         bias = None if module.bias is None else module.bias[only]
         weight = module.weight[only].contiguous(memory_format=torch.channels_last)
-        return nn.functional.conv2d(value, weight, bias, module.stride, module.padding, module.dilation)
+        found = nn.functional.conv2d(value, weight, bias, module.stride, module.padding, module.dilation)
+        return formats.after(module, found)
     if type(module) is nn.BatchNorm2d and module.running_mean is not None and module.running_var is not None:
         return one_channel_normalised(module, value[:, only], channel)
     return None
@@ -228,17 +231,19 @@ def one_channel_normalised(module: nn.BatchNorm2d, value: Tensor, channel: int) 
         for parameter in (module.running_mean, module.running_var, module.weight, module.bias)
     )
     value = value.contiguous()  # PyTorch takes another, differently rounding, kernel for a slice of channels
-    return nn.functional.batch_norm(value, mean, var, weight, bias, False, 0.0, module.eps)
+    return formats.after(module, nn.functional.batch_norm(value, mean, var, weight, bias, False, 0.0, module.eps))
 
 
 def unpadded(module: nn.Module, patch: Tensor) -> Tensor:
     """Run a convolution or pooling without its padding; to be called in the mode of batch invariance."""
     if isinstance(module, nn.Conv2d):
-        return nn.functional.conv2d(patch, module.weight, module.bias, module.stride, 0, 1, module.groups)
-    if isinstance(module, nn.MaxPool2d):
-        return nn.functional.max_pool2d(patch, module.kernel_size, module.stride)
-    assert isinstance(module, nn.AvgPool2d)
-    return nn.functional.avg_pool2d(patch, module.kernel_size, module.stride)
+        found = nn.functional.conv2d(patch, module.weight, module.bias, module.stride, 0, 1, module.groups)
+    elif isinstance(module, nn.MaxPool2d):
+        found = nn.functional.max_pool2d(patch, module.kernel_size, module.stride)
+    else:
+        assert isinstance(module, nn.AvgPool2d)
+        found = nn.functional.avg_pool2d(patch, module.kernel_size, module.stride)
+    return formats.after(module, found)
 
 
 def overlay(base: Tensor, window: Window) -> Tensor:
@@ -294,8 +299,9 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module does what its class does; a hook can do more."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    """Whether the module does what its class does, and rounds it at most; a hook can do more."""
+    hooked = module._forward_pre_hooks or any(not isinstance(hook, Rounding) for hook in module._forward_hooks.values())
+    return not (hooked or "forward" in vars(module))
 
 
 def pair(value: Any) -> tuple[Any, Any]:

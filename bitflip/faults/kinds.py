@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bitflip.errors import BadInput
 from bitflip.network import bits
+from bitflip.network.formats import NARROW, Stored
 from bitflip.settings.kind import kind_of_fault
 
 Ints = NDArray[np.int64]
@@ -51,9 +52,13 @@ class Change:
     arrays: Ints
     rule: Rule | None = None
 
-    def __call__(self, values: Tensor, arrays: Tensor) -> Tensor:
-        """The values after the fault, (N,), given the arrays on their device."""
-        return bits.changed(values, arrays) if self.rule is None else self.rule(values, arrays)
+    def __call__(self, values: Tensor, arrays: Tensor, stored: Stored | None = None) -> Tensor:
+        """The values after the fault, (N,), given the arrays on their device, and how the values are stored."""
+        if stored is None:
+            return bits.changed(values, arrays) if self.rule is None else self.rule(values, arrays)
+        if self.rule is None:
+            return stored.decode(bits.masked(stored.encode(values), arrays))
+        return stored.decode(stored.encode(self.rule(values, arrays)))
 
     def of(self, rows: slice | NDArray[np.bool_]) -> Change:
         """That of some of the values."""
@@ -120,6 +125,8 @@ class Kind:
         size, full = len(words), np.uint64((1 << width) - 1)
         if self.own is not None:
             return np.zeros(size, np.int64), Change(words[None, :, 2].view(np.int64), _Rule(self.own))
+        if (given := self._given(form)) is not None:
+            return np.zeros(size, np.int64), Change(np.zeros((1, size), np.int64), given)
         if self.whole:
             kept = np.zeros(size, np.uint64)
             toggled = words[:, 2] & full if self.name == "random" else np.full(size, self._stored(form), np.uint64)
@@ -139,12 +146,29 @@ class Kind:
 
     def listed(self, struck: Sequence[int], width: int, form: str) -> Change:
         """What it does to one value, whose bits are given; none of a whole value."""
+        if (given := self._given(form)) is not None:
+            return Change(np.zeros((1, 1), np.int64), given)
         if self.whole:
             return masks(np.zeros(1, np.uint64), np.full(1, self._stored(form), np.uint64), width)
         return self.at(np.array([struck]), width)
 
+    def _given(self, form: str) -> _Given | None:
+        if form not in NARROW or self.name not in ("zero", "value") or self.value.startswith("0x"):
+            return None
+        return _Given(self.value or "0")
+
     def _stored(self, form: str) -> int:
         return 0 if self.name == "zero" else stored(self.value, form)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The rule of a value in a format that it has no bits in before it is known where it is stored."""
+
+    text: str
+
+    def __call__(self, values: Tensor, arrays: Tensor) -> Tensor:
+        return torch.full_like(values, float(self.text))
 
 
 @dataclass(frozen=True)
@@ -188,8 +212,17 @@ def is_listed(text: str) -> bool:
 
 
 def join(parts: Sequence[Change]) -> Change:
-    """The changes of several values as one."""
-    return Change(np.concatenate([part.arrays for part in parts], axis=1))
+    """The changes of several values as one.
+
+    Raises:
+        BadInput: if they are of different rules.
+    """
+    if len({part.rule for part in parts}) > 1:
+        raise BadInput(
+            "faults (--faults): expected a list without zero or value:X among other kinds of fault in one layer, in "
+            "this number format; value:0x gives the stored bits"
+        )
+    return Change(np.concatenate([part.arrays for part in parts], axis=1), parts[0].rule)
 
 
 def written(change: Change, place: int, width: int) -> tuple[str, tuple[int, ...]]:
@@ -198,6 +231,8 @@ def written(change: Change, place: int, width: int) -> tuple[str, tuple[int, ...
     Raises:
         BadInput: for a user's own kind, of which it is not known before the value is.
     """
+    if isinstance(change.rule, _Given):
+        return ("zero" if change.rule.text == "0" else f"value:{change.rule.text}"), (0,)
     if change.rule is not None:
         raise BadInput("save_faults (--save-faults): expected a kind of fault with a name, not a function")
     full = (1 << width) - 1
@@ -210,7 +245,7 @@ def written(change: Change, place: int, width: int) -> tuple[str, tuple[int, ...
 
 def bit_text(change: Change, place: int, width: int) -> str:
     """The bits that become something else, or are stuck: ``1``, ``1;7``, or ``all``."""
-    if change.rule is not None:
+    if isinstance(change.rule, _Rule):
         return "all"
     name, struck = written(change, place, width)
     return "all" if kind_of_fault(name)[0] in ("zero", "value") else ";".join(map(str, struck))

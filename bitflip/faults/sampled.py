@@ -73,7 +73,7 @@ class Sampling:
         """
         number = first // self.batch_size
         return [
-            neuron_flips(seed, item.layer, first, count, self.bit, repeat, self._shares(item.bits), self.kind)
+            neuron_flips(seed, item.layer, first, count, self.bit, repeat, self._shares(item), self.kind)
             if self.target == "neuron"
             else parameter_flip(
                 seed,
@@ -81,7 +81,7 @@ class Sampling:
                 number,
                 self.bit,
                 repeat,
-                self._shares(item.bits),
+                self._shares(item),
                 self.kind,
                 parameter=item.parameter,
             )
@@ -109,8 +109,9 @@ class Sampling:
         """See :class:`bitflip.faults.tasks.Source`."""
         return not self.kind.whole
 
-    def _shares(self, width: int) -> BitShares | None:
-        return tuple(allocation(width).tolist()) if self.importance else None
+    def _shares(self, item: Target) -> BitShares | None:
+        kind: Number = "integer" if item.format == "int8" else "float"
+        return tuple(allocation(item.bits, kind).tolist()) if self.importance else None
 
 
 def allocation(bits: int, kind: Number = "float") -> NDArray[np.float64]:

@@ -86,9 +86,13 @@ def changed(values: Tensor, masks: Tensor) -> Tensor:
         values: floating-point values, (N,); left untouched.
         masks: ``keep`` and ``toggle`` as signed integers of the values' width, (2, N) of int64, on the same device.
     """
-    stored = as_integers(values.contiguous())
+    return masked(as_integers(values.contiguous()), masks).view(values.dtype)
+
+
+def masked(stored: Tensor, masks: Tensor) -> Tensor:
+    """Signed integers as ``(stored & keep) ^ toggle``; see :func:`changed`."""
     keep, toggle = masks.to(stored.dtype)
-    return torch.bitwise_xor(torch.bitwise_and(stored, keep), toggle).view(values.dtype)
+    return torch.bitwise_xor(torch.bitwise_and(stored, keep), toggle)
 
 
 def text(value: Tensor) -> str:
@@ -98,8 +102,9 @@ def text(value: Tensor) -> str:
         >>> text(torch.tensor(1.0))
         '00111111100000000000000000000000'
     """
-    integer = value.reshape(1).view(_INTEGER[value.dtype])  # not through float: a NaN would lose its payload
-    return str(bitstring.Bits(int=int(integer.item()), length=width(value.dtype)).bin)
+    whole = not value.is_floating_point()  # a code
+    integer = value if whole else value.reshape(1).view(_INTEGER[value.dtype])  # a NaN keeps its payload
+    return str(bitstring.Bits(int=int(integer.item()), length=8 * value.element_size()).bin)
 
 
 def decimal(value: Tensor) -> str:

@@ -147,7 +147,7 @@ def bits(run: Run, found: Sequence[Bit]) -> str:
     raised = [item for item in found if item.due.value]
     scale = scale_of([*(item.rate for item in found), *(item.due for item in raised)], linear=True)
     parts = _rate_grid(scale)
-    region_of = {bit: name for name, first, last in regions(count) for bit in range(first, last + 1)}
+    region_of = {bit: name for name, first, last in regions(count, run.form) for bit in range(first, last + 1)}
     for item in found:
         if item.rate.value is None:
             continue
@@ -158,7 +158,7 @@ def bits(run: Run, found: Sequence[Bit]) -> str:
             f'y="{HEIGHT - top:.1f}" height="{top:.1f}"/>{_whisker(x, item.rate, scale, "whisker ink")}'
         )
     parts += [_cross(100 * (item.bit + 0.5) / count, item.due, scale) for item in raised]
-    parts += _bit_axis(count, HEIGHT)
+    parts += _bit_axis(count, HEIGHT, run.form)
     parts.append(f'<line class="axis" x2="100%" y1="{HEIGHT}" y2="{HEIGHT}"/><line class="cursor" y2="{HEIGHT}"/>')
     worst = max(found, key=lambda item: item.rate.value or 0)
     label = (
@@ -173,14 +173,14 @@ def bits(run: Run, found: Sequence[Bit]) -> str:
 _BIT_NAME = '<p class="axis-name">bit, counted from the most significant</p>'
 
 
-def _bit_axis(count: int, height: float) -> list[str]:
+def _bit_axis(count: int, height: float, form: object) -> list[str]:
     parts = []
-    for bit in bit_ticks(count, 2 if count <= 32 else 4):
-        fine = "" if bit in bit_ticks(count, 8) else " fine"
+    for bit in bit_ticks(count, 2 if count <= 32 else 4, form):
+        fine = "" if bit in bit_ticks(count, 8, form) else " fine"
         parts.append(
             f'<text class="tick x{fine}" x="{100 * (bit + 0.5) / count:.3f}%" y="{height + 18:g}">{bit}</text>'
         )
-    for name, first, last in regions(count):
+    for name, first, last in regions(count, form):
         x = 100 * (last + 1 if first == last else (first + last + 1) / 2) / count
         side = "y" if first == last else "middle"
         parts.append(f'<text class="tick region {side}" x="{x:.3f}%" y="-8">{name}</text>')
@@ -217,7 +217,7 @@ def heatmap(run: Run) -> str:
         step = next(step for step in (5, 10, 20, 25, 50, 100, 200, 500, 10**6) if step * tall >= 40)
         for i in range(0, len(run.layers), step):
             parts.append(f'<text class="tick y" x="-8" y="{(i + 0.5) * tall:g}">{run.layers[i].place.layer}</text>')
-    parts += _bit_axis(count, height)
+    parts += _bit_axis(count, height, run.form)
     parts.append(f'<rect class="cell" height="{tall:g}" width="{100 / count:.3f}%"/>')
     names = "named" if len(run.layers) <= FEW else ""
     label = (

@@ -294,7 +294,7 @@ def _outcome(row: Row, column: str, words: str, form: str) -> Cell:
 
 
 def _bit_table(run: Run, found: Sequence[Bit]) -> Table:
-    part = {bit: name for name, first, last in regions(run.width_of()) for bit in range(first, last + 1)}
+    part = {bit: name for name, first, last in regions(run.width_of(), run.form) for bit in range(first, last + 1)}
     header = [("Bit", "n"), ("Part", ""), ("Rate, %", "n"), ("Interval", "n"), ("Misclassified", "n"), ("Of", "n")]
     rows = [
         Line(

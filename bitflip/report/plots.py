@@ -280,8 +280,12 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
     )  # a bar's length is its rate
     _rate_axis(axes, "y", scale, "")
     count = run.width_of()
-    colours = {"sign": OKABE_ITO[1], "exponent": OKABE_ITO[0], "mantissa": OKABE_ITO[2]}
-    colour = {bit: colours[name] for name, first, last in regions(count) for bit in range(first, last + 1)}
+    colours = {"sign": OKABE_ITO[1], "exponent": OKABE_ITO[0]}
+    colour = {
+        bit: colours.get(name, OKABE_ITO[2])
+        for name, first, last in regions(count, run.form)
+        for bit in range(first, last + 1)
+    }
     have = [item for item in found if item.rate.value is not None]
     at = [item.bit for item in have]
     values = [float(item.rate.value or 0) for item in have]
@@ -293,19 +297,19 @@ def bits(run: Run, width: float = WIDTH) -> Figure | None:
     )
     _crosses(axes, [item.bit for item in raised], [item.due for item in raised])
     axes.set_xlim(-0.6, count - 0.4)
-    _bit_axis(axes, count)
+    _bit_axis(axes, count, run.form)
     level = f"; whiskers: {run.confidence * 100:g} % interval" if found[0].rate.interval else ""
     level += f"\n{CROSSES}" if raised else ""
     axes.set_xlabel(f"bit, from the most significant{level}")
     return figure
 
 
-def _bit_axis(axes: Axes, count: int, middle: float = 0.0) -> None:
+def _bit_axis(axes: Axes, count: int, form: object, middle: float = 0.0) -> None:
     """Number the bits, and write sign, exponent and mantissa above theirs; bit 0 lies at ``middle``."""
     step = 1 if count <= 16 else 4 if count <= 32 else 8
-    ticks = bit_ticks(count, step)
+    ticks = bit_ticks(count, step, form)
     axes.set_xticks([tick + middle for tick in ticks], [str(tick) for tick in ticks])
-    for name, first, last in regions(count):
+    for name, first, last in regions(count, form):
         if first:
             axes.axvline(first + middle - 0.5, color=GREY, linewidth=0.5, linestyle=(0, (2, 2)), zorder=3)
         inside = last > first
@@ -356,7 +360,7 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
         axes.vlines(range(1, count), 0, len(rows), color="white", linewidth=0.3)
     axes.set_xlim(0, count)
     axes.set_ylim(len(rows), 0)
-    _bit_axis(axes, count, middle=0.5)
+    _bit_axis(axes, count, run.form, middle=0.5)
     axes.set_xlabel("bit, from the most significant" + (f"; hatched: {NOTHING}" if np.isnan(share).any() else ""))
     if few:
         axes.set_yticks(np.arange(len(rows)) + 0.5, [short(row.place.label, LONGEST) for row in rows])

@@ -163,6 +163,11 @@ class Run:
         fixed = self.settings.get("bit_flip_pos", -1) >= 0
         return self.settings.get("bit_sampling") == "importance" and not fixed and bool(self.bits)
 
+    @property
+    def form(self) -> object:
+        """Number format of the values, if it is a setting."""
+        return self.settings.get("number_format")
+
     def width_of(self, place: Place | None = None) -> int:
         """Bits of the values of a layer, or of the widest; at least as many as a flip has hit."""
         layers = [item for item in self.facts.get("layers", []) if isinstance(item, dict)]

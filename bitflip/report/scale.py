@@ -19,8 +19,19 @@ Source: Okabe and Ito 2008, "Color Universal Design".
 KNOWN = ("Conv2d", "BatchNorm2d", "ReLU", "Linear", "MaxPool2d", "Identity", "AdaptiveAvgPool2d", "Dropout")
 """Layer types with a colour of their own, the same in every plot."""
 
-REGIONS = {32: (1, 8, 23), 64: (1, 11, 52)}
-"""Bits of sign, exponent and mantissa; widths that stand for several formats are not here."""
+REGIONS = {
+    "float32": (1, 8, 23),
+    "float64": (1, 11, 52),
+    "float16": (1, 5, 10),
+    "bfloat16": (1, 8, 7),
+    "float8_e4m3fn": (1, 4, 3),
+    "float8_e5m2": (1, 5, 2),
+    "int8": (1, 7),
+}
+"""Bits of sign, exponent and mantissa of each number format, or of sign and magnitude."""
+
+PARTS = {3: ("sign", "exponent", "mantissa"), 2: ("sign", "magnitude")}
+USUAL = {32: "float32", 64: "float64"}  # formats of a width that stands for no other
 
 CROSSES = "\N{MULTIPLICATION SIGN}: DUE, the model raised an exception"  # what they mean in plots
 
@@ -103,18 +114,26 @@ def number(value: float) -> str:
     return f"{value:g}" if value < 1e6 else f"{value:.0f}"
 
 
-def regions(width: int) -> list[tuple[str, int, int]]:
-    """Name, first and last bit of each part of a number of this many bits, as far as it is known."""
+def regions(width: int, form: object = None) -> list[tuple[str, int, int]]:
+    """Name, first and last bit of each part of a number of this many bits, as far as it is known.
+
+    Args:
+        width: of the number.
+        form: its number format; None for the usual one of the width.
+    """
     found, first = [], 0
-    for name, bits in zip(("sign", "exponent", "mantissa"), REGIONS.get(width, ()), strict=False):
+    sizes = REGIONS.get(str(form), ())
+    if sum(sizes) != width:
+        sizes = REGIONS.get(USUAL.get(width, ""), ())
+    for name, bits in zip(PARTS.get(len(sizes), ()), sizes, strict=True):
         found.append((name, first, first + bits - 1))
         first += bits
     return found
 
 
-def bit_ticks(count: int, step: int) -> list[int]:
+def bit_ticks(count: int, step: int, form: object = None) -> list[int]:
     """Bits to number: every so many, the last one, and where exponent and mantissa begin."""
-    marked = [first for _, first, _ in regions(count)] or [0]
+    marked = [first for _, first, _ in regions(count, form)] or [0]
     marked = [*marked[1:], count - 1] if len(marked) > 1 else [*marked, count - 1]
     return sorted({*marked, *(bit for bit in range(0, count, step) if all(abs(bit - m) > 1 for m in marked))})
 

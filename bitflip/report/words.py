@@ -92,9 +92,9 @@ def _about_types(run: Run) -> list[str]:
     ]
 
 
-def bit_name(bit: int, width: int) -> str:
+def bit_name(bit: int, width: int, form: object = None) -> str:
     """``bit 1 (highest of the exponent)``."""
-    for name, first, last in regions(width):
+    for name, first, last in regions(width, form):
         if first <= bit <= last:
             if first == last:
                 return f"bit {bit} ({name})"
@@ -112,12 +112,12 @@ def _about_bits(run: Run) -> list[str]:
     most = max(found, key=lambda item: item.rate.value or 0)
     share = 100 * weights[most.bit] / wrong
     width = run.width_of()
-    name = bit_name(most.bit, width)
+    name = bit_name(most.bit, width, run.form)
     sentences = [
         f"The most fragile bit is {name}: {with_interval(most.rate)} of its flips' images change class, "
         f"and it accounts for {percent(share)} % of all misclassifications."
     ]
-    for region, first, last in regions(width):
+    for region, first, last in regions(width, run.form):
         inside = [item for item in found if first <= item.bit <= last]
         if region == "mantissa" and inside:
             share = 100 * sum(weights[item.bit] for item in inside) / wrong
@@ -135,8 +135,8 @@ def _about_outcomes(run: Run) -> list[str]:
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     if run.weighted:
         return [
-            "A third of the flips were drawn from the top exponent bit; the rates are those of random bits, "
-            "the counts are not."
+            f"A third of the flips were drawn from {'the sign' if run.form == 'int8' else 'the top exponent bit'}; the "
+            "rates are those of random bits, the counts are not."
         ]
     if whole is None or not whole.injections:
         return []
@@ -165,14 +165,16 @@ def script(run: Run) -> str:
 def happening(run: Run) -> str:
     """What happened to the bits."""
     name, _, more = str(run.settings.get("fault", "flip")).partition(":")
+    form = "" if run.form is None else f" ({run.form})"
+    struck = f"one {run.target}{form}"
     value = {"random": "random bits", "zero": "0", "own": f"what {more.partition(':')[0]} returns"}.get(name, more)
     return {
-        "flip": f"One bit of one {run.target} flipped at a time",
-        "stuck0": f"One bit of one {run.target} stuck at 0",
-        "stuck1": f"One bit of one {run.target} stuck at 1",
-        "flips": f"{more} bits of one {run.target} flipped at a time",
-        "burst": f"{more} neighbouring bits of one {run.target} flipped at a time",
-    }.get(name, f"One {run.target} at a time replaced by {value}")
+        "flip": f"One bit of {struck} flipped at a time",
+        "stuck0": f"One bit of {struck} stuck at 0",
+        "stuck1": f"One bit of {struck} stuck at 1",
+        "flips": f"{more} bits of {struck} flipped at a time",
+        "burst": f"{more} neighbouring bits of {struck} flipped at a time",
+    }.get(name, f"One {run.target}{form} at a time replaced by {value}")
 
 
 def command(run: Run) -> str | None:

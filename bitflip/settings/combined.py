@@ -57,7 +57,18 @@ def check_prove(settings: Hyperparameters) -> list[str]:
         "fault_table (--fault-table): expected none": settings.fault_table,
         "faults (--faults): expected no list": settings.faults is not None,
     }
-    return [f"{words} with prove (--prove), which does not run every fault" for words, wrong in others.items() if wrong]
+    found = [
+        f"{words} with prove (--prove), which does not run every fault" for words, wrong in others.items() if wrong
+    ]
+    if settings.number_format in NO_BOUNDS:
+        found.append(
+            "number_format (--number-format): expected float32 or float64 with prove (--prove), whose bounds do not "
+            f"cover the rounding of others, got {settings.number_format}"
+        )
+    return found
+
+
+NO_BOUNDS = ("int8", "float8_e4m3fn", "float8_e5m2", "float16", "bfloat16")  # which round more than bounds allow for
 
 
 def _name(settings: Hyperparameters) -> str:

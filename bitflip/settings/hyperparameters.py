@@ -20,6 +20,7 @@ from bitflip.settings.values import MAX_SEED, Read
 DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
 Engine = Literal["wave", "reference"]
+NumberFormat = Literal["float32", "float64", "float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2"]
 ClassOrder = Literal["text", "numeric"]
 BitSampling = Literal["uniform", "importance"]
 
@@ -196,6 +197,13 @@ class Hyperparameters(Read):
         "or HOST:PORT; needs pip install ray",
         "auto, or HOST:PORT of a Ray cluster that runs",
         role=ASIDE,
+    )
+    number_format: NumberFormat | None = _field(
+        None,
+        "number format of weights and of layers' outputs, whose bits flip: float32, float64, float16, bfloat16, which "
+        "the model computes in, or int8, float8_e4m3fn, float8_e5m2, stored so and computed with in float32; default "
+        "that of the model",
+        "one of float32, float64, float16, bfloat16, int8, float8_e4m3fn, float8_e5m2",
     )
     precision: Precision = _field(
         "ieee",

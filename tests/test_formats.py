@@ -1,0 +1,384 @@
+"""Number formats: what is stored, that flips hit the stored bits, and that all engines agree on it."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import FewDigits, RunScript
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import bitflip
+from bitflip.data import digits
+from bitflip.engines.injection import Injector
+from bitflip.engines.invariance import Invariant
+from bitflip.errors import BadInput
+from bitflip.faults import kinds
+from bitflip.faults.sampled import allocation
+from bitflip.network import formats
+from bitflip.network.formats import NARROW, Stored
+from bitflip.report.scale import regions
+
+CODES = torch.arange(-128, 128, dtype=torch.int8)
+FLOATS = {"float8_e4m3fn": (4, 3, 7), "float8_e5m2": (5, 2, 15)}  # exponent, mantissa, bias
+narrow = pytest.mark.parametrize("form", NARROW)
+
+
+def number(code: int, form: str) -> float:
+    """What a code stands for, worked out by hand."""
+    if form == "int8":
+        return float(code)
+    exponents, mantissas, bias = FLOATS[form]
+    raw = code & 255
+    sign, exponent, mantissa = raw >> 7, raw >> mantissas & (1 << exponents) - 1, raw & (1 << mantissas) - 1
+    last = (1 << exponents) - 1
+    if form == "float8_e4m3fn" and exponent == last and mantissa == 7:
+        return math.nan
+    if form == "float8_e5m2" and exponent == last:
+        return math.nan if mantissa else (-1) ** sign * math.inf
+    scale = 2.0 ** (max(exponent, 1) - bias)
+    return float((-1) ** sign * scale * (mantissa / (1 << mantissas) + (exponent > 0)))
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(1e30), b.nan_to_num(1e30))
+
+
+@narrow
+@pytest.mark.parametrize("scale", [1.0, 0.037, 3e-9, 41.5])
+def test_every_bit_of_every_code(form: str, scale: float) -> None:
+    stored = Stored(form, torch.tensor(scale))
+    values = stored.decode(CODES)
+    by_hand = torch.tensor([number(int(code), form) for code in CODES]) * scale
+    assert same(values, by_hand)
+    for bit in range(8):
+        change = kinds.FLIP.at(np.full((256, 1), bit), 8)
+        found = change(values, torch.from_numpy(change.arrays), stored)
+        finite = values.isfinite()  # a NaN has several codes, and infinity is cut off; neither is in a clean network
+        flipped = [
+            number(((int(code) & 255) ^ 1 << (7 - bit)) if form != "int8" else _flipped(int(code), bit), form)
+            for code in CODES
+        ]
+        assert same(found[finite], (torch.tensor(flipped) * scale)[finite])
+
+
+def _flipped(code: int, bit: int) -> int:
+    raw = (code & 255) ^ 1 << (7 - bit)
+    return raw - 256 if raw > 127 else raw
+
+
+@narrow
+def test_codes_come_back_from_what_they_stand_for(form: str) -> None:
+    for scale in np.geomspace(1e-12, 1e6, 200):
+        for zero in (0, -128, 37) if form == "int8" else (0,):
+            stored = Stored(form, torch.tensor(float(scale)), zero)
+            values = stored.decode(CODES)
+            kept = values.isfinite()
+            again = stored.encode(values)
+            zeros = values == 0  # -0 and 0 are different codes of a float8
+            assert torch.equal(again[kept & ~zeros], CODES[kept & ~zeros])
+            assert same(stored.rounded(values)[kept], values[kept])
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 6.1), (0.5, 2.0), (-4.0, -1.0), (0.0, 0.0)])
+def test_outputs_are_rounded_as_pytorch_does(low: float, high: float) -> None:
+    stored = formats.of_outputs(low, high, "int8", torch.zeros(1))
+    values = torch.linspace(low - 1, high + 1, 1001)
+    expected = torch.fake_quantize_per_tensor_affine(values, float(stored.scale), stored.zero, -128, 127)
+    found = stored.rounded(values)
+    apart = (found - expected).abs() / stored.scale
+    assert float(apart.max()) <= 1.001  # ties and products by 1 / scale may fall to the neighbour
+    assert float((apart > 0.5).double().mean()) < 0.01
+    assert stored.rounded(torch.zeros(1)) == 0
+    inside = torch.linspace(min(low, 0), max(high, 0), 101)
+    assert float((stored.rounded(inside) - inside).abs().max()) <= 0.5001 * float(stored.scale)
+    assert same(
+        stored.rounded(torch.tensor([math.nan, math.inf])), torch.tensor([math.nan, float(stored.decode(CODES[-1:]))])
+    )
+
+
+@narrow
+def test_weights_have_a_scale_for_each_channel(form: str) -> None:
+    torch.manual_seed(1)
+    linear = nn.Linear(5, 4)
+    with torch.no_grad():
+        linear.weight *= torch.tensor([1.0, 10.0, 1e-3, 0.0])[:, None]
+    before = linear.weight.detach().clone()
+    storage = formats.store(linear, form, formats.Ranges())
+    (stored,) = storage.parameters.values()
+    largest = before.abs().amax(1)
+    assert torch.allclose(linear.weight.detach().abs().amax(1), largest, rtol=1e-6)
+    step = (
+        largest / 127
+        if form == "int8"
+        else before.abs().amax(1) * {"float8_e4m3fn": 1 / 14, "float8_e5m2": 1 / 7}[form]
+    )
+    assert ((linear.weight - before).abs() <= 0.5001 * step[:, None] + 1e-12).all()
+    assert int(stored.at(torch.arange(4)).encode(linear.weight.T).abs().max() if form == "int8" else 0) <= 127
+
+
+# --- the engines ---
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(4)
+    parts = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    parts += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 6)]
+    return nn.Sequential(*parts).eval().requires_grad_(False)
+
+
+IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+OTHERS = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def labelled(images: Tensor) -> TensorDataset:
+    return TensorDataset(images, network()(images).argmax(1))
+
+
+def campaign(form: Any, engine: Any, **more: Any) -> bitflip.Campaign:
+    own: dict[str, Any] = {"batch_size": 4, "device": "cpu", "calibration": labelled(OTHERS)}
+    return bitflip.Campaign(network(), labelled(IMAGES), engine=engine, number_format=form, **(own | more))
+
+
+class Plain:
+    """The same network in a format, made of PyTorch alone: an image at a time, hooks that round, its own codes."""
+
+    def __init__(self, form: str) -> None:
+        self.form, self.model = form, network()
+        ends: dict[str, tuple[float, float]] = {"input": (float(OTHERS.min()), float(OTHERS.max()))}
+        handles = [
+            module.register_forward_hook(
+                lambda m, a, output, name=name: ends.__setitem__(name, (float(output.min()), float(output.max())))
+            )
+            for name, module in self.model.named_children()
+        ]
+        with Invariant():
+            self.model(OTHERS)
+        for handle in handles:
+            handle.remove()
+        self.grids = {name: self._grid(*pair) for name, pair in ends.items()}
+        self.rows: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.dim() > 1:
+                size = parameter.abs().flatten(1).amax(1)
+                self.rows[name] = size / (127 if form == "int8" else torch.finfo(getattr(torch, form)).max)
+                shape = (-1, *[1] * (parameter.dim() - 1))
+                scale = self.rows[name].view(shape)
+                parameter.copy_(self.value(self.code(parameter / scale, 0, -127), 0) * scale)
+
+    def _grid(self, low: float, high: float) -> tuple[Tensor, int]:
+        if self.form == "int8":
+            low, high = min(low, 0.0), max(high, 0.0)
+            return torch.tensor((high - low) / 255), round(-128 - low / ((high - low) / 255))
+        return torch.tensor(max(abs(low), abs(high)) / torch.finfo(getattr(torch, self.form)).max), 0
+
+    def code(self, numbers: Tensor, zero: int, lowest: int = -128) -> Tensor:
+        """int8 codes of numbers in units of the scale."""
+        if self.form == "int8":
+            return (numbers.round() + zero).clamp(lowest, 127).to(torch.int8)
+        dtype = getattr(torch, self.form)
+        limit = torch.finfo(dtype).max
+        return numbers.clamp(-limit, limit).to(dtype).view(torch.int8)
+
+    def value(self, codes: Tensor, zero: int) -> Tensor:
+        if self.form == "int8":
+            return codes.float() - zero
+        return codes.view(getattr(torch, self.form)).float()
+
+    def logits(self, image: Tensor, name: str, element: int, code: Any) -> Tensor:
+        """Those of one image; ``code`` changes the code of one element of a layer's output or a parameter."""
+        model = copy.deepcopy(self.model)
+
+        def struck(value: Tensor, scale: Tensor, zero: int) -> Tensor:
+            flat = value.flatten().clone()
+            before = self.code(flat[element : element + 1] / scale, zero)
+            flat[element] = (self.value(code(before), zero) * scale)[0]
+            return flat.view(value.shape)
+
+        def grid(where: str, value: Tensor) -> Tensor:
+            scale, zero = self.grids[where]
+            value = self.value(self.code(value / scale, zero), zero) * scale
+            return struck(value, scale, zero) if where == name else value
+
+        if name in self.rows:
+            parameter = model.get_parameter(name)
+            row = self.rows[name][element // parameter[0].numel()]
+            parameter.copy_(struck(parameter, row, 0))
+        image = grid("input", image)
+        with Invariant():  # what rounds otherwise in a batch can fall to another number of the format
+            for where, module in model.named_children():
+                image = grid(where, module(image))
+        return image
+
+
+@narrow
+@pytest.mark.parametrize("kind", ["flip", "stuck1", "flips:3", "burst:2", "random", "zero", "value:0.25"])
+def test_both_engines_and_a_plain_loop_agree(form: str, kind: str) -> None:
+    plain = Plain(form)
+    for target in ("neuron", "weight"):
+        tables = []
+        for engine in ("wave", "reference"):
+            found = campaign(form, engine).run(
+                bitflip.Sampled(target, seed=7, repeats=2, fault=kind, parameters=["weight"]),
+                fault_table=True,
+            )
+            tables.append(pq.read_table(found.files.faults).to_pylist())
+        assert len(tables[0]) > 90
+        differ = [(a, b) for a, b in zip(*tables, strict=True) if str(a) != str(b)]
+        assert not differ
+        rows = [row for row in tables[0] if target == "neuron" or f"{row['path']}.weight" in plain.rows]
+        for row in rows[:: 3 if target == "weight" else 5]:
+            name = f"{row['path']}.weight" if target == "weight" else row["path"]
+            scale = (
+                plain.rows[name][row["element"] // plain.model.get_parameter(name)[0].numel()]
+                if target == "weight"
+                else plain.grids[name][0]
+            )
+            zero = 0 if target == "weight" else plain.grids[name][1]
+
+            def code(before: Tensor, row: Any = row, scale: Tensor = scale, zero: int = zero) -> Tensor:
+                before_value = float((plain.value(before, zero) * scale)[0])
+                assert before_value == row["original"] or (before_value == 0 == row["original"])
+                if kind == "flip":
+                    return before ^ torch.tensor([-128 if row["bit"] == 0 else 1 << (7 - row["bit"])], dtype=torch.int8)
+                return plain.code(torch.tensor([row["error"]], dtype=torch.float32) / scale, zero)
+
+            if kind != "flip" and not math.isfinite(row["error"]):
+                continue  # has several codes
+            logits = plain.logits(IMAGES[row["image"]][None], name, row["element"], code)
+            assert int(logits.argmax(1)) == row["top1"], row
+
+
+@narrow
+def test_the_users_model_comes_back_as_it_was(form: Any) -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = bitflip.Campaign(model, labelled(IMAGES), number_format=form, calibration=labelled(OTHERS), device="cpu")
+    found.run(bitflip.Sampled("weight", seed=1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_format_that_needs_other_images_says_so() -> None:
+    with pytest.raises(
+        BadInput, match=r"calibration_set: expected a data set with a length, of inputs that are not those of the test"
+    ):
+        campaign("int8", "wave", calibration=None).run(bitflip.Sampled("neuron", seed=1))
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_a_format_and_a_protection(target: Any) -> None:
+    """Together: both engines agree, and the guards, which are no layers, change neither numbers nor faults."""
+    tables = {}
+    for engine in ("wave", "reference"):
+        for protect in (None, "nan+ranger"):
+            found = campaign("float8_e5m2", engine).run(
+                bitflip.Sampled(target, seed=7), fault_table=True, protect=protect
+            )
+            tables[engine, protect] = pq.read_table(found.files.faults).to_pylist()
+    assert str(tables["wave", None]) == str(tables["reference", None])
+    assert str(tables["wave", "nan+ranger"]) == str(tables["reference", "nan+ranger"])
+    places = [
+        [(r["path"], r["element"], r["bit"], r["original"]) for r in tables["wave", p]] for p in (None, "nan+ranger")
+    ]
+    assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("form", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_a_format_that_is_computed_in(form: Any, target: Any) -> None:
+    """Both engines, and a plain loop in that type."""
+    tables = []
+    for engine in ("wave", "reference"):
+        found = campaign(form, engine, calibration=None).run(bitflip.Sampled(target, seed=7), fault_table=True)
+        tables.append(pq.read_table(found.files.faults).to_pylist())
+    assert str(tables[0]) == str(tables[1])
+    width = torch.finfo(getattr(torch, form)).bits
+    assert {row["bit"] for row in tables[0]} <= set(range(width))
+    assert max(row["bit"] for row in tables[0]) > width // 2
+    values = [row["original"] for row in tables[0]]
+    assert values == [float(torch.tensor(value, dtype=torch.float64).to(getattr(torch, form))) for value in values]
+
+
+# --- the scripts ---
+
+
+@pytest.mark.parametrize(("form", "target"), [("int8", "weight"), ("int8", "neuron"), ("float8_e5m2", "neuron")])
+def test_a_run_on_digits(form: str, target: str, tmp_path: Path, few_digits: FewDigits, run_script: RunScript) -> None:
+    few_digits(100)
+    given = ["--dataset", "digits", "--number-format", form, "--batch-size", "50"]
+    listed = tmp_path / "list.csv"
+    first = [*given, "--seed", "2", "--layer-type", "Conv2d,Linear", "--save-faults", listed, "--repeats", "4"]
+    assert run_script(f"{target}.py", *first, "--detailed-log", "--output-path", tmp_path / "first").code == 0
+    rows = list(csv.DictReader(next((tmp_path / "first").glob("*_2.csv")).open()))
+    assert int(rows[0]["correct"]) >= 4 * 98
+    text = next((tmp_path / "first").glob("*_detailed.txt")).read_text()
+    found = re.findall(r"Original binary: (\d+), Flip bit: (\d+), .*Error binary: (\d+)", text)
+    assert found or form == "int8"
+    for before, bit, after in found:
+        assert len(before) == len(after) == 8
+        assert [i for i in range(8) if before[i] != after[i]] == [int(bit)]
+    assert run_script(f"{target}.py", *given, "--faults", listed, "--output-path", tmp_path / "again").code == 0
+    other = next(path for path in (tmp_path / "again").glob("*.csv") if path.name.endswith("list-list.csv"))
+    assert len(rows) == 7
+    for before, after in zip(rows, csv.DictReader(other.open()), strict=True):
+        assert (before["misclassified"], before["masked"]) == (after["misclassified"], after["masked"])
+
+
+def test_accuracy_of_int8_is_within_a_point(digits_model: nn.Module) -> None:
+    images, labels = (tensor[:300] for tensor in digits.load("test").tensors)
+    model = copy.deepcopy(digits_model).eval()
+    before = float((model(images).argmax(1) == labels).float().mean())
+    formats.store(model, "int8", formats.observe(model, [digits.load("train").tensors[0][:200]]))
+    assert abs(float((model(images).argmax(1) == labels).float().mean()) - before) <= 0.01
+
+
+def test_the_bit_that_matters_most_gets_a_third() -> None:
+    assert allocation(8, "integer").tolist()[0] == pytest.approx(1 / 3)
+    assert allocation(8).tolist()[1] == pytest.approx(1 / 3)
+
+
+def test_parts_of_a_number() -> None:
+    assert regions(8, "int8") == [("sign", 0, 0), ("magnitude", 1, 7)]
+    assert regions(8, "float8_e5m2") == [("sign", 0, 0), ("exponent", 1, 5), ("mantissa", 6, 7)]
+    assert regions(16, "bfloat16") == [("sign", 0, 0), ("exponent", 1, 8), ("mantissa", 9, 15)]
+    assert regions(32, "int8") == regions(32) == [("sign", 0, 0), ("exponent", 1, 8), ("mantissa", 9, 31)]
+    assert regions(16) == []
+
+
+def test_layers_know_their_format(digits_model: nn.Module) -> None:
+    model = copy.deepcopy(digits_model)
+    storage = formats.store(model, "int8", formats.observe(model, [torch.zeros(1, 3, 32, 32)]))
+    layers = Injector(model, 4, torch.zeros(1, 3, 32, 32), storage).layers
+    assert {(layer.bits, layer.format) for layer in layers} == {(8, "int8")}
+    weights = {(p.bits, p.format) for layer in layers for p in layer.parameters if len(p.shape) > 1}
+    assert weights == {(8, "int8")}
+    assert {p.format for layer in layers for p in layer.parameters if len(p.shape) == 1} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--number-format", "int4"], r"number_format \(--number-format\): expected one of float32, .* got 'int4'"),
+        (["--number-format", "int8", "--bit-flip-pos", "8"], r"bit_flip_pos .* from 0 to 7 of a 8-bit value"),
+        (["--number-format", "bfloat16", "--bit-flip-pos", "16"], r"bit_flip_pos .* from 0 to 15 of a 16-bit value"),
+        (["--number-format", "int8", "--fault", "burst:9"], r"fault .* a kind that fits a 8-bit value, got burst:9"),
+        (["--number-format", "int8", "--prove"], r"number_format .* expected float32 or float64 with prove"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    given: list[str], sentence: str, tmp_path: Path, few_digits: FewDigits, run_script: RunScript
+) -> None:
+    few_digits(20)
+    done = run_script("neuron.py", "--dataset", "digits", "--output-path", tmp_path, *given)
+    assert done.code == 2
+    assert re.search(sentence, "\n".join(done.errors)), done.errors
