@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitflip.faults.allocation import Number, number
 from bitflip.network.names import label
 from bitflip.results import columns
 from bitflip.results.paths import Paths
@@ -162,6 +163,11 @@ class Run:
         """Whether bits were drawn unequally, so that a layer's rate is no longer misclassified / correct."""
         fixed = self.settings.get("bit_flip_pos", -1) >= 0
         return self.settings.get("bit_sampling") == "importance" and not fixed and bool(self.bits)
+
+    @property
+    def number(self) -> Number:
+        """Kind of the values."""
+        return number(self.settings.get("number_format"))
 
     def width_of(self, place: Place | None = None) -> int:
         """Bits of the values of a layer, or of the widest; at least as many as a flip has hit."""
