@@ -25,6 +25,8 @@ from benchmarks.intervals import (
     stopped_neurons,
 )
 from bitflip.faults.allocation import allocation, strata
+from bitflip.network.layers import Layer, Target
+from bitflip.outcomes.counts import COLUMNS, Counts
 from bitflip.statistics import intervals
 from bitflip.statistics import rates as rates_of_layers
 from bitflip.statistics.intervals import (
@@ -486,3 +488,32 @@ def test_a_fault_of_a_neuron_counts_once_however_many_images_it_hits(pairs: list
     ends = wilson(sums.m, sums.n) if hit.max() == 1 else clustered(*astuple(sums))
     assert got.interval == pytest.approx((100 * ends.low, 100 * ends.high), rel=1e-12)
     assert got == rates_of_layers.of_each([sums, sums], "neuron", 0.95)[1]
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
+def test_estimates_are_made_at_once_and_as_one_by_one(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call for each layer and bit takes longer than a round of faults through a small network."""
+    layers = [Layer(i, f"layer{i}", 0, "ReLU", (4,), True, 32, ()) for i in range(5)]
+    counts = Counts([1], [Target(i, layer) for i, layer in enumerate(layers)])
+    rng = generator("at once", weighted)
+    n = rng.integers(0, 40, (5, 32))
+    m = rng.binomial(n, 0.3)
+    table = {"correct": n, "misclassified": m, "mm": m, "mn": m, "nn": n, "flips": n + 1, "injections": n + 1}
+    for name, values in table.items():
+        counts.table[0, :, :32, COLUMNS.index(name)] = values
+    calls = []
+
+    def counted(m: Any, n: Any, confidence: float) -> Interval[Any]:
+        calls.append(1)
+        return wilson(m, n, confidence)
+
+    monkeypatch.setattr(intervals, "wilson", counted)
+    found = rates_of_layers.of_layers(counts, "neuron", 0.95, None, weighted=weighted)
+    assert len(calls) <= 4
+    for estimate in found:
+        for one, rate, _ in estimate.by_bit.values():
+            sums = Sums(*map(float, (one.flips, one.misclassified, one.correct, one.mm, one.mn, one.nn)))
+            assert rate == rates_of_layers.of(sums, "neuron", 0.95)
+        alone = rates_of_layers.of(estimate.parts[0].sums, "neuron", 0.95)
+        assert estimate.weighted == weighted
+        assert weighted or estimate.rate == alone

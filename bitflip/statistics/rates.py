@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,12 @@ def of_each(sums: Sequence[Sums[float]], target: str, confidence: float) -> list
     ]
 
 
+def of_parts(layers: Sequence[Sequence[Part]], target: str, confidence: float) -> list[Rate]:
+    """The rate of each of several layers, or other groups of faults, given the parts of each."""
+    single = iter(of_each([parts[0].sums for parts in layers if len(parts) == 1], target, confidence))
+    return [next(single) if len(parts) == 1 else mean([parts], confidence) for parts in layers]
+
+
 def of_due(parts: Sequence[Part], target: str, confidence: float) -> Rate:
     """The share of inferences in which the model raises an exception, whether the clean model is right or not.
 
@@ -94,7 +100,7 @@ def of_due(parts: Sequence[Part], target: str, confidence: float) -> Rate:
         target: of the faults.
         confidence: of the interval.
     """
-    return of(parts[0].sums, target, confidence) if len(parts) == 1 else mean([parts], confidence)
+    return of_parts([parts], target, confidence)[0]
 
 
 def widest(flips: float, m: float, n: float) -> Sums[float]:
@@ -171,22 +177,31 @@ def of_layers(
         seed: the place of the seed that drew the faults; None for all seeds together.
         weighted: whether bits were drawn unequally.
     """
-    found = []
-    for place, item in enumerate(counts.items):
-        tally, bits = counts.layer(seed, place), counts.bits(seed, place)
-        by_bit = {
-            bit: (one, of(_sums(one), target, confidence), of_due([Part(_of_due(one))], target, confidence))
-            for bit, one in bits.items()
-        }
-        parts, due = (
-            parts_by_bit({bit: sums(one) for bit, one in bits.items()}, item.bits, number(item.format))
-            if weighted and seen
-            else [Part(sums(tally))]
-            for sums, seen in ((_sums, tally.correct), (_of_due, tally.injections))
-        )
-        rate = mean([parts], confidence) if len(parts) > 1 else of(parts[0].sums, target, confidence)
-        found.append(LayerEstimate(item, tally, rate, by_bit, of_due(due, target, confidence), parts, due))
-    return found
+    tallies = [counts.layer(seed, place) for place in range(len(counts.items))]
+    bits = [counts.bits(seed, place) for place in range(len(counts.items))]
+
+    def parts(place: int, sums: Callable[[Totals], Sums[float]], *, seen: int) -> list[Part]:
+        if not weighted or not seen:
+            return [Part(sums(tallies[place]))]
+        item = counts.items[place]
+        return parts_by_bit({bit: sums(one) for bit, one in bits[place].items()}, item.bits, number(item.format))
+
+    rated = [parts(place, _sums, seen=tally.correct) for place, tally in enumerate(tallies)]
+    dues = [parts(place, _of_due, seen=tally.injections) for place, tally in enumerate(tallies)]
+    # All at once: a call for each of them takes longer than many a round of faults.
+    cells = [one for of_layer in bits for one in of_layer.values()]
+    of_cells = zip(
+        cells,
+        of_each([_sums(one) for one in cells], target, confidence),
+        of_each([_of_due(one) for one in cells], target, confidence),
+        strict=True,
+    )
+    by_bit = [{bit: next(of_cells) for bit in of_layer} for of_layer in bits]
+    rates, due_rates = (of_parts(layers, target, confidence) for layers in (rated, dues))
+    return [
+        LayerEstimate(item, tallies[i], rates[i], by_bit[i], due_rates[i], rated[i], dues[i])
+        for i, item in enumerate(counts.items)
+    ]
 
 
 def _sums(t: Totals) -> Sums[float]:
