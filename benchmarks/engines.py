@@ -217,8 +217,12 @@ def python(module: str, *arguments: str) -> None:
     Raises:
         subprocess.CalledProcessError: if it fails.
     """
-    kept = {name: value for name, value in os.environ.items() if name.isupper()}
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, env=kept)
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, env=environment())
+
+
+def environment() -> dict[str, str]:
+    """That of this process, without the settings that it may hold for main.py."""
+    return {name: value for name, value in os.environ.items() if name.isupper()}
 
 
 def say(text: str) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from scipy.stats import binom
 
-from bitflip.faults.sampled import allocation
+from bitflip.faults.allocation import allocation, strata
 from bitflip.statistics.intervals import Estimate, Interval, Sums, clustered, mean, stratified, wilson, z_value
 
 Array = NDArray[Any]  # of float64
@@ -215,7 +215,9 @@ def by_bit(rng: Generator, name: str, shares: Array, n: int, runs: int) -> Estim
     """The estimates of a layer's rate from n faults whose bits are drawn with these probabilities."""
     size = rng.multinomial(n, shares, runs)
     m = rng.binomial(size, bit_rates(name))
-    return stratified(list(m.T.astype(np.float64)), list(size.T.astype(np.float64)))
+    groups, weights = zip(*strata(len(shares)), strict=True)
+    hits, sizes = ([of[:, group].sum(1).astype(np.float64) for group in groups] for of in (m, size))
+    return stratified(hits, sizes, weights)
 
 
 def faults_for_width(rate: float, width: float) -> float:

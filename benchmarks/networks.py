@@ -180,7 +180,16 @@ LEARNING_RATE = {"vgg": 1e-3, "resnet": 4e-3}  # with SGD at 0.05, VGG-19-BN nee
 
 def build(name: str, device: torch.device) -> nn.Module:
     """Any network by name, in eval mode on ``device``."""
-    return trained(name, device) if name in TRAINABLE else resnet50().eval().requires_grad_(False).to(device)
+    if name in TRAINABLE:
+        return trained(name, device)
+    if name == "digits_vgg":
+        from bitflip.data import digits  # here, so that main.py can load this file alone
+
+        model = digits.build()
+        model.load_state_dict(torch.load(digits.WEIGHTS, map_location="cpu", weights_only=True))
+    else:
+        model = resnet50()
+    return model.eval().requires_grad_(False).to(device)
 
 
 def trained(name: str, device: torch.device) -> nn.Module:

@@ -87,7 +87,9 @@ def write_run(
             by_bit.append([number, kind, path, 0, parameter, bit, *_measured(cell, target, wrong)])
         measured = _measured(total, target, most)
         if settings.get("bit_sampling") == "importance":  # of neurons
-            parts = [Sums.single(float(m), float(n)) for m, n in hit.values()]
+            (top, of_top), others = hit[1], [hit[bit] for bit in range(32) if bit != 1]
+            rest, of_rest = (float(sum(counts)) for counts in zip(*others, strict=True))
+            parts = [rates.Part(Sums.single(top, of_top), 1 / 32), rates.Part(Sums.single(rest, of_rest), 31 / 32)]
             weighted = rates.mean([parts], 0.95)
             measured[4:7] = [
                 f"{value:.6f}" for value in (weighted.value, weighted.low, weighted.high) if value is not None

@@ -253,7 +253,8 @@ class Slowly:
     def start(self, script: str, output: str, *arguments: str, seconds: float = 0.0) -> subprocess.Popen[str]:
         self.seconds.write_text(str(seconds))
         command = [sys.executable, str(ROOT / script), "--dataset", "cifar10", "--input-path", "images"]
-        command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt", "--seed", "5"]
+        command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt"]
+        command += [] if "--faults" in arguments else ["--seed", "5"]
         command += [
             "--batch-size",
             str(BATCH),

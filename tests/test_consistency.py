@@ -46,8 +46,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         faults = tmp_path_factory.mktemp("list") / "faults.csv"
         for name, (target, more) in RUNS.items():
             folder = tmp_path_factory.mktemp(name)
-            common = ["--dataset=digits", "--seed=5", "--fault-table", f"--output-path={folder}", "--batch-size=8"]
-            common += [] if name == "list" else ["--layer-num=1,4,8"]
+            common = ["--dataset=digits", "--fault-table", f"--output-path={folder}", "--batch-size=8"]
+            common += [] if name == "list" else ["--seed=5", "--layer-num=1,4,8"]
             common += [f"--save-faults={faults}"] if name == "weights" else []
             flags = [flag.format(list=faults) for flag in more.split()]
             assert command.main(target, "", [*common, "--no-plots", *flags]) == 0

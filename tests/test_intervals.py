@@ -24,7 +24,9 @@ from benchmarks.intervals import (
     of_sums,
     stopped_neurons,
 )
-from bitflip.faults.sampled import allocation
+from bitflip.faults.allocation import allocation, strata
+from bitflip.network.layers import Layer, Target
+from bitflip.outcomes.counts import COLUMNS, Counts
 from bitflip.statistics import intervals
 from bitflip.statistics import rates as rates_of_layers
 from bitflip.statistics.intervals import (
@@ -300,6 +302,26 @@ def test_allocation_leaves_no_bit_out(bits: int, kind: Any, top: int) -> None:
     assert shares.min() > 0.5 / bits
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(32, "float"), (16, "float"), (8, "integer"), (2, "float"), (1, "float")])
+def test_strata_are_bits_that_are_drawn_alike(bits: int, kind: Any) -> None:
+    shares, groups = allocation(bits, kind), strata(bits, kind)
+    assert sorted(bit for group, _ in groups for bit in group) == list(range(bits))
+    for group, share in groups:
+        assert share == pytest.approx(len(group) / bits)
+        assert np.ptp(shares[list(group)]) == 0
+
+
+@pytest.mark.parametrize("name", ["top bit 40 %", "exponent", "all 1 %"])
+def test_bits_that_are_drawn_alike_are_known_better_together(name: str) -> None:
+    """Than as strata of their own, each of which can have any rate while it was not hit."""
+    rng, n = generator("pooled", name), 300
+    size = rng.multinomial(n, allocation(32), 500)
+    m = rng.binomial(size, bit_rates(name))
+    own = stratified(list(m.T.astype(float)), list(size.T.astype(float)))
+    together = by_bit(generator("pooled", name), name, allocation(32), n, 500)
+    assert np.mean(together.high - together.low) < 0.75 * np.mean(own.high - own.low)
+
+
 # --- differences ---
 
 PAIRS = [(0.0, 0.0), (1e-4, 0.0), (0.003, 0.003), (0.05, 0.003), (0.5, 0.3), (0.03, 0.97)]
@@ -411,8 +433,12 @@ def test_so_many_faults_make_the_interval_that_narrow() -> None:
     assert not enough(wilson(n // 2 - 200, n - 400), 0.01)
 
 
+def part(m: float, n: float, share: float = 1.0) -> rates_of_layers.Part:
+    return rates_of_layers.Part(Sums.single(m, n), share)
+
+
 def test_layers_count_the_same_in_a_mean_however_many_parts_they_have() -> None:
-    one, two = [Sums.single(4.0, 10.0)], [Sums.single(1.0, 10.0), Sums.single(3.0, 10.0)]
+    one, two = [part(4.0, 10.0)], [part(1.0, 10.0), part(3.0, 10.0)]
     found = rates_of_layers.mean([one, two], 0.95)
     assert found.value == pytest.approx((40 + 20) / 2)
     assert found.low is not None
@@ -420,16 +446,26 @@ def test_layers_count_the_same_in_a_mean_however_many_parts_they_have() -> None:
     assert found.low < 30 < found.high
 
 
+def test_parts_of_a_layer_count_by_their_shares() -> None:
+    layer, other = [part(4.0, 10.0, 1 / 32), part(1.0, 100.0, 31 / 32)], [part(5.0, 10.0)]
+    found = rates_of_layers.mean([layer, other], 0.95)
+    assert found.value == pytest.approx(100 * ((0.4 + 31 * 0.01) / 32 + 0.5) / 2)
+    unhit = rates_of_layers.mean([[layer[0], part(0.0, 0.0, 31 / 32)]], 0.95)
+    assert unhit.value == pytest.approx(40), "as far as it is known"
+    assert unhit.high is not None
+    assert unhit.high > 100 * 31 / 32
+
+
 def test_layers_count_the_same_in_a_mean_however_many_of_their_bits_were_hit() -> None:
-    none = Sums.single(0.0, 0.0)
-    layers = [[Sums.single(4.0, 10.0), none, none], [Sums.single(m, 10.0) for m in (0.0, 1.0, 2.0)]]
+    none = part(0.0, 0.0)
+    layers = [[part(4.0, 10.0), none, none], [part(m, 10.0) for m in (0.0, 1.0, 2.0)]]
     found = rates_of_layers.mean([*layers, [none, none]], 0.95)
     assert found.value == pytest.approx((40 + 10) / 2)
     assert found.low is not None
     assert found.high is not None
     assert found.low < 25 < found.high
     assert found.high - found.low > 100 * (2 / 3 + 1) / 3, "bits that were not hit can have any rate"
-    extreme = rates_of_layers.mean([[Sums.single(1e6, 1e6), none, none], [Sums.single(0.0, 1e6)] * 3], 0.95)
+    extreme = rates_of_layers.mean([[part(1e6, 1e6), none, none], [part(0.0, 1e6)] * 3], 0.95)
     assert extreme.interval is not None
     assert extreme.value == pytest.approx(50)
     assert extreme.interval[0] < 50 < extreme.interval[1]
@@ -452,3 +488,32 @@ def test_a_fault_of_a_neuron_counts_once_however_many_images_it_hits(pairs: list
     ends = wilson(sums.m, sums.n) if hit.max() == 1 else clustered(*astuple(sums))
     assert got.interval == pytest.approx((100 * ends.low, 100 * ends.high), rel=1e-12)
     assert got == rates_of_layers.of_each([sums, sums], "neuron", 0.95)[1]
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
+def test_estimates_are_made_at_once_and_as_one_by_one(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call for each layer and bit takes longer than a round of faults through a small network."""
+    layers = [Layer(i, f"layer{i}", 0, "ReLU", (4,), True, 32, ()) for i in range(5)]
+    counts = Counts([1], [Target(i, layer) for i, layer in enumerate(layers)])
+    rng = generator("at once", weighted)
+    n = rng.integers(0, 40, (5, 32))
+    m = rng.binomial(n, 0.3)
+    table = {"correct": n, "misclassified": m, "mm": m, "mn": m, "nn": n, "flips": n + 1, "injections": n + 1}
+    for name, values in table.items():
+        counts.table[0, :, :32, COLUMNS.index(name)] = values
+    calls = []
+
+    def counted(m: Any, n: Any, confidence: float) -> Interval[Any]:
+        calls.append(1)
+        return wilson(m, n, confidence)
+
+    monkeypatch.setattr(intervals, "wilson", counted)
+    found = rates_of_layers.of_layers(counts, "neuron", 0.95, None, weighted=weighted)
+    assert len(calls) <= 4
+    for estimate in found:
+        for one, rate, _ in estimate.by_bit.values():
+            sums = Sums(*map(float, (one.flips, one.misclassified, one.correct, one.mm, one.mn, one.nn)))
+            assert rate == rates_of_layers.of(sums, "neuron", 0.95)
+        alone = rates_of_layers.of(estimate.parts[0].sums, "neuron", 0.95)
+        assert estimate.weighted == weighted
+        assert weighted or estimate.rate == alone

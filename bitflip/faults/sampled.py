@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from bitflip.faults import kinds
+from bitflip.faults.allocation import allocation, number
 from bitflip.faults.faultlist import Fault
 from bitflip.faults.flips import BitShares, Flips, TargetKind, neuron_flips, parameter_flip
 from bitflip.faults.kinds import Kind
 from bitflip.faults.tasks import Cut, Task, Tasks
 from bitflip.network.layers import Layer, Target
-
-Number = Literal["float", "integer"]
-
-TOP_SHARE = 1 / 3  # of the faults for the bit that matters most; docs/statistics.md says why
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class Sampling:
         batch_size: images that one weight flip hits.
         repeats: flips per image (or batch), layer and seed in one round through the test set.
         bit: the bit to flip; None for a random one per fault.
-        importance: whether random bits are drawn as :func:`allocation` says.
+        importance: whether random bits are drawn as :func:`bitflip.faults.allocation.allocation` says.
         kind: what happens to the bits.
     """
 
@@ -71,14 +64,14 @@ class Sampling:
             count: images in the batch; for neurons it changes no fault.
             turn: number of the round through the test set, which draws further flips.
         """
-        number = first // self.batch_size
+        batch = first // self.batch_size
         return [
             neuron_flips(seed, item.layer, first, count, self.bit, repeat, self._shares(item), self.kind)
             if self.target == "neuron"
             else parameter_flip(
                 seed,
                 item.layer,
-                number,
+                batch,
                 self.bit,
                 repeat,
                 self._shares(item),
@@ -110,21 +103,4 @@ class Sampling:
         return not self.kind.whole
 
     def _shares(self, item: Target) -> BitShares | None:
-        kind: Number = "integer" if item.format == "int8" else "float"
-        return tuple(allocation(item.bits, kind).tolist()) if self.importance else None
-
-
-def allocation(bits: int, kind: Number = "float") -> NDArray[np.float64]:
-    """The share of a layer's faults that each bit gets when the bits that matter get more of them, (bits,).
-
-    A third goes to the bit that nearly all critical faults come from: the top bit of the exponent, or the sign of a
-    whole number. The others share the rest equally, so that none is left out.
-    :func:`bitflip.statistics.intervals.stratified` makes up for it.
-
-    Args:
-        bits: width of a value; bit 0 is the most significant.
-        kind: of the value.
-    """
-    shares = np.full(bits, (1 - TOP_SHARE) / max(bits - 1, 1))
-    shares[1 if kind == "float" and bits > 1 else 0] = TOP_SHARE if bits > 1 else 1.0
-    return shares
+        return tuple(allocation(item.bits, number(item.format)).tolist()) if self.importance else None

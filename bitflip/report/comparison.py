@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitflip.errors import BadInput
+from bitflip.faults.allocation import Stratum, strata
 from bitflip.report import record
 from bitflip.report.runs import Place, Row, Run
 from bitflip.report.summary import sums
 from bitflip.settings.hyperparameters import Hyperparameters, changes_results, role_of
 from bitflip.statistics import intervals
 from bitflip.statistics.intervals import Estimate, Sums
+from bitflip.statistics.rates import Part, weights
 
 Ints = NDArray[np.int64]
 Key = tuple[str, int, str]  # path, call and parameter of a layer
@@ -104,23 +106,22 @@ def compare(first: Run, second: Run) -> Comparison:
         layers = tuple((rows[key].place, _unpaired(rows[key], others[key], first, second)) for key in common)
         network = None if unmatched else _means(first, second)
         return Comparison(layers, network, False, pairs, tuple(unmatched), first.confidence, differing)
-    parts = [
-        pair.parts(first.width_of(rows[key].place) if first.weighted else None)
-        for key, pair in zip(common, pairs, strict=True)
+    of_bits = [
+        strata(first.width_of(rows[key].place), first.number_of(rows[key].place)) if first.weighted else None
+        for key in common
     ]
     layers = tuple(
-        (rows[key].place, _paired(pair, part, first.confidence, simple=pair.single and not first.weighted))
-        for key, pair, part in zip(common, pairs, parts, strict=True)
+        (rows[key].place, _paired(pair, groups, first.confidence))
+        for key, pair, groups in zip(common, pairs, of_bits, strict=True)
     )
     known = [index for index, pair in enumerate(pairs) if pair.images]
     network = None
     if known and not unmatched:
-        of_all = [part for index in known for part in parts[index]]
-        weights = [1 / len(parts[index]) for index in known for _ in parts[index]]
+        parts = [pairs[index].parts(of_bits[index]) for index in known]
         firsts, seconds = (
             float(np.mean([getattr(layers[index][1], name) for index in known])) for name in ("first", "second")
         )
-        found = _signed(intervals.mean(of_all, weights, first.confidence))
+        found = _of_parts(parts, first.confidence)
         found = replace(found, rate=(seconds - firsts) / 100)  # a layer counts the same if a bit of it was not hit
         network = _percent(firsts / 100, seconds / 100, found, sum(pairs[index].images for index in known))
     why = "both runs made the same faults on the same images, so each is compared with itself"
@@ -233,14 +234,15 @@ class _Pairs:
         """Faulty inferences that are compared."""
         return int(self.size.sum())
 
-    def parts(self, width: int | None) -> list[Sums[float]]:
+    def parts(self, of_bits: Sequence[Stratum] | None) -> list[Part]:
         """Sums over flips of a share in 0..1: (1 + d) / 2, where d is the difference of the shares that a flip breaks.
 
         Args:
-            width: bits of a value, if they are to weigh the same whatever the number of their flips; one part for each.
+            of_bits: groups of bits that weigh as given, whatever the number of their flips; one part for each.
         """
-        bits = [None] if width is None else range(width)
-        return [self._sums(self.size > 0 if bit is None else (self.size > 0) & (self.bit == bit)) for bit in bits]
+        if of_bits is None:
+            return [Part(self._sums(self.size > 0))]
+        return [Part(self._sums((self.size > 0) & np.isin(self.bit, group)), share) for group, share in of_bits]
 
     def _sums(self, chosen: NDArray[np.bool_]) -> Sums[float]:
         n = self.size[chosen].astype(np.float64)
@@ -249,25 +251,33 @@ class _Pairs:
         return Sums(float(len(n)), *map(float, totals))
 
 
-def _paired(pairs: _Pairs, parts: list[Sums[float]], confidence: float, *, simple: bool) -> Difference:
-    """The difference of one layer; ``simple`` if the flips are single images and all bits are drawn alike."""
+def _paired(pairs: _Pairs, of_bits: Sequence[Stratum] | None, confidence: float) -> Difference:
+    """The difference of one layer; see :meth:`_Pairs.parts`."""
     if not pairs.images:
         return Difference(None, None, compared=0)
     n = pairs.images
     first, second = int(pairs.first.sum()) / n, int(pairs.second.sum()) / n
-    if simple:
+    if pairs.single and of_bits is None:
         only = (float(pairs.only_second.sum()), float(pairs.only_first.sum()))
         return _percent(first, second, intervals.paired(*only, float(n), confidence), n)
-    found = _signed(intervals.mean(parts, confidence=confidence))
-    if len(parts) > 1:  # the rates of a random bit, like the difference
-        first, second = (_by_bit(pairs.bit, values, pairs.size, len(parts)) for values in (pairs.first, pairs.second))
+    found = _of_parts([pairs.parts(of_bits)], confidence)
+    if of_bits is not None:  # the rates of a random bit, like the difference
+        first, second = (_of_random_bit(pairs, broken, of_bits) for broken in (pairs.first, pairs.second))
     return _percent(first, second, found, n)
 
 
-def _by_bit(bit: Ints, broken: Ints, size: Ints, width: int) -> float:
-    """The mean over bits of their rates, as far as they are known."""
-    m, n = (np.bincount(bit, weights=values, minlength=width)[:width] for values in (broken, size))
-    return float((m[n > 0] / n[n > 0]).mean())
+def _of_parts(layers: Sequence[Sequence[Part]], confidence: float) -> Estimate[float]:
+    """The mean difference of layers."""
+    sums = [part.sums for parts in layers for part in parts]
+    return _signed(intervals.mean(sums, weights(layers), confidence))
+
+
+def _of_random_bit(pairs: _Pairs, broken: Ints, of_bits: Sequence[Stratum]) -> float:
+    """The rate of a random bit, as far as it is known."""
+    chosen = [(np.isin(pairs.bit, group), share) for group, share in of_bits]
+    known = [(hit, share) for hit, share in chosen if pairs.size[hit].any()]
+    each = [share * broken[hit].sum() / pairs.size[hit].sum() for hit, share in known]
+    return float(sum(each) / sum(share for _, share in known))
 
 
 def _signed(share: Estimate[float]) -> Estimate[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitflip.faults.allocation import Number, number
 from bitflip.network.names import label
 from bitflip.results import columns
 from bitflip.results.paths import Paths
@@ -167,6 +168,10 @@ class Run:
     def form(self) -> object:
         """Number format of the values, if it is a setting."""
         return self.settings.get("number_format")
+
+    def number_of(self, place: Place) -> Number:
+        """Kind of the values of a layer; in a network of ``int8``, some parameters are not."""
+        return number(self.form) if self.width_of(place) == 8 else "float"
 
     def width_of(self, place: Place | None = None) -> int:
         """Bits of the values of a layer, or of the widest; at least as many as a flip has hit."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from bitflip.report.runs import Mean, Outcomes, Place, Row, Run
 from bitflip.statistics import rates
 from bitflip.statistics.intervals import Sums
-from bitflip.statistics.rates import Rate
+from bitflip.statistics.rates import Part, Rate
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,7 @@ def sums(rows: Sequence[Row], target: str) -> Sums[float]:
         if row.outcomes and row.outcomes.squares:
             part = Sums(count, part.m, part.n, *row.outcomes.squares)
         parts.append(part)
-    return _added(parts)
-
-
-def _added(parts: Sequence[Sums[float]]) -> Sums[float]:
-    return Sums(*(float(sum(getattr(part, name.name) for part in parts)) for name in fields(Sums)))
+    return Sums.added(parts)
 
 
 def due(row: Row, run: Run) -> Rate:
@@ -75,34 +71,43 @@ def due(row: Row, run: Run) -> Rate:
         row: of a layer, or of a bit of it.
         run: that the row is of.
     """
-    parts = [_due([row])]
-    if run.weighted and row.bit is None and parts[0].n:
-        cells = [cell for cell in run.bits if cell.place == row.place]
-        parts = [_due([cell for cell in cells if cell.bit == bit]) for bit in range(run.width_of(row.place))]
+    parts = [Part(_due([row]))]
+    if run.weighted and row.bit is None and parts[0].sums.n:
+        parts = _by_bit([cell for cell in run.bits if cell.place == row.place], run, _due)
     return rates.of_due(parts, run.target, run.confidence)
 
 
 def due_of_all(rows: Sequence[Row], run: Run) -> Rate:
     """:func:`due` of all inferences of some rows together."""
-    return rates.of_due([_due(rows)], run.target, run.confidence)
+    return rates.of_due([Part(_due(rows))], run.target, run.confidence)
 
 
 def _due(rows: Sequence[Row]) -> Sums[float]:
     known = [row.outcomes for row in rows if row.outcomes]
-    return _added([rates.widest(found.flips, found["due"] or 0, found.injections) for found in known])
+    return Sums.added([rates.widest(found.flips, found["due"] or 0, found.injections) for found in known])
 
 
-def parts_of(rows: Sequence[Row], run: Run) -> list[Sums[float]]:
-    """The parts that the rate of a layer is the mean of: one, or one for each bit where bits were not drawn alike.
+def parts_of(rows: Sequence[Row], run: Run) -> list[Part]:
+    """The parts that the rate of a layer is the mean of: one, or several where bits were not drawn alike.
 
     Args:
         rows: of the layer: by bit where bits were not drawn alike, of several seeds where they are joined.
         run: that the layer is of.
     """
     if not run.weighted:
-        return [sums(rows, run.target)]
+        return [Part(sums(rows, run.target))]
+    return _by_bit(rows, run, lambda cells: sums(cells, run.target))
+
+
+def _by_bit(rows: Sequence[Row], run: Run, summed: Callable[[Sequence[Row]], Sums[float]]) -> list[Part]:
+    of_bits: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.bit is not None:
+            of_bits.setdefault(row.bit, []).append(row)
     width = run.width_of(rows[0].place)
-    return [sums([row for row in rows if row.bit == bit], run.target) for bit in range(width)]
+    return rates.parts_by_bit(
+        {bit: summed(cells) for bit, cells in of_bits.items()}, width, run.number_of(rows[0].place)
+    )
 
 
 def total(outcomes: Iterable[Outcomes]) -> Outcomes | None:
@@ -113,7 +118,7 @@ def total(outcomes: Iterable[Outcomes]) -> Outcomes | None:
     return whole
 
 
-def means_of(run: Run, parts: Mapping[Place, Sequence[Sums[float]]] | None = None) -> list[Mean]:
+def means_of(run: Run, parts: Mapping[Place, Sequence[Part]] | None = None) -> list[Mean]:
     """The mean rate of the network, and of each layer type, over the layers that have a rate.
 
     Args:

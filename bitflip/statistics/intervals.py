@@ -7,7 +7,7 @@ what each interval assumes, and ``python -m benchmarks.intervals`` measures how 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any, Generic, TypeVar
 
@@ -59,6 +59,11 @@ class Sums(Generic[T]):
     def single(cls, m: T, n: T) -> Sums[T]:
         """Those of n faults that hit one image each, of which m break it."""
         return cls(n, m, n, m, m, n)
+
+    @classmethod
+    def added(cls, parts: Sequence[Sums[float]]) -> Sums[float]:
+        """Those of all faults of some parts; zeros of none."""
+        return Sums(*(float(sum(getattr(part, name.name) for part in parts)) for name in fields(cls)))
 
 
 def z_value(confidence: float) -> float:

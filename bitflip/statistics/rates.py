@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitflip.faults.allocation import Number, number, strata
 from bitflip.statistics import intervals
 from bitflip.statistics.intervals import Estimate, Sums
 
@@ -18,7 +19,31 @@ if TYPE_CHECKING:  # reports are made without torch, which takes seconds to impo
     from bitflip.outcomes.counts import Counts, Totals
 
 
-NONE = Sums.single(0.0, 0.0)  # the sums of no fault
+@dataclass(frozen=True)
+class Part:
+    """Faults of a layer that were drawn alike.
+
+    Attributes:
+        sums: what intervals need.
+        share: of all faults that there are in the layer, for which these stand.
+    """
+
+    sums: Sums[float]
+    share: float = 1.0
+
+
+def parts_by_bit(of_bits: Mapping[int, Sums[float]], bits: int, kind: Number) -> list[Part]:
+    """The parts of a layer whose bits were drawn unequally.
+
+    Args:
+        of_bits: sums of each bit that was hit.
+        bits: width of a value.
+        kind: of the values.
+    """
+    return [
+        Part(Sums.added([of_bits[bit] for bit in group if bit in of_bits]), share)
+        for group, share in strata(bits, kind)
+    ]
 
 
 @dataclass(frozen=True)
@@ -61,15 +86,21 @@ def of_each(sums: Sequence[Sums[float]], target: str, confidence: float) -> list
     ]
 
 
-def of_due(parts: Sequence[Sums[float]], target: str, confidence: float) -> Rate:
+def of_parts(layers: Sequence[Sequence[Part]], target: str, confidence: float) -> list[Rate]:
+    """The rate of each of several layers, or other groups of faults, given the parts of each."""
+    single = iter(of_each([parts[0].sums for parts in layers if len(parts) == 1], target, confidence))
+    return [next(single) if len(parts) == 1 else mean([parts], confidence) for parts in layers]
+
+
+def of_due(parts: Sequence[Part], target: str, confidence: float) -> Rate:
     """The share of inferences in which the model raises an exception, whether the clean model is right or not.
 
     Args:
-        parts: sums of :func:`widest`: one, or one per bit when bits were drawn unequally.
+        parts: with sums of :func:`widest`: one, or several when bits were drawn unequally.
         target: of the faults.
         confidence: of the interval.
     """
-    return of(parts[0], target, confidence) if len(parts) == 1 else mean([parts], confidence)
+    return of_parts([parts], target, confidence)[0]
 
 
 def widest(flips: float, m: float, n: float) -> Sums[float]:
@@ -81,24 +112,28 @@ def widest(flips: float, m: float, n: float) -> Sums[float]:
     return Sums(flips, m, n, m * (m if flips == 1 else each), m * each, n * each)
 
 
-def mean(layers: Sequence[Sequence[Sums[float]]], confidence: float) -> Rate:
+def mean(layers: Sequence[Sequence[Part]], confidence: float) -> Rate:
     """The mean rate of layers, each of which counts the same, whatever its size and however many of its bits were hit.
 
     Args:
-        layers: the parts of each, of equal weight: one, or one per bit when bits were drawn unequally. One without
-            images can have any rate, which makes the interval wider; the rate of the layer is that of the others.
+        layers: the parts of each. One without images can have any rate, which makes the interval wider; the rate of the
+            layer is that of the others.
         confidence: of the interval.
     """
     found = _mean(layers, confidence)
     if math.isnan(found.rate):
         return Rate()
-    seen = _mean([known for parts in layers if (known := [part for part in parts if part.n])], confidence)
+    seen = _mean([known for parts in layers if (known := [part for part in parts if part.sums.n])], confidence)
     return Rate(100 * seen.rate, 100 * found.low, 100 * found.high)
 
 
-def _mean(layers: Sequence[Sequence[Sums[float]]], confidence: float) -> Estimate[float]:
-    weights = [1 / len(parts) for parts in layers for _ in parts]
-    return intervals.mean([part for parts in layers for part in parts], weights, confidence)
+def _mean(layers: Sequence[Sequence[Part]], confidence: float) -> Estimate[float]:
+    return intervals.mean([part.sums for parts in layers for part in parts], weights(layers), confidence)
+
+
+def weights(layers: Sequence[Sequence[Part]]) -> list[float]:
+    """Of each part of each layer, so that layers count the same."""
+    return [part.share / sum(other.share for other in parts) for parts in layers for part in parts]
 
 
 @dataclass(frozen=True)
@@ -121,8 +156,8 @@ class LayerEstimate:
     rate: Rate
     by_bit: dict[int, tuple[Totals, Rate, Rate]]
     due: Rate
-    parts: list[Sums[float]]
-    due_parts: list[Sums[float]]
+    parts: list[Part]
+    due_parts: list[Part]
 
     @property
     def weighted(self) -> bool:
@@ -142,31 +177,38 @@ def of_layers(
         seed: the place of the seed that drew the faults; None for all seeds together.
         weighted: whether bits were drawn unequally.
     """
-    found = []
-    for place, item in enumerate(counts.items):
-        tally, bits = counts.layer(seed, place), counts.bits(seed, place)
-        by_bit = {
-            bit: (one, of(_sums(one), target, confidence), of_due([_of_due(one)], target, confidence))
-            for bit, one in bits.items()
-        }
-        each = [bits.get(bit) for bit in range(item.bits)] if weighted else [tally]
-        parts = [_sums(one) for one in (each if tally.correct else [tally])]
-        due = [_of_due(one) for one in (each if tally.injections else [tally])]
-        rate = mean([parts], confidence) if len(parts) > 1 else of(parts[0], target, confidence)
-        found.append(LayerEstimate(item, tally, rate, by_bit, of_due(due, target, confidence), parts, due))
-    return found
+    tallies = [counts.layer(seed, place) for place in range(len(counts.items))]
+    bits = [counts.bits(seed, place) for place in range(len(counts.items))]
+
+    def parts(place: int, sums: Callable[[Totals], Sums[float]], *, seen: int) -> list[Part]:
+        if not weighted or not seen:
+            return [Part(sums(tallies[place]))]
+        item = counts.items[place]
+        return parts_by_bit({bit: sums(one) for bit, one in bits[place].items()}, item.bits, number(item.format))
+
+    rated = [parts(place, _sums, seen=tally.correct) for place, tally in enumerate(tallies)]
+    dues = [parts(place, _of_due, seen=tally.injections) for place, tally in enumerate(tallies)]
+    # All at once: a call for each of them takes longer than many a round of faults.
+    cells = [one for of_layer in bits for one in of_layer.values()]
+    of_cells = zip(
+        cells,
+        of_each([_sums(one) for one in cells], target, confidence),
+        of_each([_of_due(one) for one in cells], target, confidence),
+        strict=True,
+    )
+    by_bit = [{bit: next(of_cells) for bit in of_layer} for of_layer in bits]
+    rates, due_rates = (of_parts(layers, target, confidence) for layers in (rated, dues))
+    return [
+        LayerEstimate(item, tallies[i], rates[i], by_bit[i], due_rates[i], rated[i], dues[i])
+        for i, item in enumerate(counts.items)
+    ]
 
 
-def _sums(t: Totals | None) -> Sums[float]:
-    """Those of a bit; None if it was not hit."""
-    if t is None:
-        return NONE
+def _sums(t: Totals) -> Sums[float]:
     return Sums(t.flips, t.misclassified, t.correct, t.mm, t.mn, t.nn)
 
 
-def _of_due(t: Totals | None) -> Sums[float]:
-    if t is None:
-        return NONE
+def _of_due(t: Totals) -> Sums[float]:
     return widest(t.flips, t.due, t.injections)
 
 
