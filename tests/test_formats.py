@@ -23,7 +23,7 @@ from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant
 from bitflip.errors import BadInput
 from bitflip.faults import kinds
-from bitflip.faults.sampled import allocation
+from bitflip.faults.allocation import allocation
 from bitflip.network import formats
 from bitflip.network.formats import NARROW, Stored
 from bitflip.report.scale import regions

@@ -13,8 +13,6 @@ from conftest import ROOT
 
 from bitflip.settings.hyperparameters import Hyperparameters
 
-pytest.importorskip("material", reason="mkdocs-material, of requirements-dev.txt, is not installed")
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
