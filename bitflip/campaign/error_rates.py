@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.experiment import Experiment
+from bitflip.campaign.meter import Meter
 from bitflip.data.inputs import Inputs
 from bitflip.engines.simultaneous import Simultaneous
 from bitflip.faults import patterns
@@ -58,7 +58,7 @@ class ErrorRateCampaign:
         """Run all patterns, or what is left of them; batch by batch, so that images are read once.
 
         Args:
-            bar: whether to show a progress bar; None for on a terminal only.
+            bar: whether to show a progress bar; None for one on a terminal, and lines in the log elsewhere.
 
         Raises:
             KeyboardInterrupt, BadInput: what stopped it; what was finished is saved.
@@ -71,20 +71,19 @@ class ErrorRateCampaign:
         engine = Simultaneous(self.experiment.network.injector)
         each = len(self.scopes) * len(self.rates) * len(self.patterns)
         spans = self._spans[progress.task :]
-        shown = tqdm(
-            total=each * self.experiment.images.count,
-            initial=each * (progress.task * self.experiment.settings.batch_size),
-            unit="img",
-            unit_scale=True,
-            disable=None if bar is None else not bar,
-        )
-        with shown:
+        count = self.experiment.images.count
+        before = min(progress.task * self.experiment.settings.batch_size, count)
+        with Meter(each * count, each * before, bar=bar) as shown:
             for span, (images, labels) in zip(spans, self.experiment.images.batches(spans), strict=True):
-                self._batch(engine, span, self.experiment.network.placement.inputs(images), labels, shown.update)
+                self._batch(engine, span, self.experiment.network.placement.inputs(images), labels, shown.advance)
                 progress.task += 1
                 progress.seconds += time.monotonic() - began
                 began = time.monotonic()
                 checkpoint.save({"rates": self.counts})
+                most = self.counts.of(0, self.rates.index(max(self.rates)))
+                if correct := most["clean_correct"].sum():
+                    share = 100 * most["misclassified"].sum() / correct
+                    shown.rate(f"misclassified {share:.3f} % at {max(self.rates):g}")
         self.seconds = progress.seconds
 
     def _batch(

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
-
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.executor import Executor, Progress
 from bitflip.campaign.experiment import Experiment
+from bitflip.campaign.meter import Meter
 from bitflip.campaign.tallies import Tallies
 from bitflip.errors import BadInput
 from bitflip.faults.listed import Listed
@@ -76,7 +75,7 @@ def execute(
         checkpoint: where it was, and is.
         tracker: for running rates.
         executor: that runs the tasks.
-        bar: whether to show a progress bar; None for on a terminal only.
+        bar: whether to show a progress bar; None for one on a terminal, and lines in the log elsewhere.
 
     Raises:
         KeyboardInterrupt, BadInput: if not even one task was finished.
@@ -94,23 +93,19 @@ def execute(
         if _margin(experiment) is None:
             total = experiment.source.inferences(experiment.targets, experiment.images.count)
         before = tallies.main.inferences if total else 0
-        hidden = None if bar is None else not bar
-        shown = stack.enter_context(tqdm(total=total, initial=before, unit="img", unit_scale=True, disable=hidden))
+        shown = stack.enter_context(Meter(total, before, bar=bar))
         if checkpoint.resumed:
             log.info("going on after %s", done.where)
         reported = time.monotonic()
 
-        def advance(faulty: int) -> None:
-            shown.update(faulty)
-
         try:
-            for task, batch in _outcomes(experiment, tallies, checkpoint, executor, cut, advance):
+            for task, batch in _outcomes(experiment, tallies, checkpoint, executor, cut, shown.advance):
                 with _uninterrupted():
                     tallies.add(task, batch)
                     saver.after(task.turn)
                 rate = tallies.main.rate
                 if rate is not None:
-                    shown.set_postfix_str(f"misclassified {rate:.3f} %")
+                    shown.rate(f"misclassified {rate:.3f} %")
                     if time.monotonic() - reported > RUNNING_RATE_EVERY:
                         reported = time.monotonic()
                         tracker.log({"running/Misclassification_rate": rate}, step=tallies.main.images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,6 +78,12 @@ class Sweep:
         self.alive = alive
         self.padded: tuple[Step, Tensor] | None = None
         self.raised: list[int] = []
+        self._costs = [_cost(program, step) for step in program.steps]
+        self._left = list(accumulate(reversed(self._costs), initial=0.0))[::-1]  # from each step to the end
+        self._work = sum(self._rows(slot) * self._left[i + 1] for i, slots in forks.items() for slot in slots)
+        self._done = 0.0
+        every = sum(self._rows(slot) for slot, one in enumerate(outcomes.flips) if len(one))
+        self._share = sum(self._rows(slot) for slots in forks.values() for slot in slots) / max(1, every)
 
     def walk(self, start: int, clean: dict[fx.Node, Any], pool: list[Chunk], *, forking: bool = True) -> None:
         """Take the clean values and the pool from step ``start`` to the end, forking on the way."""
@@ -89,21 +96,41 @@ class Sweep:
             # But windows that spread are held against the clean output.
             if step.kind is Kind.SPREAD:
                 clean[step.node] = self._clean(step, clean)
-            pool = [part for chunk in pool for part in self._advance(step, chunk, clean)]
+            before = sum(map(len, pool))
+            advanced: list[Chunk] = []
+            for chunk in pool:
+                rows = len(chunk)
+                advanced += self._advance(step, chunk, clean)
+                self._worked(rows * self._costs[i])
+            pool = advanced
             if step.kind is not Kind.SPREAD:
                 clean[step.node] = self._clean(step, clean)
             pool = self.packer.merged([left for chunk in pool for left in self._leave(step, chunk, clean[step.node])])
-            self.alive[i] += sum(map(len, pool))
+            after = sum(map(len, pool))
+            self.alive[i] += after
+            self._worked((before - after) * self._left[i + 1])
             if forking:
                 for slot in self.forks.get(i, ()):
                     chunk = self._forked(slot, step, clean)
                     if chunk is not None:
                         pool += self._gone(chunk) if step.node in step.dead else self.packer.split(chunk)
+                    self._worked((self._rows(slot) + after - sum(map(len, pool))) * self._left[i + 1])
+                    after = sum(map(len, pool))
             for node in step.dead:
                 del clean[node]
         self.outcomes.clean(clean[self.program.logits])
         for chunk in pool:
             self.outcomes.finished(chunk.fault, chunk.values[self.program.logits][: len(chunk)])
+
+    def _rows(self, slot: int) -> int:
+        rows = self.outcomes.flips[slot].rows
+        return len(self.outcomes.labels) if rows is None else len(rows)
+
+    def _worked(self, work: float) -> None:
+        """Take note of work that is done, or that rows which leave need not do."""
+        self._done += work
+        if self._work and work:
+            self.outcomes.under_way(min(1.0, self._done / self._work) * self._share)
 
     def _clean(self, step: Step, clean: dict[fx.Node, Any]) -> Any:
         if self.proof is not None and step.node in self.proof.clean:
@@ -312,3 +339,11 @@ class Sweep:
     def _gone(self, chunk: Chunk) -> list[Chunk]:
         self.outcomes.masked(len(chunk))
         return []
+
+
+def _cost(program: Program, step: Step) -> float:
+    """Work of a step on one row, roughly: the values that it makes, by the products that each is a sum of."""
+    module = program.module(step.node) if step.node.op == "call_module" else None
+    weight = getattr(module, "weight", None)
+    products = weight[0].numel() if isinstance(weight, Tensor) and weight.dim() > 1 else 0
+    return float((1 + step.bytes) * (1 + products))

@@ -91,7 +91,7 @@ class BatchOutcomes:
         labels: true classes, (B,).
         flips: the flips of each of L slots.
         first: index in the test set of the batch's first image.
-        progress: called with the number of further faulty images whose outcome is known.
+        progress: called with the number of further faulty images that are through, as far as the work on them goes.
 
     Attributes:
         clean_top1: predictions without a fault, (B,).
@@ -107,6 +107,7 @@ class BatchOutcomes:
         self.flips = flips
         self.first = first
         self._progress = progress
+        self._known, self._told = 0, 0
         self.clean_top1 = labels  # until clean() is called
         self._clean_logits = torch.empty(0)
         self._clean_probability = torch.empty(0)
@@ -146,17 +147,31 @@ class BatchOutcomes:
         self.effects.view(-1)[faults] &= int(_BESIDE)
         self.effects.view(-1)[faults] |= effects
         self.change.view(-1)[faults] = change.float()
-        self._progress(len(logits))
+        self._ended(len(logits))
 
     def raised(self, faults: Tensor) -> None:
         """Take note that the model raises an exception under some faults, given by their numbers, (N,)."""
         self.top1.view(-1)[faults] = NO_CLASS
         self.effects.view(-1)[faults] = int(Effect.DUE)
-        self._progress(len(faults))
+        self._ended(len(faults))
 
     def masked(self, count: int) -> None:
         """Take note that so many faults can't change any logit."""
-        self._progress(count)
+        self._ended(count)
+
+    def under_way(self, share: float) -> None:
+        """Take note that so much of the work on all faults is done, 0 to 1: progress counts it before they end."""
+        every = sum(len(self.labels) if one.rows is None else len(one.rows) for one in self.flips if len(one))
+        self._tell(int(share * every))
+
+    def _ended(self, count: int) -> None:
+        self._known += count
+        self._tell(self._known)
+
+    def _tell(self, count: int) -> None:
+        if count > self._told:
+            self._progress(count - self._told)
+            self._told = count
 
     def let_go(self, faults: Tensor, audited: Tensor, *, before: bool) -> None:
         """Take note that some faults, given by their numbers, (N,), can't change the top-1 class, as a bound shows.
@@ -167,7 +182,7 @@ class BatchOutcomes:
             before: whether it was shown before they were run, and not on the way, where it depends on their company.
         """
         self.effects.view(-1)[faults] |= int(Effect.PROVED) * before + int(Effect.AUDITED) * audited.to(torch.int16)
-        self._progress(len(faults) - int(audited.sum()))
+        self._ended(len(faults) - int(audited.sum()))
 
     def to_host(self) -> None:
         """Bring what was found to the host, and let go of what only engines need.
