@@ -111,9 +111,9 @@ class Sweep:
             self._worked((before - after) * self._left[i + 1])
             if forking:
                 for slot in self.forks.get(i, ()):
-                    chunk = self._forked(slot, step, clean)
-                    if chunk is not None:
-                        pool += self._gone(chunk) if step.node in step.dead else self.packer.split(chunk)
+                    forked = self._forked(slot, step, clean)
+                    if forked is not None:
+                        pool += self._gone(forked) if step.node in step.dead else self.packer.split(forked)
                     self._worked((self._rows(slot) + after - sum(map(len, pool))) * self._left[i + 1])
                     after = sum(map(len, pool))
             for node in step.dead:

@@ -108,6 +108,7 @@ class BatchOutcomes:
         self.first = first
         self._progress = progress
         self._known, self._told = 0, 0
+        self._every = sum(len(labels) if one.rows is None else len(one.rows) for one in flips if len(one))
         self.clean_top1 = labels  # until clean() is called
         self._clean_logits = torch.empty(0)
         self._clean_probability = torch.empty(0)
@@ -161,8 +162,7 @@ class BatchOutcomes:
 
     def under_way(self, share: float) -> None:
         """Take note that so much of the work on all faults is done, 0 to 1: progress counts it before they end."""
-        every = sum(len(self.labels) if one.rows is None else len(one.rows) for one in self.flips if len(one))
-        self._tell(int(share * every))
+        self._tell(int(share * self._every))
 
     def _ended(self, count: int) -> None:
         self._known += count
