@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "how many faults a margin of error takes, and how long they take here",
     "report": "pictures and a page of a run, from its result files; many seeds joined into one",
     "compare": "two runs held against each other: what differs by layer, and how surely",
+    "formats": "the same network in several number formats, side by side: accuracy, rates by layer and by bit",
     "protect": "a network with and without protections, under the same faults: what each breaks, and saves",
     "prove": "what share of all faults, of every value and bit, a bound shows to be harmless, without running one",
     "verify": "run a published fault list and compare with its published outcomes",

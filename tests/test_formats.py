@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import bitflip
+from bitflip import __main__ as command_line
 from bitflip.data import digits
 from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant
@@ -332,6 +334,43 @@ def test_a_run_on_digits(form: str, target: str, tmp_path: Path, few_digits: Few
     assert len(rows) == 7
     for before, after in zip(rows, csv.DictReader(other.open()), strict=True):
         assert (before["misclassified"], before["masked"]) == (after["misclassified"], after["masked"])
+
+
+def test_formats_side_by_side(tmp_path: Path, few_digits: FewDigits, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table has the rates of the runs, which lie beside it; the plot has every format."""
+    few_digits(40)
+    given = ["formats", "--dataset=digits", "--seed=3", "--with=float32,int8", f"--output-path={tmp_path}"]
+    assert command_line.main([*given, "--layer-type=Conv2d,Linear"]) == 0
+    printed = capsys.readouterr().out
+    (table,) = tmp_path.glob("*_formats.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert {(row["format"], row["target"]) for row in rows} == {
+        (form, target) for form in ("float32", "int8") for target in ("neuron", "weight")
+    }
+    for form in ("float32", "int8"):
+        for stem, target in (("digits_vgg", "neuron"), ("weight_digits_vgg", "weight")):
+            run = tmp_path / form / f"{stem}_digits_3"
+            facts = json.loads(run.with_suffix(".json").read_text())
+            assert facts["settings"]["number_format"] == form
+            mine = [row for row in rows if (row["format"], row["target"]) == (form, target)]
+            layers = list(csv.DictReader(run.with_suffix(".csv").open()))
+            assert [(r["path"], r["rate"]) for r in mine if r["scope"] == "layer"] == [
+                (r["path"], r["seed_3"]) for r in layers
+            ]
+            (network,) = (row for row in mine if row["scope"] == "network")
+            mean = next(one for one in facts["means"] if one["of"] == "network")
+            assert float(network["rate"]) == pytest.approx(mean["rate"], abs=1e-6)
+            assert re.search(rf"{form} +{target} +{network['clean_correct']}/40 ", printed)
+            bits = [int(row["bit"]) for row in mine if row["scope"] == "bit"]
+            assert max(bits) < (32 if form == "float32" else 8)
+    drawn = table.with_suffix(".svg").read_text()
+    assert all(f"<!-- {words} -->" in drawn for words in ("float32", "int8", "neurons", "weights"))
+
+
+@pytest.mark.parametrize("text", ["int8,int4", ""])
+def test_formats_that_there_are_not(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["formats", "--dataset=digits", f"--with={text}"]) == 2
+    assert "with (--with): expected number formats of float32, float64" in capsys.readouterr().err
 
 
 def test_accuracy_of_int8_is_within_a_point(digits_model: nn.Module) -> None:

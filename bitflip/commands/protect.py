@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitflip import csvs, files
+from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.network.names import printable
 from bitflip.settings import reading
@@ -18,7 +16,6 @@ from bitflip.settings.protection import VALID, Protection
 from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
-    from bitflip.faults.flips import TargetKind
     from bitflip.report.protections import Measured
     from bitflip.settings.hyperparameters import Hyperparameters
 
@@ -60,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     for settings in each:
         tables: dict[str, Path] = {}
         for name, one in settings.items():
-            code, table = _run(one, arguments.target)
+            code, table = shared.run_quietly(one, arguments.target, one.protect or "unprotected")
             if code:
                 return code
             tables[name] = table
@@ -103,19 +100,6 @@ def _settings(arguments: argparse.Namespace, model: str | None, found: list[Prot
         folder = checked.output_path / re.sub(r"[^A-Za-z0-9_.+-]", "_", name)
         settings[name] = checked.model_copy(update={"seed": seed, "output_path": folder})
     return settings
-
-
-def _run(settings: Hyperparameters, target: TargetKind) -> tuple[int, Path]:
-    """Run one of them without its table on the screen; its exit code, and where its results are."""
-    from bitflip.commands import run as command
-    from bitflip.results.paths import Paths
-
-    prefix = "weight_" if target == "weight" else ""
-    print(f"{settings.protect or 'unprotected'} ...", file=sys.stderr)
-    settings.output_path.mkdir(parents=True, exist_ok=True)
-    with contextlib.redirect_stdout(io.StringIO()):
-        code = command.run(settings, target, prefix).code
-    return code, Paths.of_results(settings, prefix)[0].table
 
 
 def lines(found: list[Measured]) -> list[str]:

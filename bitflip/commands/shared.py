@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -15,6 +18,8 @@ from bitflip.settings import reading
 
 if TYPE_CHECKING:  # the commands import what is slow once they run, so that --help answers at once
     from bitflip.campaign.experiment import Experiment
+    from bitflip.faults.flips import TargetKind
+    from bitflip.settings.hyperparameters import Hyperparameters
 
 CSV = "csv (--csv)"
 
@@ -47,6 +52,28 @@ def prepared(arguments: argparse.Namespace, *flags: str) -> Experiment:
         ["--output-path", tempfile.gettempdir(), *flags, *reading.flags_of(arguments)], arguments.target
     )
     return experiment.prepare(settings, arguments.target)
+
+
+def run_quietly(settings: Hyperparameters, target: TargetKind, what: str) -> tuple[int, Path]:
+    """Do a run without its table on the screen, as one of several.
+
+    Args:
+        settings: of it; the folder of its output is made.
+        target: where bits flip.
+        what: it is, for people who wait.
+
+    Returns:
+        Its exit code, and its ``.csv``.
+    """
+    from bitflip.commands import run as command
+    from bitflip.results.paths import Paths
+
+    prefix = "weight_" if target == "weight" else ""
+    print(f"{what} ...", file=sys.stderr)
+    settings.output_path.mkdir(parents=True, exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = command.run(settings, target, prefix).code
+    return code, Paths.of_results(settings, prefix)[0].table
 
 
 def write(path: Path | None, kind: type[Any], rows: Iterable[Any]) -> None:
