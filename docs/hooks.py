@@ -13,7 +13,12 @@ sys.path.insert(0, str(ROOT))
 
 from bitflip.settings.hyperparameters import Hyperparameters  # noqa: E402
 
-PAGES = {"README.md": "index.md", "benchmarks/README.md": "benchmarks.md"}
+PAGES = {
+    "README.md": "index.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 PLACE = "<!-- settings -->"
 
 
@@ -60,4 +65,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             "](../README.md", "](index.md"
         )
         markdown = markdown.replace("](../sample-output/", "](sample-output/").replace("](../vessl/", "](vessl/")
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        markdown = markdown.replace(f"]({name})", f"]({name.lower()})")
     return markdown.replace(PLACE, settings())
