@@ -127,3 +127,9 @@ def test_other_variables_are_not_warned_of(variable: str) -> None:
 
 def test_an_empty_variable_is_unset() -> None:
     assert reading.nearly_settings({"bitflippos": ""}) == []
+
+
+def test_what_the_title_says_is_not_said_again() -> None:
+    settings = Hyperparameters(dataset="digits", protect="ranger", prove=True, seed=3).resolved()
+    assert words.chosen(settings, "neuron") == []
+    assert words.chosen(settings.model_copy(update={"percentile": 99.0}), "neuron") == ["percentile 99.0"]

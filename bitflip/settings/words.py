@@ -9,7 +9,10 @@ from typing import Any, Literal
 from bitflip.settings.hyperparameters import Hyperparameters
 
 # What the title of a run says anyway, or its end.
-SAID = {"dataset", "model_name", "seed", "seeds", "faults", "device", "precision", "engine", "prove", "output_path"}
+SAID = {
+    *("dataset", "model_name", "seed", "seeds", "faults", "device", "precision", "engine", "prove", "protect"),
+    "output_path",
+}
 
 
 def asked(settings: Hyperparameters, target: Literal["neuron", "weight"], from_environment: Sequence[str]) -> str:
