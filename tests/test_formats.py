@@ -377,7 +377,7 @@ def test_accuracy_of_int8_is_within_a_point(digits_model: nn.Module) -> None:
     images, labels = (tensor[:300] for tensor in digits.load("test").tensors)
     model = copy.deepcopy(digits_model).eval()
     before = float((model(images).argmax(1) == labels).float().mean())
-    formats.store(model, "int8", formats.observe(model, [digits.load("train").tensors[0][:200]]))
+    formats.store(model, "int8", formats.observe(model, [digits.load("train").tensors[0][:200]], Invariant))
     assert abs(float((model(images).argmax(1) == labels).float().mean()) - before) <= 0.01
 
 
@@ -396,7 +396,7 @@ def test_parts_of_a_number() -> None:
 
 def test_layers_know_their_format(digits_model: nn.Module) -> None:
     model = copy.deepcopy(digits_model)
-    storage = formats.store(model, "int8", formats.observe(model, [torch.zeros(1, 3, 32, 32)]))
+    storage = formats.store(model, "int8", formats.observe(model, [torch.zeros(1, 3, 32, 32)], Invariant))
     layers = Injector(model, 4, torch.zeros(1, 3, 32, 32), storage).layers
     assert {(layer.bits, layer.format) for layer in layers} == {(8, "int8")}
     weights = {(p.bits, p.format) for layer in layers for p in layer.parameters if len(p.shape) > 1}

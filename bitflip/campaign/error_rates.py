@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from torch import Tensor
 
@@ -49,10 +48,9 @@ class ErrorRateCampaign:
         self.patterns = [(seed, repeat) for seed in settings.all_seeds for repeat in range(settings.repeats)]
         self.counts = ErrorRates(len(self.scopes), len(self.rates), len(self.patterns))
 
-    @cached_property
+    @property
     def _spans(self) -> list[range]:
-        count, size = self.experiment.images.count, self.experiment.settings.batch_size
-        return [range(first, min(first + size, count)) for first in range(0, count, size)]
+        return self.experiment.images.spans(self.experiment.settings.batch_size)
 
     def run(self, *, bar: bool | None = None) -> None:
         """Run all patterns, or what is left of them; batch by batch, so that images are read once.
@@ -80,10 +78,10 @@ class ErrorRateCampaign:
                 progress.seconds += time.monotonic() - began
                 began = time.monotonic()
                 checkpoint.save({"rates": self.counts})
-                most = self.counts.of(0, self.rates.index(max(self.rates)))
+                most = self.counts.of(0, -1)  # rates ascend
                 if correct := most["clean_correct"].sum():
                     share = 100 * most["misclassified"].sum() / correct
-                    shown.rate(f"misclassified {share:.3f} % at {max(self.rates):g}")
+                    shown.rate(f"misclassified {share:.3f} % at {self.rates[-1]:g}")
         self.seconds = progress.seconds
 
     def _batch(
@@ -120,7 +118,7 @@ class ErrorRateCampaign:
 
     def _hits(self, target: Target, place: int, span: range) -> Hits:
         seed, repeat = self.patterns[place]
-        most = max(self.rates)
+        most = self.rates[-1]
         if not target.parameter:
             return patterns.of_outputs(seed, target, span.start, len(span), repeat, most)
         key = place, self.experiment.targets.index(target)

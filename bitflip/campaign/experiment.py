@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 5  # of the first images, which the network is tried on
 MANY = 5  # names in a sentence
-TOGETHER = 100  # images of a batch that ranges are measured on
 BLOCK_ROWS = {"cpu": 1 << 14, "cuda": 1 << 17}  # faulty images of a list's task: enough to share a clean pass
 
 
@@ -283,10 +282,8 @@ def ready(
 def _stored(model: nn.Module, form: str, images: Images, placement: Placement) -> Storage:
     """Store a network's numbers in a format of fewer bits, in place."""
     model.eval()
-    spans = [range(i, min(i + TOGETHER, images.count)) for i in range(0, images.count, TOGETHER)]
-    with Invariant():
-        found = formats.observe(model, (placement.inputs(batch) for batch, _ in images.batches(spans)))
-    return formats.store(model, form, found)
+    batches = (placement.inputs(batch) for batch, _ in images.batches(images.spans(protecting.TOGETHER)))
+    return formats.store(model, form, formats.observe(model, batches, Invariant))
 
 
 def choose(settings: Hyperparameters, target: TargetKind, injector: Injector) -> list[Target]:

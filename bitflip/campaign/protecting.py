@@ -106,13 +106,12 @@ def protect(
             bounds = calibration.read(settings.bounds)
         if bounds is None:
             chosen = images()
-            spans = [range(i, min(i + TOGETHER, chosen.count)) for i in range(0, chosen.count, TOGETHER)]
             per: calibration.Per = "channel" if protection.range == "ranger-channel" else "layer"
             with _taking(model):
                 found = calibration.measure(
                     model,
                     modules,
-                    lambda: (ready(batch) for batch, _ in chosen.batches(spans)),
+                    lambda: (ready(batch) for batch, _ in chosen.batches(chosen.spans(TOGETHER))),
                     per,
                     settings.percentile,
                     Invariant,

@@ -88,10 +88,10 @@ def lines(found: ErrorRateCampaign) -> list[str]:
         said.append(f"An interval needs several patterns; this is of {len(found.patterns)}: --repeats 30 draws 30.")
     for points in FALLS:
         at = found.falls(points)[NETWORK]
-        where = f"stays within {points} point{'s' * (points > 1)} of that up to {max(found.rates):g}"
+        where = f"stays within {points} point{'s' * (points > 1)} of that up to {found.rates[-1]:g}"
         if at is not None:
             where = f"is {points} point{'s' * (points > 1)} below that at a bit error rate of {at:.2g}"
-            where += " or less" if at == min(found.rates) else ""
+            where += " or less" if at == found.rates[0] else ""
         said.append(f"Accuracy {where}")
     return said
 

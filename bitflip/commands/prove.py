@@ -72,9 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not isinstance(engine, Wave) or engine.prover is None:
         raise BadInput("model_name (--model-name): expected a model that the wave engine runs with bounds")
     exhaustive = Exhaustive(engine, prepared.targets)
-    count, size = prepared.images.count, settings.batch_size
-    spans = [range(start, min(count, start + size)) for start in range(0, count, size)]
-    for images, _ in prepared.images.batches(spans):
+    count = prepared.images.count
+    for images, _ in prepared.images.batches(prepared.images.spans(settings.batch_size)):
         with torch.no_grad():
             exhaustive.add(placement.inputs(images))
     found = exhaustive.finish()

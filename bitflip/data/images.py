@@ -56,12 +56,12 @@ class Images:
             return
         (example, _), *_ = self._load([range(1)])
         if sum(part.numel() * part.element_size() for part in inputs.parts(example)) * count <= KEPT_BYTES:
-            batches = list(self._load(self._spans))
+            batches = list(self._load(self.spans(AT_ONCE)))
             self._kept = inputs.join([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
-    @property
-    def _spans(self) -> list[range]:
-        return [range(first, min(first + AT_ONCE, self.count)) for first in range(0, self.count, AT_ONCE)]
+    def spans(self, size: int) -> list[range]:
+        """All images in batches of a size, of which the last may be smaller."""
+        return [range(first, min(first + size, self.count)) for first in range(0, self.count, size)]
 
     def batches(self, spans: Iterable[range]) -> Iterator[Batch]:
         """The images and labels of ranges of the test set, one after the other.
@@ -95,7 +95,7 @@ class Images:
             for path, label in cast(Any, self.test_set).samples[: self.count]:
                 sha.update(Path(path).read_bytes() + str(label).encode())
             return sha.hexdigest()
-        for images, labels in self.batches(self._spans):
+        for images, labels in self.batches(self.spans(AT_ONCE)):
             for part in (*inputs.parts(images), labels):
                 sha.update(str(part.dtype).encode())
                 sha.update(part.contiguous().view(torch.uint8).numpy().tobytes())

@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.errors import BadInput
-from bitflip.network import bits
+from bitflip.network import bits, calibration, protections
+from bitflip.network.calibration import Mode
 from bitflip.network.layers import is_leaf
-from bitflip.network.protections import Guard
-from bitflip.network.state import State
+from bitflip.network.protections import Call
 
 FLOATS = {name: bits.named(name) for name in ("float64", "float32", "float16", "bfloat16")}
 NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
@@ -190,21 +189,24 @@ def store(model: nn.Module, form: str, ranges: Ranges) -> Storage:
     return Storage(parameters, found)
 
 
-def observe(model: nn.Module, batches: Iterable[Inputs]) -> Ranges:
+def observe(model: nn.Module, batches: Iterable[Inputs], mode: Mode) -> Ranges:
     """Look at the values in passes over some images.
 
     Args:
         model: in eval mode; its state is as it was afterwards.
         batches: the images, on the model's device and of its type.
+        mode: in which the passes run.
 
     Raises:
         BadInput: if one of them is not finite.
     """
     found = Ranges()
+    layers = {path: module for path, module in protections.named_modules(model) if is_leaf(module)}
 
-    def returned(module: nn.Module, args: object, output: Any) -> None:
+    def returned(call: Call, output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
         if _is_real(output):
+            module = layers[call[0]]
             found.outputs[module] = _wider(found.outputs.get(module), output, f"a {type(module).__name__} returns")
 
     def given(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -212,22 +214,11 @@ def observe(model: nn.Module, batches: Iterable[Inputs]) -> Ranges:
             before = found.inputs[place] if place < len(found.inputs) else None
             found.inputs[place : place + 1] = [_wider(before, leaf, "the model is given")]
 
-    handles = [
-        module.register_forward_hook(returned)
-        for module in model.modules()
-        if is_leaf(module) and not isinstance(module, Guard)
-    ]
-    handles.append(model.register_forward_pre_hook(given, with_kwargs=True))
-    state = State.of(model)
+    handle = model.register_forward_pre_hook(given, with_kwargs=True)
     try:
-        with torch.no_grad():
-            for batch in batches:
-                state.restore()
-                inputs.call(model, inputs.clone(batch))
+        calibration.passes(model, layers, batches, returned, mode)
     finally:
-        state.restore()
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     return found
 
 
