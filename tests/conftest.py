@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -236,6 +237,25 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         printed = capsys.readouterr()
         assert isinstance(exit_.value.code, int)
         return Finished(exit_.value.code, printed.out, printed.err)
+
+    return run
+
+
+class Refused(Protocol):
+    """Sees that flags are refused, with a sentence that a pattern is found in."""
+
+    def __call__(self, given: Sequence[str], sentence: str) -> None: ...
+
+
+@pytest.fixture
+def refused(tmp_path: Path, few_digits: FewDigits, run_script: RunScript) -> Refused:
+    """Return a function that runs ``neuron.py`` on digits with flags that do not fit."""
+
+    def run(given: Sequence[str], sentence: str) -> None:
+        few_digits(20)
+        done = run_script("neuron.py", "--dataset", "digits", "--output-path", tmp_path, *given)
+        assert done.code == 2
+        assert re.search(sentence, "\n".join(done.errors)), done.errors
 
     return run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import math
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FewDigits, RunScript
+from conftest import FewDigits, Refused, RunScript
 from fuzz import struck
 from scipy import stats
 from torch import Tensor, nn
@@ -292,13 +291,8 @@ def test_where_accuracy_has_fallen(accuracy: list[float], points: float, expecte
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    given: list[str], sentence: str, tmp_path: Path, few_digits: FewDigits, run_script: RunScript
-) -> None:
-    few_digits(20)
-    done = run_script("neuron.py", "--dataset", "digits", "--output-path", tmp_path, *given)
-    assert done.code == 2
-    assert re.search(sentence, "\n".join(done.errors)), done.errors
+def test_what_does_not_fit_is_refused(given: list[str], sentence: str, refused: Refused) -> None:
+    refused(given, sentence)
 
 
 def test_a_model_without_such_layers_is_refused() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import FewDigits, RunScript
+from conftest import FewDigits, Refused, RunScript
 from scipy import stats
 from test_bits import DTYPES, oracle, samples
 from torch import Tensor, nn
@@ -255,13 +255,8 @@ def test_a_kind_of_ones_own(target: Any, engine: Any) -> None:
         (["--fault", "zero", "--bit-sampling", "importance"], r"bit_sampling .* expected uniform with fault zero"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    given: list[str], sentence: str, tmp_path: Path, few_digits: FewDigits, run_script: RunScript
-) -> None:
-    few_digits(20)
-    done = run_script("neuron.py", "--dataset", "digits", "--output-path", tmp_path, *given)
-    assert done.code == 2
-    assert re.search(sentence, "\n".join(done.errors)), done.errors
+def test_what_does_not_fit_is_refused(given: list[str], sentence: str, refused: Refused) -> None:
+    refused(given, sentence)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from bitflip import csvs, files
 from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.settings import reading
@@ -25,7 +24,6 @@ OWN = (
 )
 DEFAULT = "float32,bfloat16,float8_e4m3fn,int8"
 WEIGHTS = ("parameters",)  # settings that mean nothing to neurons
-SETTING = "output_path (--output-path)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         tables[form, target] = table
     found = formats.measured(tables)
     print(*lines(found), sep="\n")
-    _write(next(iter(each.values())).output_path.parent, found)
+    stem = next(iter(each.values())).output_path.parent / f"{found[0].run.files.stem}_formats"
+    shared.write_together(stem, formats.HEAD, formats.rows(found), formats.picture(found))
     return 0
 
 
@@ -111,19 +110,3 @@ def lines(found: list[Measured]) -> list[str]:
     title = f"{found[0].run.title.partition(':')[0]}, the same network in each number format"
     what = "The rate is the mean of the layers' misclassification rates under a fault in one random bit, in percent."
     return [title, *aligned(rows, words=[0, 1, 4, 5]), what]
-
-
-def _write(folder: Path, found: list[Measured]) -> None:
-    from bitflip.report import formats
-
-    stem = f"{found[0].run.files.stem}_formats"
-    written = [folder / f"{stem}.csv"]
-    with files.written_for(SETTING, written[0]) as file:
-        writer = csvs.Writer(file)
-        writer.writerow(formats.HEAD)
-        for row in formats.rows(found):
-            writer.writerow(row)
-    for kind, content in formats.picture(found).items():
-        written.append(folder / f"{stem}.{kind}")
-        written[-1].write_bytes(content)
-    print("Written:", *written, sep="\n  ")

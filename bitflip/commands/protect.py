@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitflip import csvs, files
 from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.network.names import printable
@@ -63,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
             tables[name] = table
         measured = protections.measured(tables)
         print(*lines(measured), sep="\n")
-        _write(next(iter(settings.values())).output_path.parent, measured)
+        stem = next(iter(settings.values())).output_path.parent / f"{measured[0].run.files.stem}_protections"
+        shared.write_together(stem, protections.HEAD, protections.rows(measured), protections.picture(measured))
     return 0
 
 
@@ -151,21 +151,3 @@ def lines(found: list[Measured]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _write(folder: Path, found: list[Measured]) -> None:
-    from bitflip.report import protections
-
-    stem = f"{found[0].run.files.stem}_protections"
-    table = folder / f"{stem}.csv"
-    setting = "output_path (--output-path)"
-    with files.written_for(setting, table) as file:
-        writer = csvs.Writer(file)
-        writer.writerow(protections.HEAD)
-        for row in protections.rows(found):
-            writer.writerow(row)
-    written = [table]
-    for kind, content in protections.picture(found).items():
-        written.append(folder / f"{stem}.{kind}")
-        written[-1].write_bytes(content)
-    print("Written:", *written, sep="\n  ")

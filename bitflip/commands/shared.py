@@ -7,7 +7,7 @@ import contextlib
 import io
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,28 @@ def run_quietly(settings: Hyperparameters, target: TargetKind, what: str) -> tup
     with contextlib.redirect_stdout(io.StringIO()):
         code = command.run(settings, target, prefix).code
     return code, Paths.of_results(settings, prefix)[0].table
+
+
+def write_together(
+    stem: Path, head: Sequence[str], rows: Iterable[Sequence[object]], picture: Mapping[str, bytes]
+) -> None:
+    """Write what several runs come to, and say where it is.
+
+    Args:
+        stem: path of the files without their endings.
+        head: columns of the ``.csv``.
+        rows: of it.
+        picture: content of the plot, by ending.
+    """
+    written = [stem.with_name(f"{stem.name}.{kind}") for kind in ("csv", *picture)]
+    with files.written_for("output_path (--output-path)", written[0]) as file:
+        writer = csvs.Writer(file)
+        writer.writerow(head)
+        for row in rows:
+            writer.writerow(row)
+    for path, content in zip(written[1:], picture.values(), strict=True):
+        path.write_bytes(content)
+    print("Written:", *written, sep="\n  ")
 
 
 def write(path: Path | None, kind: type[Any], rows: Iterable[Any]) -> None:
