@@ -96,10 +96,11 @@ class Sweep:
             # But windows that spread are held against the clean output.
             if step.kind is Kind.SPREAD:
                 clean[step.node] = self._clean(step, clean)
-            before = sum(map(len, pool))
+            before = 0
             advanced: list[Chunk] = []
             for chunk in pool:
                 rows = len(chunk)
+                before += rows
                 advanced += self._advance(step, chunk, clean)
                 self._worked(rows * self._costs[i])
             pool = advanced
@@ -112,10 +113,11 @@ class Sweep:
             if forking:
                 for slot in self.forks.get(i, ()):
                     forked = self._forked(slot, step, clean)
+                    new: list[Chunk] = []
                     if forked is not None:
-                        pool += self._gone(forked) if step.node in step.dead else self.packer.split(forked)
-                    self._worked((self._rows(slot) + after - sum(map(len, pool))) * self._left[i + 1])
-                    after = sum(map(len, pool))
+                        new = self._gone(forked) if step.node in step.dead else self.packer.split(forked)
+                    pool += new
+                    self._worked((self._rows(slot) - sum(map(len, new))) * self._left[i + 1])
             for node in step.dead:
                 del clean[node]
         self.outcomes.clean(clean[self.program.logits])
