@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import random
@@ -219,20 +220,21 @@ CATEGORIES = {
 
 
 def profile(ready: Ready) -> dict[str, Any]:
-    """Run once more under the profiler: seconds of the device's own time by category, and what is left.
+    """Run once more under the profiler: seconds of the device's own time by category, what is left, and GFLOP/s.
 
     What is left is Python and the cost of calling operations; on a GPU, the time in which it has nothing to do.
     """
     cuda = ready.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, with_flops=True) as profiler:
         before = time.perf_counter()
         ready.run(ready.batches)
         synchronise(ready.device)
         wall = time.perf_counter() - before
     seconds = dict.fromkeys([*CATEGORIES, "other operations"], 0.0)
-    waits = 0
+    waits, operations = 0, 0
     for event in profiler.key_averages():
+        operations += event.flops
         if event.key in ("cudaStreamSynchronize", "cudaDeviceSynchronize"):
             waits += event.count
         if event.device_type.name != "CPU":  # kernels: their time is also with the operation that launched them
@@ -241,7 +243,21 @@ def profile(ready: Ready) -> dict[str, Any]:
         microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
         seconds[category] += microseconds / 1e6
     seconds["idle" if cuda else "Python"] = max(0.0, wall - sum(seconds.values()))
-    return {"seconds": seconds, "wall": wall, "host_waits": waits if cuda else None}
+    gflops = {"run": operations / wall / 1e9, "matrix product": matrix_product(ready.device)}
+    return {"seconds": seconds, "wall": wall, "host_waits": waits if cuda else None, "gflops": gflops}
+
+
+def matrix_product(device: torch.device, size: int = 2048) -> float:
+    """GFLOP/s of a large matrix product in float32, the best of several."""
+    a, b = torch.randn(2, size, size, device=device)
+    least = math.inf
+    for _ in range(10):
+        synchronise(device)
+        before = time.perf_counter()
+        a @ b
+        synchronise(device)
+        least = min(least, time.perf_counter() - before)
+    return 2 * size**3 / least / 1e9
 
 
 def synchronise(device: torch.device) -> None:

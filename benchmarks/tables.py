@@ -116,6 +116,8 @@ def profile(found: dict[str, Any]) -> str:
     total = sum(found["seconds"].values())
     rows = [[name, f"{s:.2f}", f"{s / total:.0%}"] for name, s in found["seconds"].items()]
     text = table([f"wave, profiled, {found['wall']:.2f} s", "seconds", "share"], rows)
+    reached, product = found["gflops"]["run"], found["gflops"]["matrix product"]
+    text += f"\n\n{reached:,.0f} GFLOP/s over all of it, {reached / product:.2f} of one large matrix product's."
     if found["host_waits"] is not None:
         text += f"\n\nThe host waited for the device {found['host_waits']:,} times."
     return text

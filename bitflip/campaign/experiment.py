@@ -27,7 +27,7 @@ from bitflip.faults.kinds import Kind, Own
 from bitflip.faults.listed import Listed
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Tasks
-from bitflip.network import devices, formats, layers, models
+from bitflip.network import devices, formats, layers, layouts, models
 from bitflip.network.calibration import Bounds
 from bitflip.network.devices import Placement
 from bitflip.network.formats import Storage
@@ -58,6 +58,7 @@ class Network:
         engine: that runs them.
         protected: what protects its layers' outputs; None if nothing does.
         note: why it is not the engine that was asked for; None if it is.
+        channels_first: paths of the convolutions that are not run channels last, where that is the rule.
     """
 
     classifier: Classifier
@@ -65,6 +66,7 @@ class Network:
     injector: Injector
     engine: Engine
     note: str | None
+    channels_first: list[str]
     protected: Safeguard | None = None
 
 
@@ -272,11 +274,12 @@ def ready(
     storage = _stored(struck, str(settings.number_format), calibration(), placement) if narrow else None
     injector = Injector(struck, settings.batch_size, example, storage)
     counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
+    channels_first = layouts.suit(injector.modules, injector.layers)
     injector.require_logits(classes, counted if settings.dataset == "folder" else "")
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     audit = settings.audit if settings.prove else None
     engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes, audit)
-    return Network(classifier, placement, injector, engine, note, protected)
+    return Network(classifier, placement, injector, engine, note, channels_first, protected)
 
 
 def _stored(model: nn.Module, form: str, images: Images, placement: Placement) -> Storage:

@@ -210,6 +210,7 @@ def circumstances(experiment: Experiment) -> dict[str, Any]:
         "engine": experiment.network.engine.name,
         "device": experiment.device,
         "precision": experiment.settings.precision,
+        "channels_first": experiment.network.channels_first,
         "model": {
             "source": classifier.source,
             "weights": classifier.weights,

@@ -31,7 +31,7 @@ from bitflip.engines.loops import Loops, is_on_values
 from bitflip.engines.modes import Mode
 from bitflip.engines.rows import OF_ANY_FORMAT, ROWS, Form, described
 from bitflip.engines.verdicts import Verdicts
-from bitflip.network import bits
+from bitflip.network import bits, layouts
 
 _forms: dict[tuple[object, ...], Form] = {}
 _loops: dict[tuple[object, ...], Loops] = {}
@@ -69,6 +69,8 @@ class Invariant(Mode):
         if not places or not bits.is_flippable(call[places[0]].dtype) or not len(call[places[0]]):
             return kernels.execute(op, args, kwargs)
         self.met += 1
+        if op is aten.convolution.default and layouts.is_default(call[1]):
+            call[0] = call[0].contiguous()  # the weight chooses the kernel, in whatever format the images come
         rows = max(len(call[i]) for i in places)
         for i in places:  # what is one row for all is a row for each: a batch of one can't be told apart
             every = call[i] if len(call[i]) == rows else call[i].expand(rows, *call[i].shape[1:])

@@ -215,7 +215,7 @@ def one_channel(module: nn.Module, value: Tensor, channel: int) -> Tensor | None
         return None
     if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
         bias = None if module.bias is None else module.bias[only]
-        weight = module.weight[only].contiguous(memory_format=torch.channels_last)
+        weight = module.weight[only]
         found = nn.functional.conv2d(value, weight, bias, module.stride, module.padding, module.dilation)
         return formats.after(module, found)
     if type(module) is nn.BatchNorm2d and module.running_mean is not None and module.running_var is not None:
