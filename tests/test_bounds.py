@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import math
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ from torchvision.models.efficientnet import MBConvConfig
 
 import bitflip
 from benchmarks import networks
+from bitflip import __main__ as command_line
 from bitflip import csvs, engines
 from bitflip.data import digits
 from bitflip.engines import coverage, norms
@@ -343,6 +345,44 @@ def test_a_run_with_bounds(script: str, run_script: RunScript, tmp_path: Path) -
         assert int(proved["harmless"]) == int(plain["masked"]) + int(plain["benign"])
         assert 0 < int(proved["audited"]) < int(proved["proved"]) <= int(proved["harmless"])
     assert not {"masked", "benign", "sdc10", "sdc20", "largest_change"} & found["prove"][0].keys()
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_a_list_with_bounds(target: TargetKind, run_script: RunScript, few_digits: FewDigits, tmp_path: Path) -> None:
+    """Of every kind of fault, some of which strike several faults of one place, and only some images."""
+    few_digits(40)
+    kinds = (
+        ("flip", "1"),
+        ("flip", "9"),
+        ("flip", "20"),
+        ("stuck1", "2"),
+        ("stuck0", "1;5"),
+        ("zero", ""),
+        ("value:9", ""),
+    )
+    rows = ["target,layer,call,index,bit,image,fault"]
+    for place in range(6):
+        for i, (kind, bit) in enumerate(kinds):
+            index = f"{place};{i};1" if target == "neuron" else f"{place};{place};1;1"
+            rows.append(f"{target},features.8,0,{index},{bit},{'all' if i % 2 else '3-17'},{kind}")
+    faults = tmp_path / "list.csv"
+    faults.write_text("\n".join(rows) + "\n")
+    found = []
+    for name, flags in (("plain", []), ("prove", ["--prove", "--audit=0.3"])):
+        folder = tmp_path / name
+        done = run_script(f"{target}.py", "--dataset=digits", f"--faults={faults}", f"--output-path={folder}", *flags)
+        assert done.code == 0, done.err
+        found.append([*csv.DictReader(next(folder.glob("*_faults.csv")).read_text().splitlines())])
+    plain, proved = found
+    assert len(plain) == len(proved) == 42
+    assert proved[0].keys() - plain[0].keys() == {"harmless", "proved", "audited"}
+    assert plain[0].keys() - proved[0].keys() == {"masked", "benign", "sdc10", "sdc20", "largest_change"}
+    for one, other in zip(plain, proved, strict=True):
+        assert {k: v for k, v in one.items() if k in other} == {k: v for k, v in other.items() if k in one}
+        assert int(other["harmless"]) == int(one["masked"]) + int(one["benign"])
+    assert 0 < sum(int(row["audited"]) for row in proved) < sum(int(row["proved"]) for row in proved)
+    assert sum(int(row["critical"]) for row in plain) > 0
+    assert command_line.main(["report", str(next((tmp_path / "prove").glob("*.json")).with_suffix(".csv"))]) == 0
 
 
 @pytest.mark.parametrize("script", ["neuron.py", "weight.py"])

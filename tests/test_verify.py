@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,26 @@ def test_a_sample_of_the_same_images_agrees(
     results = tmp_path / "weight_digits_vgg_digits_list-published_faults.csv"
     assert main(["verify", "--faults", str(published), "--results", str(results)]) == 0
     assert capsys.readouterr().out == out[out.index("\nCritical") :]
+
+
+def test_a_proof_instead_of_a_run(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The critical shares, and the verdict on them, are those of the run of every fault."""
+    said = []
+    for name, flags in (("plain", ()), ("proved", ("--prove", "--audit", "0.5"))):
+        capsys.readouterr()
+        assert verify(published, tmp_path / name, *flags) == 0
+        out = capsys.readouterr().out
+        said.append(out[out.index("\nCritical") :].splitlines())
+    plain, proved = ([line.split()[:7] for line in lines if re.match(r"\d|features|all", line)] for lines in said)
+    assert plain == proved
+    assert "masked" in " ".join(said[0])
+    assert [line[:31] for line in said[1] if "masked" in line.lower()] == ["Masked shares are not compared:"]
+    (results,) = (tmp_path / "proved").glob("*_faults.csv")
+    assert main(["verify", "--faults", str(published), "--results", str(results)]) == 0
+    asked = (["--results", str(results)], ["--prove", "--dataset", "digits", "--output-path", str(tmp_path)])
+    for more in asked:
+        assert main(["verify", "--masked", "--faults", str(published), *more]) == 2
+        assert "masked (--masked): expected" in capsys.readouterr().err
 
 
 def test_bits_counted_from_the_wrong_end_do_not_agree(
@@ -192,7 +213,9 @@ def masked_campaign(
         np.array([share[path] if bit in verification.ROUNDED_OFF else others for _, path, _, bit in keys])
         for share in (published, ours)
     )
-    return verification.compare(Sides(keys, n, none, m, none, theirs * n, here * m, {}), 0.0).masked
+    found = verification.compare(Sides(keys, n, none, m, none, theirs * n, here * m, {}), 0.0).masked
+    assert found is not None
+    return found
 
 
 def test_tf32_is_seen_by_layer() -> None:

@@ -129,7 +129,8 @@ def _summary(done: Done, counts: Counts) -> list[str]:
         return [accuracy, *raised]
     shares = [
         f"{name} {found.counts[name].sum()} ({100 * found.counts[name].sum() / found.inferences:.4f}%)"
-        for name in ("masked", "benign", "critical", "nonfinite")
+        for name in ("masked", "benign", "harmless", "critical", "nonfinite")
+        if name in found.counts
     ]
     return [accuracy, f"{found.inferences} inferences under {len(found.faults)} faults: {', '.join(shares)}", *raised]
 

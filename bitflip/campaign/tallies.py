@@ -35,7 +35,7 @@ class Tallies:
         listed = isinstance(experiment.source, Listed)
         self.seeds = (0,) if listed else settings.all_seeds
         self.main: Counts | PerFault = (
-            PerFault(experiment.source.faults, experiment.images.count)
+            PerFault(experiment.source.faults, experiment.images.count, bounded=settings.prove)
             if isinstance(experiment.source, Listed)
             else Counts(self.seeds, items)
         )

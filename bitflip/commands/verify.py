@@ -28,6 +28,8 @@ never sees a flip of a weight in the last 12, bits 11 to 0 from the least signif
 differences that come from layers before it. Layers whose flips there are all masked, as if they ran in TF32:
   published: {theirs}
   ours: {ours}"""
+NO_MASKED = "which does not tell masked from benign"
+NO_SHARES = f"Masked shares are not compared: ours are of a run with prove (--prove), {NO_MASKED}."
 NOT_JUDGED = "Masked shares are not part of the verdict; --masked is for where both sides did the same arithmetic."
 
 
@@ -69,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.results is not None:
         return _read(Path(arguments.faults), arguments.results, arguments.tolerance, masked=arguments.masked)
     settings = checks.checked(reading.flags_of(arguments), "weight")
+    if settings.prove and arguments.masked:
+        raise BadInput(f"masked (--masked): expected a run without prove (--prove), {NO_MASKED}")
     return _run(settings, arguments.tolerance, masked=arguments.masked)
 
 
@@ -129,7 +133,9 @@ def _judged(listed: faultlist.FaultList, read: faultresults.Read, tolerance: flo
         name: np.array([getattr(one, name) for one in listed.published], dtype=np.float64)
         for name in ("images", "critical", "masked")
     }
-    ours = {name: read.counts[name].astype(np.float64) for name in known}
+    ours = {name: read.counts[name].astype(np.float64) for name in known if name in read.counts}
+    if masked and "masked" not in ours:
+        raise BadInput(f"masked (--masked): expected results of a run without prove (--prove), {NO_MASKED}")
     sides = verification.Sides(
         [(fault.target, fault.path, fault.call, fault.bit) for fault in listed.faults],
         published_images=known["images"],
@@ -137,12 +143,12 @@ def _judged(listed: faultlist.FaultList, read: faultresults.Read, tolerance: flo
         images=ours["images"],
         critical=ours["critical"],
         published_masked=known["masked"],
-        masked=ours["masked"],
+        masked=ours.get("masked"),
         by_image={key: counted.astype(np.float64) for key, counted in read.by_image.items()},
     )
     verdict = verification.compare(sides, tolerance)
     print(*_tables(verdict, sides), sep="\n")
-    off = verdict.masked.off if masked else []
+    off = verdict.masked.off if masked and verdict.masked is not None else []
     print("", *_conclusion(verdict, off, masked=masked), sep="\n")
     return 0 if verdict.agrees and not off else 1
 
@@ -159,17 +165,19 @@ def _tables(verdict: verification.Verdict, sides: verification.Sides) -> list[st
         "",
     ]
     head = ("faults", "published", "ours", "difference", "error", "in errors")
-    rows: list[tuple[str, ...]] = [("bit", "from LSB", *head, "masked", "ours")]
+    found = verdict.masked
+    rows: list[tuple[str, ...]] = [("bit", "from LSB", *head, *([] if found is None else ("masked", "ours")))]
     for group in verdict.bits:
         bit = int(str(group.name))
-        masked = _percent(verdict.masked.bits[bit])
+        masked = () if found is None else _percent(found.bits[bit])
         rows.append((str(bit), str(PUBLISHED_WIDTH - 1 - bit), *_cells(group), *masked))
-    layers: list[tuple[str, ...]] = [("layer", *head, "low bits", "ours")]
+    layers: list[tuple[str, ...]] = [("layer", *head, *([] if found is None else ("low bits", "ours")))]
     for group in [*verdict.layers, verdict.total]:
-        masked = _percent(verdict.masked.rounded_off.get(group.name))
+        masked = () if found is None else _percent(found.rounded_off.get(group.name))
         layers.append((_layer(group.name), *_cells(group), *masked))
     lines += [*aligned(rows), "", *aligned(layers, words=[0])]
-    lines += ["", "low bits: the masked share of flips in bits 11 to 0 from the least significant end"]
+    if found is not None:
+        lines += ["", "low bits: the masked share of flips in bits 11 to 0 from the least significant end"]
     lines += ["", "Correlation over faults, and mean difference of their critical shares:"]
     often = [int(str(group.name)) for group in verdict.bits if group.theirs > verification.RARE]
     chosen_bits: list[tuple[str, int | None]] = [("all faults", None), *((f"bit {bit}", bit) for bit in often)]
@@ -187,13 +195,16 @@ def _tables(verdict: verification.Verdict, sides: verification.Sides) -> list[st
 def _conclusion(verdict: verification.Verdict, off: Sequence[int], *, masked: bool) -> list[str]:
     from bitflip.report import verification
 
-    theirs, ours = (", ".join(_layer(layer) for layer in side) or "none" for side in verdict.masked.tf32)
-    lines = [ABOUT_MASKED.format(theirs=theirs, ours=ours), *([] if masked else [NOT_JUDGED]), ""]
+    lines = [NO_SHARES, ""]
+    if verdict.masked is not None:
+        theirs, ours = (", ".join(_layer(layer) for layer in side) or "none" for side in verdict.masked.tf32)
+        lines = [ABOUT_MASKED.format(theirs=theirs, ours=ours), *([] if masked else [NOT_JUDGED]), ""]
     for group in verdict.off:
         what = f"bit {group.name}" if isinstance(group.name, int) else _layer(group.name)
         ours, theirs = (f"{100 * share:.4f} %" for share in (group.ours, group.theirs))
         lines.append(f"{what}: {ours} is {group.z:+.1f} standard errors off the published {theirs}")
     for bit in off:
+        assert verdict.masked is not None
         a, b = _percent(verdict.masked.bits[bit])
         lines.append(f"bit {bit}: {b} % are masked, published {a} %, more than images and an order of sums explain")
     lines.append(

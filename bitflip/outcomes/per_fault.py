@@ -17,6 +17,19 @@ from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.outcomes.counts import Counts
 
 COUNTS = ("images", *(NAMES.get(name, name) for name in outcomes.COLUMNS))
+BOUNDED = (
+    "images",
+    "harmless",
+    "proved",
+    "audited",
+    "critical",
+    "sdc5",
+    "nonfinite",
+    "due",
+    "correct",
+    "misclassified",
+)
+"""Of a run with bounds, which does not tell masked from benign, instead."""
 
 
 class PerFault:
@@ -25,18 +38,20 @@ class PerFault:
     Args:
         faults: the list.
         size: images in the test set.
+        bounded: whether the run is one with bounds.
 
     Attributes:
-        counts: inferences of each fault by what became of them, (F,) each, by the names of :data:`COUNTS`: ``images``
-            are all of them, ``critical`` those of sdc1; the others see :data:`bitflip.outcomes.batch.COLUMNS`.
+        counts: inferences of each fault by what became of them, (F,) each, by the names of :data:`COUNTS`, or
+            :data:`BOUNDED`: ``images`` are all of them, ``critical`` those of sdc1, ``harmless`` those that are neither
+            that nor ``due``; the others see :data:`bitflip.outcomes.batch.COLUMNS`.
         change: the largest change of the clean top-1 class's probability under each fault, (F,).
         by_image: critical inferences of each image, (size,), by what :attr:`Fault.key` is; what is not there is 0.
         seen, seen_correct: images of the test set that were run, and that are classified correctly, (size,).
     """
 
-    def __init__(self, faults: Sequence[Fault], size: int) -> None:
+    def __init__(self, faults: Sequence[Fault], size: int, *, bounded: bool = False) -> None:
         self.faults, self.size = faults, size
-        self.counts = {name: np.zeros(len(faults), dtype=np.int64) for name in COUNTS}
+        self.counts = {name: np.zeros(len(faults), dtype=np.int64) for name in (BOUNDED if bounded else COUNTS)}
         self.change = np.zeros(len(faults), dtype=np.float32)
         self.by_image: dict[Key, NDArray[np.int32]] = {}
         self.seen, self.seen_correct = (np.zeros(size, dtype=bool) for _ in range(2))
@@ -48,15 +63,15 @@ class PerFault:
         """See :class:`bitflip.outcomes.tally.Tally`."""
         slot, image, fault = task.members()
         found = {NAMES.get(name, name): true[slot, image] for name, true in batch.columns().items()}
-        for name, true in {**found, "images": np.ones(len(fault), dtype=bool)}.items():
-            if name in COUNTS:
-                np.add.at(self.counts[name], fault[true], 1)
+        found |= {"images": np.ones(len(fault), dtype=bool), "harmless": ~found["critical"] & ~found["due"]}
+        for name, counted in self.counts.items():
+            np.add.at(counted, fault[found[name]], 1)
         np.maximum.at(self.change, fault, batch.change.numpy()[slot, image])
         critical = found["critical"]
         group, where = self._group[fault[critical]], image[critical] + task.images.start
         for g in np.unique(group):
-            counted = self.by_image.setdefault(self._groups[g], np.zeros(self.size, dtype=np.int32))
-            np.add.at(counted, where[group == g], 1)
+            hit = self.by_image.setdefault(self._groups[g], np.zeros(self.size, dtype=np.int32))
+            np.add.at(hit, where[group == g], 1)
         span = slice(task.images.start, task.images.stop)
         self.seen[span], self.seen_correct[span] = True, batch.correct.numpy()
 
@@ -78,7 +93,7 @@ class PerFault:
         expected["by_image"] = (len(state["hit"]), self.size)
         if any(state[name].shape != shape for name, shape in expected.items()):
             raise ValueError("outcomes of another list, or of other images")
-        self.counts = {name: state[name].astype(np.int64) for name in COUNTS}
+        self.counts = {name: state[name].astype(np.int64) for name in self.counts}
         self.change = state["change"].astype(np.float32)
         self.by_image = {
             self._groups[place]: counted.astype(np.int32)
@@ -124,9 +139,8 @@ class PerFault:
         m, n = self.counts["misclassified"], self.counts["correct"]
         derived = {"flips": np.ones_like(m), "mm": m * m, "mn": m * n, "nn": n * n}
         for column, name in enumerate(counts.COLUMNS):
-            if name in ("proved", "audited"):
-                continue  # each fault of a list is run
-            values = derived[name] if name in derived else self.counts[NAMES.get(name, name)]
-            np.add.at(found.table[0, :, :, column], (where, bit), values)
+            values = derived[name] if name in derived else self.counts.get(NAMES.get(name, name))
+            if values is not None:
+                np.add.at(found.table[0, :, :, column], (where, bit), values)
         np.maximum.at(found.largest[0], (where, bit), self.change)
         return found

@@ -315,7 +315,7 @@ def _hold(run: Run, path: Path, found: record.Counts, where: Callable[[Place], r
         left = dict(cells)
         for row in rows:
             counts = left.pop((where(row.place), row.bit), {})
-            for name in ("flips", "injections", *columns.HITS, *columns.EFFECTS, *columns.SUMS):
+            for name in (*columns.KNOWN, *columns.HITS, *columns.SUMS):
                 said, got = _count(row, name), counts.get(name, None if counts else 0)
                 if said is not None and got is not None and said != got:
                     raise _unlike(path, table, f"{name} of {_name(row)} is {said}, got {got:.0f}")

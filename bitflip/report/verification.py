@@ -57,7 +57,7 @@ class Sides:
         images: n of each, (F,).
         critical: critical inferences of each, (F,).
         published_masked: masked inferences of each, of N, (F,).
-        masked: masked inferences of each, of n, (F,).
+        masked: masked inferences of each, of n, (F,); None where that is not known.
         by_image: critical inferences of each of our n images, (n,), by key; what is not there is 0.
     """
 
@@ -67,7 +67,7 @@ class Sides:
     images: Floats
     critical: Floats
     published_masked: Floats
-    masked: Floats
+    masked: Floats | None
     by_image: Mapping[Key, Floats]
 
     @property
@@ -149,7 +149,7 @@ class Verdict:
 
     Attributes:
         total, bits, layers: groups of faults.
-        masked: how the masked shares compare.
+        masked: how the masked shares compare; None where ours are not known.
         z: the standard errors that a group may be off.
         tolerance: the share that other arithmetic may make.
         design_effect: see the module.
@@ -160,7 +160,7 @@ class Verdict:
     total: Group
     bits: list[Group]
     layers: list[Group]
-    masked: Masked
+    masked: Masked | None
     z: float
     tolerance: float
     design_effect: float
@@ -205,12 +205,14 @@ def compare(sides: Sides, tolerance: float) -> Verdict:
     return Verdict(total, by_bit, by_layer, masked, z, tolerance, effect, r, spread)
 
 
-def compare_masked(sides: Sides, z: float) -> Masked:
-    """Compare the masked shares; see the module.
+def compare_masked(sides: Sides, z: float) -> Masked | None:
+    """Compare the masked shares, if ours are known; see the module.
 
     A bit may be off by :data:`MASKED_TOLERANCE` plus ``z`` standard errors, taken as if an image were masked under all
     faults of the bit or under none.
     """
+    if sides.masked is None:
+        return None
     theirs, ours = sides.published_masked / sides.published_images, sides.masked / sides.images
     bits, off = {}, []
     for bit in sorted({key[3] for key in sides.keys}):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.faultlist import Fault, Key
 from bitflip.files import replacing
-from bitflip.outcomes.per_fault import COUNTS, PerFault
+from bitflip.outcomes.per_fault import BOUNDED, COUNTS, PerFault
 from bitflip.results.paths import LISTED_FAULTS, Paths
 
 CHANGE = "largest_change"
-HEADER = (*faultlist.HEADER, faultlist.FAULT, faultlist.REPEAT, *COUNTS, CHANGE)
-NEEDED = ("images", "masked", "critical")  # what is compared
+EVERY = tuple(dict.fromkeys((*COUNTS, *BOUNDED)))
+HEADER = (*faultlist.HEADER, faultlist.FAULT, faultlist.REPEAT, *EVERY, CHANGE)
+NEEDED = ("images", "critical")  # what is compared
 SETTING = "results (--results)"
 IMAGES_HEADER = ("image", "correct", "target", "layer", "call", "bit", "critical")
 
@@ -31,15 +33,18 @@ def write_faults(path: Path, found: PerFault) -> None:
     changed, SDC-1) + ``due`` (the model raised an exception); ``sdc5`` to ``nonfinite`` are counted beside, see
     :class:`bitflip.outcomes.batch.Effect`.
     ``misclassified`` are the critical ones among the ``correct``, those that the clean model classifies correctly.
+    A run with bounds has ``harmless`` for ``masked`` + ``benign``, and what was ``proved`` and ``audited`` of it.
     """
-    counts = [found.counts[name].tolist() for name in COUNTS]
-    change = [f"{value:.6f}" for value in found.change.tolist()]
+    bounded = "harmless" in found.counts
+    counts: list[list[Any]] = [one.tolist() for one in found.counts.values()]
+    if not bounded:
+        counts.append([f"{value:.6f}" for value in found.change.tolist()])
     needed = faultlist.columns_of(found.faults)
     with replacing(path) as file:
         writer = csvs.Writer(file)
         more = [name for name in (faultlist.FAULT, faultlist.REPEAT) if name in (faultlist.REPEAT, *needed)]
-        writer.writerow([*faultlist.HEADER, *more, *COUNTS, CHANGE])
-        for fault, *row in zip(found.faults, *counts, change, strict=True):
+        writer.writerow([*faultlist.HEADER, *more, *found.counts, *([] if bounded else [CHANGE])])
+        for fault, *row in zip(found.faults, *counts, strict=True):
             writer.writerow([*fault.row, *fault.further(more), *row])
 
 
@@ -69,7 +74,7 @@ class Read:
 
     Attributes:
         faults: of the list.
-        counts: of each fault, by those names of :data:`COUNTS` that the file has, (F,) each.
+        counts: of each fault, by those names of :data:`EVERY` that the file has, (F,) each.
         by_image: critical inferences of each image that was run, (images,), by (target, path, call, bit).
     """
 
@@ -126,12 +131,13 @@ def read(path: Path) -> Read:
 
 
 def _fault(row: Row) -> tuple[Fault, dict[str, int]]:
-    fault, counts = faultlist.own(row), {name: row.count(name) for name in COUNTS if name in row}
+    fault, counts = faultlist.own(row), {name: row.count(name) for name in EVERY if name in row}
     row.finish()
-    images, kinds = counts["images"], [counts.get(name) for name in ("masked", "benign", "critical")]
-    ended = sum(filter(None, kinds)) + counts.get("due", 0)  # earlier files do without
-    if None not in kinds and ended != images:
-        row.wrong.append(f"expected masked + benign + critical + due to be images, {images}, got {ended}")
+    images, kinds = counts["images"], ("harmless",) if "harmless" in counts else ("masked", "benign")
+    if all(name in counts for name in kinds):
+        ended = sum(counts[name] for name in (*kinds, "critical")) + counts.get("due", 0)  # earlier files do without
+        if ended != images:
+            row.wrong.append(f"expected {' + '.join(kinds)} + critical + due to be images, {images}, got {ended}")
     for less, more in (("misclassified", "critical"), ("misclassified", "correct"), ("correct", "images")):
         if less in counts and more in counts and counts[less] > counts[more]:
             row.wrong.append(f"expected {less} <= {more}, got {counts[less]} and {counts[more]}")

@@ -55,7 +55,6 @@ def check_prove(settings: Hyperparameters) -> list[str]:
     others = {
         "engine (--engine): expected wave": settings.engine != "wave",
         "fault_table (--fault-table): expected none": settings.fault_table,
-        "faults (--faults): expected no list": settings.faults is not None,
     }
     found = [
         f"{words} with prove (--prove), which does not run every fault" for words, wrong in others.items() if wrong

@@ -1,0 +1,93 @@
+"""Run what --prove would leave out, and look whether a class changes: it must not, once.
+
+    python benchmarks/audit.py                    # nine networks, neurons and weights, a million faulty images
+    python benchmarks/audit.py --faults 2000      # a short one
+
+Three networks are trained on digits, the others have random weights; all see the digits test part. A fault counts that
+a bound decides before it is run. Those that are decided on the way are run to the end as well, but not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, Python looks in benchmarks/ only
+
+import bitflip
+from benchmarks import engines, networks
+from bitflip.data import digits
+from bitflip.engines import coverage
+from bitflip.errors import BadInput
+
+RANDOM = ("vgg11_bn", "resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
+TRAINED = ("vgg11_bn", "resnet20")
+IMAGES = 200
+
+
+def main() -> int:
+    """Print a line for each network and target; return 1 if a class changed."""
+    lines = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(
+        description=lines[0], epilog="\n".join(lines[1:]), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    text = "audited for each network and target, at least; default 60000"
+    parser.add_argument("--faults", type=engines.positive, default=60_000, help=text)
+    wanted = parser.parse_args().faults
+    test_set = torch.utils.data.Subset(digits.load("test"), range(IMAGES))
+    everything = 0
+    print("| network | target | faulty images | proved harmless and run | seconds |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for name, build in models():
+        for target in ("neuron", "weight"):
+            campaign = bitflip.Campaign(build(), test_set, batch_size=IMAGES, device="cpu")
+            faulty, audited, before = 0, 0, time.perf_counter()
+            for seed in itertools.count():
+                try:
+                    rows = campaign.run(bitflip.Sampled(target, seed=seed, repeats=4), prove=True, audit=1).layers
+                except BadInput as error:
+                    print(f"{name}, {target}, seed {seed}: {error}", file=sys.stderr)
+                    return 1
+                faulty += sum(row.injections for row in rows)
+                audited += sum(row.audited or 0 for row in rows)
+                if audited >= wanted:
+                    break
+            everything += audited
+            print(f"| {name} | {target} | {faulty:,} | {audited:,} | {time.perf_counter() - before:.0f} |", flush=True)
+    print(f"\nNone of {everything:,} faulty images that were proved harmless changed its class.")
+    return 0
+
+
+def models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Names, and what makes the network."""
+    yield "digits_vgg, trained", trained_digits
+    for name in TRAINED:
+        yield f"{name}, trained", functools.partial(networks.trained, name, torch.device("cpu"))
+    for name in RANDOM:
+        yield name, functools.partial(random_weights, name)
+
+
+def trained_digits() -> nn.Module:
+    """The network that comes with the package."""
+    model = digits.build()
+    model.load_state_dict(torch.load(digits.WEIGHTS, weights_only=True))
+    return model
+
+
+def random_weights(name: str) -> nn.Module:
+    """A network of torchvision's with random weights, the same each time."""
+    torch.manual_seed(0)
+    return coverage.enlivened(torchvision.models.get_model(name, weights=None, num_classes=10)).eval()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
