@@ -29,7 +29,7 @@ from bitflip.data import digits
 from bitflip.engines import coverage
 from bitflip.errors import BadInput
 
-RANDOM = ("vgg11_bn", "resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
+RANDOM = ("vgg13_bn", "resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
 TRAINED = ("vgg11_bn", "resnet20")
 IMAGES = 200
 
@@ -41,15 +41,16 @@ def main() -> int:
         description=lines[0], epilog="\n".join(lines[1:]), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     text = "audited for each network and target, at least; default 60000"
+    parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N")
     parser.add_argument("--faults", type=engines.positive, default=60_000, help=text)
-    wanted = parser.parse_args().faults
+    options = parser.parse_args()
     test_set = torch.utils.data.Subset(digits.load("test"), range(IMAGES))
     everything = 0
     print("| network | target | faulty images | proved harmless and run | seconds |")
     print("| --- | --- | ---: | ---: | ---: |")
     for name, build in models():
         for target in ("neuron", "weight"):
-            campaign = bitflip.Campaign(build(), test_set, batch_size=IMAGES, device="cpu")
+            campaign = bitflip.Campaign(build(), test_set, batch_size=IMAGES, device=options.device)
             faulty, audited, before = 0, 0, time.perf_counter()
             for seed in itertools.count():
                 try:
@@ -59,7 +60,7 @@ def main() -> int:
                     return 1
                 faulty += sum(row.injections for row in rows)
                 audited += sum(row.audited or 0 for row in rows)
-                if audited >= wanted:
+                if audited >= options.faults:
                     break
             everything += audited
             print(f"| {name} | {target} | {faulty:,} | {audited:,} | {time.perf_counter() - before:.0f} |", flush=True)
@@ -84,9 +85,12 @@ def trained_digits() -> nn.Module:
 
 
 def random_weights(name: str) -> nn.Module:
-    """A network of torchvision's with random weights, the same each time."""
+    """A network of ours or of torchvision's with random weights, the same each time."""
     torch.manual_seed(0)
-    return coverage.enlivened(torchvision.models.get_model(name, weights=None, num_classes=10)).eval()
+    model = (
+        networks.vgg13_bn() if name == "vgg13_bn" else torchvision.models.get_model(name, weights=None, num_classes=10)
+    )
+    return coverage.enlivened(model).eval()
 
 
 if __name__ == "__main__":
