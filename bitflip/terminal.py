@@ -28,15 +28,11 @@ class Line:
     """A layer that was run.
 
     Attributes:
-        number: of the layer.
-        path: its module path, with whatever tells it from other uses of the module.
-        type: such as ``Conv2d``.
+        name: of the layer: its number, type and path.
         rate, low, high: misclassification rate and its confidence interval in percent; None where there is none.
     """
 
-    number: int
-    path: str
-    type: str
+    name: str
     rate: float | None
     low: float | None = None
     high: float | None = None
@@ -104,9 +100,9 @@ def most_fragile(
         pretty: with colours and bars, for a terminal; see :func:`is_pretty`.
         width: columns of the terminal, None for those of this one; plain lines are as long as they are.
 
-    >>> print(most_fragile([Line(0, "conv1", "Conv2d", 12.5, 10.0, 15.31), Line(1, "relu", "ReLU", 0.0, 0.0, 0.6)]))
+    >>> print(most_fragile([Line("#0 Conv2d (path conv1)", 12.5, 10.0, 15.31), Line("#1 ReLU (path relu)", 0.0)]))
     Most fragile layers (95 % confidence):
-      #0  12.500 %  (10.000 to 15.310)  Conv2d  conv1
+      12.500 %  (10.000 to 15.310)  #0 Conv2d (path conv1)
       1 of 2 layers without a misclassification
     """
     known = [line for line in lines if line.rate is not None]
@@ -115,28 +111,26 @@ def most_fragile(
     rows = padded(
         [
             (
-                f"#{line.number}",
                 f"{line.rate:.3f} %",
                 "" if line.low is None or line.high is None else f"({line.low:.3f} to {line.high:.3f})",
-                _printable(line.type),
             )
             for line in worst
-        ],
-        words=[3],
+        ]
     )
     columns = min(width or shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     text = []
     if rows:
-        level = f" ({confidence * 100:g} % confidence)" if rows[0][2] else ""
+        level = f" ({confidence * 100:g} % confidence)" if rows[0][1] else ""
         text.append(f"{BOLD}Most fragile layers{OFF}{level}:" if pretty else f"Most fragile layers{level}:")
     for line, cells in zip(worst, rows, strict=True):
-        path = _printable(line.path)
-        room = max(12, columns - sum(map(len, cells)) - 2 * 5 - (BAR + 2) * pretty)
+        name = _printable(line.name)
+        room = max(24, columns - sum(map(len, cells)) - 2 * 3 - (BAR + 2) * pretty)
         if pretty:
-            cells[1] = f"{RED}{cells[1]}{OFF}  {_bar((line.rate or 0) / (worst[0].rate or 1))}"
-            cells[2] = cells[2] and f"{DIM}{cells[2]}{OFF}"
-            path = path if len(path) <= room else f"…{path[len(path) - room + 1 :]}"
-        text.append("  " + "  ".join([*filter(None, cells), path]))
+            cells[0] = f"{RED}{cells[0]}{OFF}  {_bar((line.rate or 0) / (worst[0].rate or 1))}"
+            cells[1] = cells[1] and f"{DIM}{cells[1]}{OFF}"
+            tail = room * 2 // 3
+            name = name if len(name) <= room else f"{name[: room - tail - 1]}…{name[-tail:]}"
+        text.append("  " + "  ".join([*filter(None, cells), name]))
     none = sum(line.rate == 0 for line in known)
     if none:
         text.append(f"  {none} of {len(known)} layers without a misclassification")

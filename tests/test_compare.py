@@ -132,8 +132,9 @@ def test_other_faults(script: str, make: Make) -> None:
     first, second = make(script, "--bit-flip-pos=1"), make(script, "--bit-flip-pos=1", "--seed=6")
     found = compared(first, second)
     assert not found.paired
-    assert found.why == "the runs made other faults, or on other images (such as in the layer features.0)" or (
-        script == "weight.py"
+    assert (
+        found.why == "the runs made other faults, or on other images (such as in the layer #1 Conv2d (path features.0))"
+        or (script == "weight.py")
     )
     rows, others = (list(csv.DictReader(table.read_text().splitlines())) for table in (first, second))
     for (place, difference), a, b in zip(found.layers, rows, others, strict=True):
@@ -293,7 +294,8 @@ def test_without_a_fault_table(make: Make) -> None:
 def test_layers_that_only_one_run_has_are_named(make: Make) -> None:
     found = compared(make("main.py", "--layer-num=1,4"), make("main.py", "--layer-num=4,8"))
     assert [place.path for place, _ in found.layers] == ["features.3"]
-    assert found.unmatched == ("features.0 is only in the first run", "features.7 is only in the second run")
+    first, second = "#1 Conv2d (path features.0)", "#8 MaxPool2d (path features.7)"
+    assert found.unmatched == (f"{first} is only in the first run", f"{second} is only in the second run")
     assert found.network is None
 
 
@@ -319,9 +321,9 @@ def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["path"] for row in rows] == ["features.0", "features.4", "features.7"] or len(rows) == 3
     for row in rows:
-        (line,) = (line for line in printed if line.split()[0] == f"#{row['layer']}")
-        assert float(line.split()[3]) == pytest.approx(float(row["difference"]), abs=1e-4)
-        assert line.split()[-1] == row["path"]
+        name = f"#{row['layer']} {row['name']} (path {row['path']})"
+        (line,) = (line for line in printed if line.endswith(f"  {name}"))
+        assert float(line.split()[2]) == pytest.approx(float(row["difference"]), abs=1e-4)
 
 
 def test_a_name_forges_no_line(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,9 @@ def test_a_wider_interval_that_holds_the_rate_is_refused(table: Path) -> None:
     with table.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
     found = refused(table, "high")
-    assert re.match(rf"{re.escape(str(table))}: \S+: expected the interval [\d.]+ to [\d.]+, got [\d.]+ to", found)
+    assert re.match(
+        rf"{re.escape(str(table))}: #\d+ \w+ \(path \S+\): expected the interval [\d.]+ to [\d.]+, got [\d.]+ to", found
+    )
 
 
 def test_no_number_of_the_json_can_be_another(table: Path) -> None:
@@ -255,7 +257,7 @@ def test_the_sentence_names_both_files(made: dict[str, Path], tmp_path: Path) ->
     clean, place = whole.column("clean_top1"), whole.schema.get_field_index("top1")
     pq.write_table(whole.set_column(place, whole.schema.field("top1"), clean), path)
     row = next(row for row in reading.read(first).layers if row.misclassified)
-    words = f"whose misclassified of {row.place.label} is {row.misclassified}, got 0"
+    words = f"whose misclassified of {row.place.named} is {row.misclassified}, got 0"
     assert refused(table, "top1") == f"{path}: expected the faults of {table.name}, {words}"
 
 
@@ -278,4 +280,4 @@ def test_the_record_of_a_list_of_other_kinds_of_faults_is_held_against_its_table
     path = beside(table, "_faults.csv")
     rows = path.read_text().splitlines(keepends=True)
     path.write_text("".join(rows[:-1]))
-    assert refused(table, "a row less").endswith("whose flips of features.0 is 3, got 2")
+    assert refused(table, "a row less").endswith("whose flips of #1 Conv2d (path features.0) is 3, got 2")

@@ -310,7 +310,7 @@ def test_the_plot_shows_the_network_and_the_layers(
     assert run_script("weight.py", *given, "--layer-type", "Linear", "--output-path", tmp_path).code == 0
     (drawn,) = tmp_path.glob("*_ber.svg")
     assert drawn.read_text().count("<!-- ") > 0
-    for words in ("all layers", "classifier.0 alone", "bit error rate", "accuracy, %", "no fault"):
+    for words in ("all layers", "#0 Linear (path classifier.0) alone", "bit error rate", "accuracy, %", "no fault"):
         assert f"<!-- {words}" in drawn.read_text(), words
     (picture,) = tmp_path.glob("*_ber.png")
     assert picture.read_bytes()[:4] == b"\x89PNG"

@@ -48,11 +48,12 @@ def test_a_second_call_is_called_the_same_everywhere(
     done = run_script("main.py", *shared, "--no-plots", "--bit-flip-pos=1")
     second = label("relu", 1)
     assert done.code == 0, done.err
-    assert f"ReLU      {second}\n" in done.out
+    named = "#3 ReLU (path relu, 2nd call)"
+    assert f"  {named}\n" in done.out
     [table] = tmp_path.glob("*_1.csv")
     assert second in [row.place.label for row in report.read(table).layers]
     assert main(["compare", str(table), str(table)]) == 0
-    assert f"ReLU  {second}\n" in capsys.readouterr().out
+    assert f"  {named}\n" in capsys.readouterr().out
     assert main(["plan", *shared[:-1]]) == 0
     assert f"ReLU      {second}  " in capsys.readouterr().out
     assert verify._layer(("weight", "relu", 1)) == second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,23 @@ def test_it_renders_within_the_screen(browser: Any, tmp_path: Path, scheme: str,
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.parametrize("width", [800, 1200])
+@pytest.mark.parametrize("count", [7, 24, 163])
+def test_no_column_is_cut_off(browser: Any, tmp_path: Path, count: int, width: int) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        opened(browser, tmp_path, layers=layers_like(count))
+        edges = "return ['#layers', '#layers th:last-child'].map(e => document.querySelector(e))"
+        edges += ".map(e => e.getBoundingClientRect().right)"
+        room = browser.execute_script("return document.querySelector('main').getBoundingClientRect().right")
+        assert max(browser.execute_script(edges)) <= room
+        names = "return [...document.querySelectorAll('.plot .name')].map(e => e.getBoundingClientRect().left)"
+        assert min(browser.execute_script(names)) >= 0
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def luminance(colour: str) -> float:
     """Relative luminance of ``rgb(r, g, b)``, as WCAG defines it."""
     parts = [int(part) / 255 for part in colour.partition("(")[2].rstrip(")").split(",")[:3]]
@@ -127,7 +145,7 @@ def test_plots_say_what_is_under_the_pointer(browser: Any, tmp_path: Path) -> No
         assert " of " in tip
         assert ("bit 16" in tip) == (plot != "by-layer")
         if plot != "by-bit":
-            assert f"#3 {rows['3'][1]}" in tip
+            assert f"#3 MaxPool2d (path {rows['3'][1]})" in tip
     assert problems(browser) == []
 
 
@@ -138,10 +156,29 @@ def test_plots_can_be_read_with_the_keyboard(browser: Any, tmp_path: Path) -> No
     plot = browser.find_element("id", "by-layer")
     plot.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     aloud = browser.execute_script("return document.getElementById('aloud').textContent")
-    assert aloud.startswith("#1 features.1, BatchNorm2d")
+    assert aloud.startswith("#1 BatchNorm2d (path features.1)")
     assert plot.get_attribute("aria-label").startswith("Misclassification rate of 7 layers")
     plot.send_keys(Keys.ENTER)
     assert browser.find_element("css selector", "tr.found .path").text == "features.1"
+    assert problems(browser) == []
+
+
+def test_lines_of_a_deep_network_lead_to_their_layers(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, tmp_path, layers=layers_like(163))
+    plot = browser.find_element("id", "by-layer")
+    plot.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    (name,) = browser.execute_script("return [document.querySelectorAll('#by-layer .name')[1].textContent]")
+    aloud = "return document.getElementById('aloud').textContent"
+    assert browser.execute_script(aloud).startswith(f"{name}\n")
+    plot.send_keys(Keys.ENTER)
+    path = browser.find_element("css selector", "tr.found .path").text
+    assert name.endswith(f"(path {path})")
+    plot.send_keys(*[Keys.ARROW_DOWN] * 40)  # to the last line, a block
+    assert re.fullmatch(
+        r"#153 to 162 \(10 layers\): mean [\d.]+ %, from [\d.]+ to [\d.]+ %", browser.execute_script(aloud)
+    )
     assert problems(browser) == []
 
 

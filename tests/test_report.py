@@ -24,7 +24,7 @@ from synthetic import fragile_exponent, layers_like, write_run
 from bitflip import report
 from bitflip.__main__ import main
 from bitflip.errors import BadInput
-from bitflip.report import damage, drawing, joined, page, plots, reading, scale, summary, words
+from bitflip.report import damage, drawing, joined, page, plots, reading, scale, shown, summary, words
 from bitflip.report.runs import Run
 from bitflip.statistics.rates import Rate
 
@@ -171,12 +171,12 @@ WRONG = {
     "a rate of other counts": (
         ".csv",
         lambda text: re.sub(r"(?m)^(0,Conv2d,)([\d.]+)", lambda found: f"{found[1]}{float(found[2]) * 1.01}", text),
-        r"features\.0: expected the rate of \d+ of \d+, got",
+        r"#0 Conv2d \(path features\.0\): expected the rate of \d+ of \d+, got",
     ),
     "a bit missing": (
         "_bits.csv",
         lambda text: re.sub(r"(?m)^0,.*,1,.*\n", "", text, count=1),
-        r"expected bits of features\.0 that add up to net_digits_1\.csv, whose misclassified is",
+        r"expected bits of #0 Conv2d \(path features\.0\) that add up to net_digits_1\.csv, whose misclassified is",
     ),
     "not UTF-8": (".csv", None, "UTF-8"),
 }
@@ -212,7 +212,8 @@ def test_nothing_to_divide_by_has_one_mark(tmp_path: Path) -> None:
     without = [row for row in run.bits if row.correct == 0]
     assert 10 < len(without) < len(run.bits)
     assert all(row.rate.value is None for row in without)
-    page = drawing.heatmap(run)
+    lines = shown.lines(run)
+    page = drawing.heatmap(run, lines, shown.cells(run, lines))
     covered = sum(
         round(float(width) * run.width_of() / 100)
         for kind, width in re.findall(r'<rect class="(zero)" x="[\d.]+%" y="[\d.]+" width="([\d.]+)%"', page)
@@ -553,7 +554,7 @@ def test_a_short_path_is_short(path: str) -> None:
 def test_the_most_fragile_come_first(tmp_path: Path) -> None:
     run = report.read(write_run(tmp_path, shares=lambda layer, bit: 0.9 if (layer, bit) == (4, 1) else 0.0))
     first, *rest = words.findings(run)
-    assert "features.4 (Linear)" in first
+    assert "#4 Linear (path features.4)" in first
     assert any("bit 1 (highest of the exponent)" in sentence and "100 %" in sentence for sentence in rest)
     assert any("In 6 of 7 layers" in sentence for sentence in rest)
 

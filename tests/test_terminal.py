@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from bitflip.terminal import MOST, Line, is_pretty, most_fragile
 
-LINES = [Line(i, f"features.{i}", "Conv2d", float(i % 7), i % 7 / 2, i % 7 * 1.5) for i in range(20)]
+LINES = [Line(f"#{i} Conv2d (path features.{i})", float(i % 7), i % 7 / 2, i % 7 * 1.5) for i in range(20)]
 
 
 @pytest.mark.parametrize("pretty", [False, True], ids=["plain", "pretty"])
@@ -25,7 +25,7 @@ def test_the_most_fragile_come_first_in_the_order_of_the_network(pretty: bool) -
 
 
 def test_plain_lines_hold_nothing_but_ascii() -> None:
-    text = most_fragile([*LINES, Line(20, "a.very.long.path." * 20, "ReLU", 50.0)])
+    text = most_fragile([*LINES, Line("#20 ReLU (path " + "a.very.long.path." * 20 + ")", 50.0)])
     assert text.isascii()
     assert text.replace("\n", "").isprintable()
     assert "a.very.long.path." * 20 in text
@@ -33,22 +33,22 @@ def test_plain_lines_hold_nothing_but_ascii() -> None:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_pretty_lines_fit_the_terminal(width: int) -> None:
-    lines = [*LINES, Line(20, "a.very.long.path." * 20, "BatchNorm2d", 50.0, 40.0, 60.0)]
+    lines = [*LINES, Line("#20 BatchNorm2d (path " + "a.very.long.path." * 20 + ")", 50.0, 40.0, 60.0)]
     shown = re.sub(r"\x1b\[\d+m", "", most_fragile(lines, pretty=True, width=width))
     longest = max(map(len, shown.splitlines()))
     assert longest <= max(width, 80)  # numbers are never cut
 
 
 def test_a_name_can_not_command_the_terminal() -> None:
-    assert "\x1b" not in most_fragile([Line(0, "\x1b[2J", "\x1b]0;x\x07", 1.0)])
+    assert "\x1b" not in most_fragile([Line("#0 \x1b[2J (path \x1b]0;x\x07)", 1.0)])
 
 
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
         ([], ""),
-        ([Line(0, "a", "ReLU", None)], "  1 of 1 layers with 0 / 0, nothing to divide by"),
-        ([Line(0, "a", "ReLU", 0.0)], "  1 of 1 layers without a misclassification"),
+        ([Line("#0 ReLU (path a)", None)], "  1 of 1 layers with 0 / 0, nothing to divide by"),
+        ([Line("#0 ReLU (path a)", 0.0)], "  1 of 1 layers without a misclassification"),
     ],
     ids=["no layer", "no rate", "no misclassification"],
 )

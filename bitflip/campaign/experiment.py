@@ -33,7 +33,6 @@ from bitflip.network.devices import Placement
 from bitflip.network.formats import Storage
 from bitflip.network.layers import Layer, Target
 from bitflip.network.models import Classifier
-from bitflip.network.names import label
 from bitflip.outcomes.counts import Counts
 from bitflip.settings import combined
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -231,7 +230,7 @@ def of(
         chosen = targets = source.targets
     undone = [t for t in targets if t.parameter and network.injector.overwrites(t.layer, t.parameter)]
     if undone:
-        names = sorted({label(item.layer.path, 0, item.parameter) for item in undone})
+        names = list(dict.fromkeys(item.named for item in undone))
         raise BadInput(
             "model_name (--model-name): expected a model that leaves the parameters that are struck as they are; each "
             f"forward pass gives new values to {', '.join(names[:MANY])}{', ...' if names[MANY:] else ''}"

@@ -165,8 +165,7 @@ def drawn(paths: Paths) -> list[Path]:
 
 
 def _line(found: LayerEstimate) -> terminal.Line:
-    item, rate = found.item, found.rate
-    return terminal.Line(item.number, item.label, item.layer.type, rate.value, rate.low, rate.high)
+    return terminal.Line(found.item.named, found.rate.value, found.rate.low, found.rate.high)
 
 
 def _facts(done: Done, counts: Counts, estimates: Sequence[LayerEstimate], seed: int, started: str) -> dict[str, Any]:

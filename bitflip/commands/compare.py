@@ -60,12 +60,11 @@ def text(found: Comparison) -> str:
         *(f"Not compared: {sentence}." for sentence in found.unmatched),
         f"Misclassification rates in percent, B - A in percentage points ({100 * found.confidence:g} % confidence):",
     ]
-    rows = [("layer", "A", "B", "B - A", "interval", "", "")]
-    for place, difference in found.layers:
-        rows.append((f"#{place.layer}", *_cells(difference), f"{printable(place.type)}  {printable(place.label)}"))
+    rows = [("A", "B", "B - A", "interval", "", "layer")]
+    rows += [(*_cells(difference), printable(place.named)) for place, difference in found.layers]
     if found.network is not None:
-        rows.append(("mean", *_cells(found.network), "of all layers"))
-    lines += aligned(rows, words=[6])
+        rows.append((*_cells(found.network), "mean of all layers"))
+    lines += aligned(rows, words=[5])
     chance = 1 / (1 - found.confidence)
     sure = sum(difference.sure for _, difference in found.layers)
     lines.append(

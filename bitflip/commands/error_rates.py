@@ -80,7 +80,7 @@ def lines(found: ErrorRateCampaign) -> list[str]:
     """The table for people."""
     rows = [("scope", "bit error rate", "flips", "accuracy", "", "misclassified", "")]
     for point in found.points():
-        name = NETWORK if point.scope is None else f"#{point.scope.number} {point.scope.label}"
+        name = NETWORK if point.scope is None else point.scope.named
         cells = (*_cells(point.accuracy), *_cells(point.misclassification))
         rows.append((name, f"{point.rate:g}", f"{point.flips:.4g}", *cells))
     said = [f"Accuracy without a fault: {found.clean:.2f} %", *terminal.aligned(rows, words=[0])]

@@ -125,7 +125,7 @@ def lines(found: list[Measured]) -> list[str]:
                 *(f"{number:,}" for number in one.cost),
             )
         )
-    by_layer: list[tuple[str, ...]] = [("layer", *(one.name for one in found), "")]
+    by_layer: list[tuple[str, ...]] = [(*(one.name for one in found), "layer")]
     for row in bare.run.layers:
         cells = []
         for one in found:
@@ -133,8 +133,7 @@ def lines(found: list[Measured]) -> list[str]:
             difference = one.differences().get(row.place)
             star = "*" if difference is not None and difference.sure else " "
             cells.append(f"{_number(None if same is None else same.rate.value)}{star}")
-        where = f"{printable(row.place.type)}  {printable(row.place.label)}"
-        by_layer.append((f"#{row.place.layer}", *cells, where))
+        by_layer.append((*cells, printable(row.place.named)))
     paired = [one.against for one in found if one.against is not None]
     why = f"{'Paired' if all(one.paired for one in paired) else 'Not paired'}: {paired[0].why}." if paired else ""
     return [
@@ -145,7 +144,7 @@ def lines(found: list[Measured]) -> list[str]:
         "in percentage points, and of the images that both classify correctly.",
         "",
         "Misclassification rate by layer; * where the difference is sure:",
-        *aligned(by_layer, words=[len(found) + 1]),
+        *aligned(by_layer, words=[len(found)]),
     ]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bitflip.errors import BadInput, nearest
-from bitflip.network.names import label
+from bitflip.network.names import label, named
 from bitflip.network.names import printable as printable
 
 MANY = 5  # numbers in a sentence
@@ -105,6 +105,11 @@ class Target:
     def label(self) -> str:
         """What flips hit, for people: ``layer1.0.relu (2nd call)``, ``conv1.bias``."""
         return label(self.layer.path, self.layer.call, self.parameter)
+
+    @property
+    def named(self) -> str:
+        """The target as sentences name it: ``#5 Linear (path 4)``."""
+        return named(self.number, self.layer.type, self.layer.path, self.layer.call, self.parameter)
 
     @property
     def bits(self) -> int:

@@ -18,6 +18,23 @@ def label(path: str, call: int = 0, parameter: str = "") -> str:
     return f"{name} ({ordinal(call + 1)} call)" if call else name
 
 
+def named(number: int, kind: str, path: str, call: int = 0, parameter: str = "") -> str:
+    """A layer as a reader finds it again in a plot, a table or the model: by number, type and path.
+
+    Args:
+        number: of the layer.
+        kind: type of its module.
+        path: of the module in the model.
+        call: of the module in a forward pass, from 0.
+        parameter: that is struck; empty for the output.
+
+    >>> named(5, "Linear", "4"), named(7, "ReLU", "layer1.0.relu", 1), named(0, "Conv2d", "conv1", parameter="bias")
+    ('#5 Linear (path 4)', '#7 ReLU (path layer1.0.relu, 2nd call)', '#0 Conv2d (path conv1.bias)')
+    """
+    again = f", {ordinal(call + 1)} call" if call else ""
+    return f"#{number} {kind} (path {label(path, 0, parameter)}{again})"
+
+
 def ordinal(number: int) -> str:
     """Such as 1st, 2nd, 11th, 22nd."""
     suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")

@@ -93,8 +93,8 @@ def compare(first: Run, second: Run) -> Comparison:
         )
     rows, others = ({_key(row.place, run.target): row for row in run.layers} for run in (first, second))
     common = [key for key in rows if key in others]
-    unmatched = [f"{rows[key].place.label} is only in the first run" for key in rows if key not in others]
-    unmatched += [f"{others[key].place.label} is only in the second run" for key in others if key not in rows]
+    unmatched = [f"{rows[key].place.named} is only in the first run" for key in rows if key not in others]
+    unmatched += [f"{others[key].place.named} is only in the second run" for key in others if key not in rows]
     if not common:
         raise BadInput(
             f"{first.files.table.name} and {second.files.table.name} have no layer in common (module path, call and "
@@ -313,9 +313,9 @@ def _pairs(first: Run, second: Run, rows: Sequence[tuple[Row, Row]]) -> list[_Pa
         place = row.place
         a, b = (table.get((at.layer, at.parameter)) for table, at in zip(tables, (place, other.place), strict=True))
         if a is None or b is None:
-            return f"the fault tables do not both hold the layer {place.label}"
+            return f"the fault tables do not both hold the layer {place.named}"
         if any(not np.array_equal(a[name], b[name]) for name in _COLUMNS[:4]):
-            return f"the runs made other faults, or on other images (such as in the layer {place.label})"
+            return f"the runs made other faults, or on other images (such as in the layer {place.named})"
         if first.target == "neuron" and (not listed or _single(row, first) or _single(other, second)):
             found.append(_by_image(a, b))
         else:

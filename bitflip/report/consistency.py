@@ -38,7 +38,7 @@ def check(run: Run) -> None:
 
 
 def _name(row: Row) -> str:
-    return f"{row.place.label}{'' if row.bit is None else f', bit {row.bit}'}"
+    return f"{row.place.named}{'' if row.bit is None else f', bit {row.bit}'}"
 
 
 def check_places(run: Run) -> None:
@@ -78,7 +78,7 @@ def check_places(run: Run) -> None:
     places = {row.place for row in run.layers}
     strays = [row for row in run.bits if row.place not in places]
     if strays:
-        raise BadInput(f"{files.bits}: expected the layers of {files.table.name}, found {strays[0].place.label!r}")
+        raise BadInput(f"{files.bits}: expected the layers of {files.table.name}, found {strays[0].place.named}")
     if run.bits and {row.place for row in run.bits} != {row.place for row in run.layers if not _idle(row)}:
         raise BadInput(f"{files.bits}: expected all layers of {files.table.name}, got fewer; the file is cut off")
 
@@ -169,14 +169,14 @@ def _check_bits(run: Run) -> None:
             known = [count for count in found if count is not None]
             if whole is not None and len(known) == len(found) and sum(known) != whole:
                 raise BadInput(
-                    f"{run.files.bits}: expected bits of {row.place.label} that add up to {run.files.table.name}, "
+                    f"{run.files.bits}: expected bits of {row.place.named} that add up to {run.files.table.name}, "
                     f"whose {name} is {whole}, got {sum(known)}"
                 )
         changes = [None if one.outcomes is None else one.outcomes.largest_change for one in (row, *parts)]
         most = max((change for change in changes[1:] if change is not None), default=changes[0])
         if parts and changes[0] is not None and None not in changes and most != changes[0]:
             raise BadInput(
-                f"{run.files.bits}: expected bits of {row.place.label} with the {columns.CHANGE} of "
+                f"{run.files.bits}: expected bits of {row.place.named} with the {columns.CHANGE} of "
                 f"{run.files.table.name}, {changes[0]:g}, got {most:g}"
             )
 
@@ -261,7 +261,7 @@ def _check_images(run: Run) -> None:
             if _count(row, name) != count * repeats:
                 again = f", {repeats} times" if repeats > 1 else ""
                 raise BadInput(
-                    f"{run.files.table}: expected {name} of {row.place.label} to be those of the {count} images of "
+                    f"{run.files.table}: expected {name} of {row.place.named} to be those of the {count} images of "
                     f"{run.files.run.name}{again}, got {_count(row, name)}"
                 )
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bitflip.report.plots import WIDTH, wrapped
-from bitflip.report.scale import OKABE_ITO, short
+from bitflip.report.scale import OKABE_ITO
+from bitflip.report.shown import brief
 from bitflip.report.style import GREY, INK, PALE, saved, styled
 from bitflip.statistics.falls import Point
 
@@ -41,7 +42,10 @@ def _figure(title: str, clean: float, points: Sequence[Point], confidence: float
     figure.suptitle(wrapped(title, WIDTH), x=0.01, ha="left", fontsize=6, color=GREY)
     lines: dict[str, list[Point]] = {}
     for point in points:
-        lines.setdefault("all layers" if point.scope is None else point.scope.label, []).append(point)
+        name = "all layers"
+        if (scope := point.scope) is not None:
+            name = brief(scope.number, scope.layer.type, scope.label, 34)
+        lines.setdefault(name, []).append(point)
     axes.axhline(clean, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)))
     axes.annotate(
         "no fault",
@@ -84,7 +88,7 @@ def _figure(title: str, clean: float, points: Sequence[Point], confidence: float
                 linewidth=0.8,
                 marker=".",
                 markersize=3,
-                label=f"{short(name, 26)} alone",
+                label=f"{name} alone",
                 zorder=3,
             )
         else:

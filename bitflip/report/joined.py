@@ -112,6 +112,7 @@ def join(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Run
         means=(),
         facts=facts,
         left_out=tuple(left_out),
+        output_path=first.output_path,
     )
     parts = {row.place: parts_of(cells[row.place], first) for row in joined.layers}
     each = [{(mean.of, mean.name): mean.rate.value for mean in means_of(run)} for run in runs]

@@ -56,7 +56,8 @@ function measured([wrong, correct, rate, low, high]) {
   return `${wrong} of ${correct} = ${percent(rate)} %${interval}`;
 }
 
-const layerName = (i) => `#${data.layers[i][0]} ${data.layers[i][1]}, ${data.layers[i][2]}`;
+const name = (i) => data.lines[i][1];
+const all = (i) => (data.lines[i].length > 2 ? `${name(i)}\n${measured(data.lines[i].slice(2))}` : name(i));
 
 function show(text, x, y) {
   tip.textContent = text;
@@ -68,7 +69,7 @@ function show(text, x, y) {
 /** Give a plot a cursor that follows the pointer and the arrow keys. */
 function explore(plot, columns, rows, text, mark, chosen) {
   if (!plot) return;
-  let at = [-1, 0];
+  let at = columns === 1 ? [0, -1] : [-1, 0];
   const clamp = (n, count) => Math.max(0, Math.min(count - 1, n));
   const leave = () => { tip.textContent = ""; mark(null); };
   const move = (column, row, x, y, loud) => {
@@ -87,14 +88,24 @@ function explore(plot, columns, rows, text, mark, chosen) {
   plot.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-columns, 0], End: [columns, 0] }[event.key];
     if (event.key === "Escape") leave();
-    if (event.key === "Enter" && chosen && at[0] >= 0) chosen(...at);
+    if (event.key === "Enter" && chosen && Math.min(...at) >= 0) chosen(...at);
     if (!step || (rows === 1 && step[1])) return;
     event.preventDefault();
     const box = plot.getBoundingClientRect();
     const column = clamp(at[0] + step[0], columns), row = clamp(at[1] + step[1], rows);
     move(column, row, box.left + ((column + 0.5) / columns) * box.width, box.top + ((row + 0.5) / rows) * box.height, true);
   });
-  if (chosen) plot.addEventListener("click", () => { if (at[0] >= 0) chosen(...at); });
+  if (chosen) plot.addEventListener("click", () => { if (Math.min(...at) >= 0) chosen(...at); });
+}
+
+function framed(plot, width) {
+  const frame = plot?.querySelector(".cell");
+  return (at) => {
+    frame.classList.toggle("on", at !== null);
+    if (!at) return;
+    frame.setAttribute("x", `${(100 * at[0]) / width}%`);
+    frame.setAttribute("y", at[1] * data.tall);
+  };
 }
 
 function cursor(plot, columns) {
@@ -106,13 +117,16 @@ function cursor(plot, columns) {
 }
 
 const rowOf = new Map([...document.querySelectorAll("#layers tbody tr")].map((row) => [Number(row.dataset.i), row]));
-function find(i) {
+function find(line) {
+  const i = data.lines[line][0];
   for (const row of rowOf.values()) row.classList.toggle("found", row === rowOf.get(i));
   rowOf.get(i)?.scrollIntoView({ block: "center" });
 }
 
 const byLayer = document.getElementById("by-layer");
-explore(byLayer, data.layers.length, 1, (i) => `${layerName(i)}\n${measured(data.layers[i].slice(3))}`, cursor(byLayer, data.layers.length), find);
+const lines = data.lines.length;
+if (data.below) explore(byLayer, 1, lines, (_, i) => all(i), framed(byLayer, 1), (_, i) => find(i));
+else explore(byLayer, lines, 1, all, cursor(byLayer, lines), find);
 
 const byBit = document.getElementById("by-bit");
 const bits = new Map(data.bits.map((item) => [item[0], item]));
@@ -121,13 +135,7 @@ explore(byBit, data.width, 1, bitText, cursor(byBit, data.width), null);
 
 const byBoth = document.getElementById("by-both");
 const cells = new Map(data.cells.map((item) => [item[0] * data.width + item[1], item]));
-const frame = byBoth?.querySelector(".cell");
-explore(byBoth, data.width, data.layers.length, (bit, i) => {
+explore(byBoth, data.width, lines, (bit, i) => {
   const cell = cells.get(i * data.width + bit);
-  return `${layerName(i)}, bit ${bit}\n${cell ? measured(cell.slice(2)) : "nothing to divide by"}`;
-}, (at) => {
-  frame.classList.toggle("on", at !== null);
-  if (!at) return;
-  frame.setAttribute("x", `${(100 * at[0]) / data.width}%`);
-  frame.setAttribute("y", at[1] * data.tall);
-}, (bit, i) => find(i));
+  return `${name(i)}, bit ${bit}\n${cell ? measured(cell.slice(2)) : "nothing to divide by"}`;
+}, framed(byBoth, data.width), (bit, i) => find(i));

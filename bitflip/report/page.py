@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitflip.report import drawing
+from bitflip.report import drawing, shown
 from bitflip.report.damage import Worst, worst
 from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions, slots
 from bitflip.report.summary import Bit, by_bit, due, means, spread, total
-from bitflip.report.words import command, findings, happening, script
+from bitflip.report.words import again, command, findings, happening
 from bitflip.results.columns import CHANGE
 from bitflip.statistics.rates import Rate
 
@@ -42,6 +41,8 @@ def html(run: Run, files: Sequence[Path] = ()) -> str:
     several = len(found) > 1
     css, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     single = worst(run)
+    lines = shown.lines(run)
+    cells = shown.cells(run, lines)
     return _TEMPLATES.get_template("page.html.j2").render(
         run=run,
         css=css,
@@ -55,7 +56,7 @@ def html(run: Run, files: Sequence[Path] = ()) -> str:
         by_layer=Markup(drawing.legend(run) + drawing.layers(run)),
         by_bit=Markup(drawing.bits(run, found)) if several else "",
         bits=_bit_table(run, found),
-        heatmap=Markup(drawing.heatmap(run)) if several else "",
+        heatmap=Markup(drawing.heatmap(run, lines, cells)) if several else "",
         layers=_layer_table(run),
         types=_mean_table(run),
         worst=single,
@@ -63,11 +64,11 @@ def html(run: Run, files: Sequence[Path] = ()) -> str:
         several=len(run.seeds) > 1,
         seeds=_seed_list(run.seeds),
         command=command(run),
-        again=shlex.join(["python", script(run), "--rerun", run.files.run.name]),
+        again=again(run),
         settings=_settings(run),
         files=[path.name for path in files],
         confidence=f"{run.confidence * 100:g}",
-        data=Markup(_data(run, found)),
+        data=Markup(_data(run, lines, found, cells)),
     )
 
 
@@ -90,6 +91,7 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 _TEMPLATES.filters["digest"] = _digest
+_TEMPLATES.filters["breakable"] = lambda path: Markup(str(_shown(path)).replace(".", ".<wbr>"))
 
 
 @dataclass(frozen=True)
@@ -125,22 +127,31 @@ class Table:
     rows: Sequence[Line]
 
 
-def _data(run: Run, found: Sequence[Bit]) -> str:
+def _data(
+    run: Run, lines: Sequence[shown.Line], found: Sequence[Bit], cells: Sequence[Mapping[int, shown.Cell]]
+) -> str:
     """What the tooltips say, as JSON that can't end its element."""
 
-    def numbers(row: Row | Bit) -> list[Any]:
+    def numbers(row: Row | Bit | shown.Cell) -> list[Any]:
         ends = (row.rate.value, row.rate.low, row.rate.high)
         return [row.misclassified, row.correct, *(None if end is None else round(end, 7) for end in ends)]
 
-    line = {row.place: i for i, row in enumerate(run.layers)}
+    def line(one: shown.Line) -> list[Any]:
+        if one.row is not None:
+            return [place[one.row.place], plain(one.name), *numbers(one.row)]
+        about = "nothing to divide by"
+        if one.range is not None:
+            about = f"mean {percent(one.rate.value)} %, from {percent(one.range[0])} to {percent(one.range[1])} %"
+        return [place[max(one.rows, key=lambda row: row.rate.value or 0).place], plain(f"{one.name}: {about}")]
+
+    place = {row.place: i for i, row in enumerate(run.layers)}
     content = {
-        "layers": [
-            [row.place.layer, plain(row.place.label), plain(row.place.type), *numbers(row)] for row in run.layers
-        ],
+        "lines": [line(one) for one in lines],
         "bits": [[item.bit, *numbers(item)] for item in found],
-        "cells": [[line[row.place], row.bit, *numbers(row)] for row in run.bits],
+        "cells": [[i, bit, *numbers(cell)] for i, some in enumerate(cells) for bit, cell in some.items()],
         "width": run.width_of(),
-        "tall": drawing.row_height(run),
+        "tall": drawing.row_height(lines),
+        "below": shown.border(lines) is not None,
     }
     text = json.dumps(content, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -251,7 +262,7 @@ def _layer_table(run: Run) -> Table:
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     known = [outcome for outcome in OUTCOMES if whole is not None and whole[outcome[0]] is not None]
     known = [outcome for outcome in known if outcome[0] != "flips" or run.target == "weight"]
-    header = [("#", "n"), ("Layer", ""), ("Type", ""), ("Rate, %", "n")]
+    header = [("#", "n"), ("Path", ""), ("Type", ""), ("Rate, %", "n")]
     header += [(f"{run.confidence * 100:g} % interval", "n")] if run.has_intervals else []
     header += SPREAD if joined else ()
     header += [("Misclassified", "n"), ("Of", "n"), *((words, "n") for _, words, _ in known)]
@@ -330,7 +341,7 @@ def _fault_table(found: Worst) -> Table:
     for fault in found.faults:
         change = _number(fault.change, EN_DASH if fault.change is None else f"{fault.change:.3f}")
         cells = [
-            Cell(fault.place.label, "path"),
+            Cell(fault.place.named),
             Cell(fault.where),
             _number(fault.bit, str(fault.bit)),
             Cell(fault.original, "n"),

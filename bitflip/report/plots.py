@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitflip.report import shown
 from bitflip.report.runs import Run
 from bitflip.report.scale import (
     CROSSES,
     OKABE_ITO,
+    SHAPES,
     Scale,
     bit_ticks,
     number,
@@ -18,9 +20,10 @@ from bitflip.report.scale import (
     plain,
     regions,
     scale_of,
-    short,
+    shape,
     slots,
 )
+from bitflip.report.shown import Line
 from bitflip.report.style import GREY, INK, PALE, saved, styled
 from bitflip.report.summary import by_bit, due_by_layer
 from bitflip.statistics.rates import Rate
@@ -33,10 +36,10 @@ if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is 
 NAMES = ("layers", "bits", "heatmap")
 KINDS = ("png", "svg")
 WIDTH = 3.5  # inches, a column of a paper
-FEW = 30  # layers that are drawn with their names
+FEW = 30  # lines that are drawn with their names
 MANY = 2000  # cells of the heat map that are drawn as shapes in SVG; more are an image there
-LONGEST = 26  # characters of a name on an axis
-MARKERS = "osD^vPXp<>dh8"
+LONGEST = 36  # characters of a name on an axis
+NAMES_SIZE = 5.2  # points of those names
 HEAT = ("#f7f5ef", "#fde0a6", "#f9a765", "#e8604c", "#b5255f", "#5e1561", "#1b0a33")  # light to dark, zero first
 
 
@@ -72,13 +75,15 @@ def wrapped(text: str, width: float) -> str:
     return f"{plain(head, room)}{separator.strip()}\n{plain(rest, room)}"
 
 
-def _note(run: Run) -> str:
-    """What the bars are."""
-    if not run.has_intervals:
-        return ""
-    note = f"whiskers: {run.confidence * 100:g} % confidence interval"
-    note += f"\n{CROSSES}" if run.any_due else ""
-    return f"{note}; grey: range of seeds" if len(run.seeds) > 1 else note
+def _note(run: Run, lines: Sequence[Line]) -> str:
+    """What the bars are, and the lines."""
+    notes = [f"whiskers: {run.confidence * 100:g} % confidence interval"] if run.has_intervals else []
+    notes += [CROSSES] if run.any_due else []
+    notes += ["grey: range of seeds"] if len(run.seeds) > 1 else []
+    if at := shown.border(lines):
+        notes += [f"above the line: the {at} most fragile of {len(run.layers)} layers"]
+        notes += ["below it: blocks, mean, and grey from least to most"]
+    return "\n".join(notes)
 
 
 def _rate_axis(axes: Axes, which: str, scale: Scale, note: str) -> None:
@@ -91,12 +96,12 @@ def _rate_axis(axes: Axes, which: str, scale: Scale, note: str) -> None:
     name = "misclassification rate (%" + (")" if scale.linear_to is None else ", log scale)")
     if which == "x" and note:
         name += f"\n{note}"
-    getattr(axes, f"set_{which}label")(name)
+    getattr(axes, f"set_{which}label")(name, loc="right" if note.count("\n") > 1 else "center")
     axes.grid(axis=which, color="#ececec", linewidth=0.5)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
 
 
-def _errors(rates: list[Rate]) -> np.ndarray[Any, Any]:
+def _errors(rates: Sequence[Rate]) -> np.ndarray[Any, Any]:
     """What matplotlib wants: distances down and up, (2, N); nothing where there is no interval."""
     found = np.zeros((2, len(rates)))
     for i, rate in enumerate(rates):
@@ -109,8 +114,9 @@ def _colour(slot: int) -> str:
     return OKABE_ITO[slot % len(OKABE_ITO)]
 
 
-def _marker(slot: int) -> str:
-    return MARKERS[(slot + slot // len(OKABE_ITO)) % len(MARKERS)]
+def marker(slot: int) -> Any:
+    """A type's marker, the same as on the page: a polygon with y upwards, or a circle."""
+    return [(x, -y) for x, y in SHAPES[shape(slot)]] or "o"
 
 
 def _crosses(axes: Axes, at: Sequence[int], raised: Sequence[Rate], *, across: bool = False) -> None:
@@ -125,47 +131,74 @@ def _crosses(axes: Axes, at: Sequence[int], raised: Sequence[Rate], *, across: b
 
 
 def layers(run: Run, width: float = WIDTH) -> Figure:
-    """The rate by layer: few layers below each other with their names, many beside each other by number."""
-    return _few_layers(run, width) if len(run.layers) <= FEW else _many_layers(run, width)
+    """The rate by layer: few lines below each other with their names, many layers beside each other by number."""
+    lines = shown.lines(run)
+    return _named_lines(run, lines, width) if _named(lines) else _many_layers(run, width)
 
 
-def _few_layers(run: Run, width: float) -> Figure:
-    rows = run.layers
+def _named(lines: Sequence[Line]) -> bool:
+    return len(lines) <= FEW or shown.border(lines) is not None
+
+
+def _named_lines(run: Run, lines: Sequence[Line], width: float) -> Figure:
     slot = slots(run.types)
     legend_rows = -(-len(slot) // _columns(run, width))
-    figure, axes = _figure(run, width, 0.85 + 0.135 * len(rows) + 0.12 * legend_rows)
-    raised = due_by_layer(run)
-    scale = scale_of([*(row.rate for row in rows), *raised])
-    _rate_axis(axes, "x", scale, _note(run))
+    figure, axes = _figure(run, width, 0.85 + 0.135 * len(lines) + 0.12 * legend_rows)
+    raised = [line.due(run) for line in lines] if run.any_due else []
+    scale = scale_of([*(line.rate for line in lines), *(Rate(line.range[1]) for line in lines if line.range), *raised])
+    _rate_axis(axes, "x", scale, _note(run, lines))
+    for i, line in enumerate(lines):
+        if line.range and (line.row is None or len(run.seeds) > 1):
+            axes.hlines(i, *line.range, color=PALE, linewidth=3.0, zorder=1)
     for kind, number_ in slot.items():
-        at = [i for i, row in enumerate(rows) if row.place.type == kind and row.rate.value is not None]
-        rates = [rows[i].rate for i in at]
-        values = [rate.value for rate in rates]
-        _ranges(axes, run, at, across=True)
-        axes.errorbar(
-            np.array(values, dtype=float),
-            at,
-            xerr=_errors(rates),
-            fmt=_marker(number_),
-            color=_colour(number_),
-            markersize=3.2,
-            markeredgewidth=0,
-            elinewidth=0.9,
-            clip_on=False,
-            zorder=3,
-            label=plain(kind, 20),
-        )
-    _crosses(axes, range(len(rows)), raised, across=True)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_yticks(range(len(rows)), [short(row.place.label, LONGEST) for row in rows])
-    axes.tick_params(axis="y", length=0)
+        at = [i for i, line in enumerate(lines) if line.row and line.row.place.type == kind and line.known]
+        _points(axes, at, [lines[i].rate for i in at], marker(number_), _colour(number_))
+    _points(axes, *_blocks(lines), "|", INK)
+    _crosses(axes, range(len(lines)), raised, across=True)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    _name(axes, lines, 0.0)
     axes.spines["left"].set_visible(False)
-    for i, row in enumerate(rows):
+    for i, line in enumerate(lines):
         where = {"xy": (1, i), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        text = percent(row.rate.value)
+        text = percent(line.rate.value)
         axes.annotate(text, xytext=(24, 0), ha="right", va="center", fontsize=6, color=INK, **where)  # type: ignore[arg-type]
     _legend(figure, axes, run, width)
     return figure
+
+
+def _points(axes: Axes, at: Sequence[int], rates: Sequence[Rate], marker_: Any, colour: str) -> None:
+    """Rates from left to right with their intervals, one below the other."""
+    if not at:
+        return
+    stroke = marker_ == "|"
+    axes.errorbar(
+        np.array([rate.value for rate in rates], dtype=float),
+        at,
+        xerr=_errors(rates),
+        linestyle="",
+        marker=marker_,
+        color=colour,
+        markersize=4.0 if stroke else 3.6,
+        markeredgewidth=1.0 if stroke else 0.0,
+        elinewidth=0.9,
+        clip_on=False,
+        zorder=3,
+    )
+
+
+def _blocks(lines: Sequence[Line]) -> tuple[list[int], list[Rate]]:
+    """Places and rates of the blocks that have one."""
+    at = [i for i, line in enumerate(lines) if line.row is None and line.known]
+    return at, [lines[i].rate for i in at]
+
+
+def _name(axes: Axes, lines: Sequence[Line], middle: float) -> None:
+    """Name lines, of which line 0 lies at ``middle``, on the y axis, and part layers from blocks."""
+    names = [line.brief(LONGEST) for line in lines]
+    axes.set_yticks(np.arange(len(lines)) + middle, names, fontsize=NAMES_SIZE)
+    axes.tick_params(axis="y", length=0)
+    if at := shown.border(lines):
+        axes.axhline(at - 0.5 + middle, color=GREY, linewidth=0.6, zorder=3)
 
 
 def _many_layers(run: Run, width: float) -> Figure:
@@ -189,7 +222,7 @@ def _many_layers(run: Run, width: float) -> Figure:
             [at[i] for i in chosen],
             [float(rows[i].rate.value or 0) for i in chosen],
             linestyle="",
-            marker=_marker(number_),
+            marker=marker(number_),
             color=_colour(number_),
             markersize=size,
             markeredgewidth=0,
@@ -207,16 +240,6 @@ def _many_layers(run: Run, width: float) -> Figure:
     return figure
 
 
-def _ranges(axes: Axes, run: Run, at: list[int], *, across: bool) -> None:
-    """The range of the seeds, behind everything."""
-    if len(run.seeds) < 2:
-        return
-    for i in at:
-        values = [value for value in run.layers[i].seeds if value is not None]
-        if values:
-            (axes.hlines if across else axes.vlines)(i, min(values), max(values), color=PALE, linewidth=3.0, zorder=1)
-
-
 def _name_the_worst(axes: Axes, run: Run, at: list[int], scale: Scale) -> None:
     """Write the path of the most fragile layer beside its point."""
     i = max(range(len(at)), key=lambda i: run.layers[i].rate.value or 0)
@@ -225,7 +248,7 @@ def _name_the_worst(axes: Axes, run: Run, at: list[int], scale: Scale) -> None:
         return
     left = at[i] < (at[0] + at[-1]) / 2
     axes.annotate(
-        f"{short(worst.place.label, LONGEST)} {percent(worst.rate.value)} %",
+        f"{shown.brief_place(worst.place, LONGEST)} {percent(worst.rate.value)} %",
         (at[i], worst.rate.value),
         xytext=(4 if left else -4, 3 if scale.place(worst.rate.value) < 0.9 else -1),
         textcoords="offset points",
@@ -249,7 +272,7 @@ def _legend(figure: Figure, axes: Axes, run: Run, width: float) -> None:
             [],
             [],
             linestyle="",
-            marker=_marker(s),
+            marker=marker(s),
             color=_colour(s),
             markersize=3.6,
             markeredgewidth=0,
@@ -317,7 +340,7 @@ def _bit_axis(axes: Axes, count: int, form: object, middle: float = 0.0) -> None
             name,
             ((first + last) / 2 + middle if inside else last + middle + 0.5, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(0, 1.5),
+            xytext=(0 if inside else -3, 1.5),
             textcoords="offset points",
             ha="center" if inside else "right",
             va="bottom",
@@ -335,14 +358,13 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.patches import Rectangle
 
-    rows = run.layers
-    few = len(rows) <= FEW
+    rows = shown.lines(run)
+    few = _named(rows)
     count = run.width_of()
     share = np.full((len(rows), count), np.nan)
-    line = {row.place: i for i, row in enumerate(rows)}
-    for row in run.bits:
-        if row.bit is not None and row.rate.value is not None:
-            share[line[row.place], row.bit] = row.rate.value
+    for i, cells_of in enumerate(shown.cells(run, rows)):
+        for bit, cell in cells_of.items():
+            share[i, bit] = np.nan if cell.rate.value is None else cell.rate.value
     height = 0.85 + (0.125 * len(rows) if few else min(3.4, max(2.2, 0.03 * len(rows))))
     figure, axes = _figure(run, width, height)
     colours = LinearSegmentedColormap.from_list("heat", HEAT)
@@ -363,13 +385,10 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     _bit_axis(axes, count, run.form, middle=0.5)
     axes.set_xlabel("bit, from the most significant" + (f"; hatched: {NOTHING}" if np.isnan(share).any() else ""))
     if few:
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [short(row.place.label, LONGEST) for row in rows])
-        axes.tick_params(axis="y", length=0)
+        _name(axes, rows, 0.5)
     else:
         step = int(_step(len(rows)))
-        axes.set_yticks(
-            np.arange(0, len(rows), step) + 0.5, [str(rows[i].place.layer) for i in range(0, len(rows), step)]
-        )
+        axes.set_yticks(np.arange(0, len(rows), step) + 0.5, [rows[i].number for i in range(0, len(rows), step)])
         axes.set_ylabel("layer, by number")
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from bitflip.report import comparison, reading, record
 from bitflip.report.comparison import Comparison, Difference
 from bitflip.report.runs import Outcomes, Place, Row, Run
-from bitflip.report.scale import OKABE_ITO, plain, scale_of, short
+from bitflip.report.scale import OKABE_ITO, plain, scale_of
+from bitflip.report.shown import brief_place
 from bitflip.report.style import GREY, saved, styled
 from bitflip.statistics.rates import Rate
 
@@ -194,7 +195,7 @@ def _by_layer(axes: Axes, found: Sequence[Measured]) -> None:
             label=plain(one.name, 30),
         )
     axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set_yticks(range(len(layers)), [short(place.label, 26) for place in layers])
+    axes.set_yticks(range(len(layers)), [brief_place(place, 36) for place in layers])
     axes.grid(axis="x", color="#ececec", linewidth=0.5)
     axes.legend(loc="best")
 

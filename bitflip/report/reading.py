@@ -80,7 +80,9 @@ def read(table: Path) -> Run:
     said = facts.get("settings", {})
     if said.get("seed") not in (None, seed) and "seeds" not in said:
         raise BadInput(f"{files.run}: expected the seed of {files.table.name}, {seed}, got {said['seed']}")
-    run = Run(files, (seed,), layers, bits, tuple(_means(files.run, facts.get("means", []))), facts)
+    means = tuple(_means(files.run, facts.get("means", [])))
+    folder = said.get("output_path")
+    run = Run(files, (seed,), layers, bits, means, facts, output_path=None if folder is None else str(folder))
     consistency.check_places(run)
     consistency.check(run)
     return run

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflip.faults.allocation import Number, number
-from bitflip.network.names import label
+from bitflip.network.names import label, named
 from bitflip.results import columns
 from bitflip.results.paths import Paths
 from bitflip.statistics.rates import Rate
@@ -36,6 +36,11 @@ class Place:
     def label(self) -> str:
         """The place for people: ``layer1.0.relu (2nd call)``, ``conv1.bias``."""
         return label(self.path, self.call, self.parameter)
+
+    @property
+    def named(self) -> str:
+        """The place as sentences name it: ``#5 Linear (path 4)``."""
+        return named(self.layer, self.type, self.path, self.call, self.parameter)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class Run:
         means: as the run wrote them, or of the joined seeds.
         facts: the content of the ``.json``, empty when it is not there.
         left_out: sentences on what was not joined.
+        output_path: the setting, which says nothing about where the files are now.
     """
 
     files: Paths
@@ -135,6 +141,7 @@ class Run:
     means: tuple[Mean, ...]
     facts: Mapping[str, Any]
     left_out: tuple[str, ...] = field(default=())
+    output_path: str | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -19,6 +19,21 @@ Source: Okabe and Ito 2008, "Color Universal Design".
 KNOWN = ("Conv2d", "BatchNorm2d", "ReLU", "Linear", "MaxPool2d", "Identity", "AdaptiveAvgPool2d", "Dropout")
 """Layer types with a colour of their own, the same in every plot."""
 
+SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),
+    ((-0.72, -0.72), (0.72, -0.72), (0.72, 0.72), (-0.72, 0.72)),
+    ((0, -1), (0.92, 0.72), (-0.92, 0.72)),
+    ((0, -1), (0.88, 0), (0, 1), (-0.88, 0)),
+    ((0, 1), (-0.92, -0.72), (0.92, -0.72)),
+    (
+        *((-0.3, -0.9), (0.3, -0.9), (0.3, -0.3), (0.9, -0.3), (0.9, 0.3), (0.3, 0.3)),
+        *((0.3, 0.9), (-0.3, 0.9), (-0.3, 0.3), (-0.9, 0.3), (-0.9, -0.3), (-0.3, -0.3)),
+    ),
+    ((-1, 0), (0.72, -0.92), (0.72, 0.92)),
+    ((1, 0), (-0.72, 0.92), (-0.72, -0.92)),
+)
+"""Markers as polygons, x to the right and y downwards; the one without a corner is a circle of radius 0.8."""
+
 REGIONS = {
     "float32": (1, 8, 23),
     "float64": (1, 11, 52),
@@ -44,6 +59,11 @@ def slots(types: Iterable[str]) -> dict[str, int]:
     taken = {name: KNOWN.index(name) for name in names if name in KNOWN}
     free = (n for n in range(len(names) + len(KNOWN)) if n not in taken.values())
     return {name: taken[name] if name in taken else next(free) for name in names}
+
+
+def shape(slot: int) -> int:
+    """The place in :data:`SHAPES` of a type's marker; colours repeat after eight types, so then the marker moves on."""
+    return (slot + slot // len(OKABE_ITO)) % len(SHAPES)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import get_args
 
 from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions
+from bitflip.report.shown import ranked
 from bitflip.report.summary import Bit, by_bit, due_of_all, means, total
 from bitflip.statistics.rates import Rate
 from bitflip.terminal import NOTHING
@@ -19,11 +22,6 @@ def with_interval(rate: Rate) -> str:
     """``3.34 % (2.21 to 5.07 %)``."""
     text = f"{percent(rate.value)} %"
     return f"{text} ({percent(rate.interval[0])} to {percent(rate.interval[1])} %)" if rate.interval else text
-
-
-def ranked(run: Run) -> list[Row]:
-    """Layers that have a rate, the most fragile first; in order of the network where rates are equal."""
-    return sorted((row for row in run.layers if row.rate.value is not None), key=lambda row: -(row.rate.value or 0))
 
 
 def findings(run: Run) -> list[str]:
@@ -45,11 +43,11 @@ def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
         )
         return [f"No flip in any of the {len(rows)} layers changed the class of any of {images:,} images{bound}."]
     sentence = (
-        f"The most fragile layer is {first.place.label} ({first.place.type}): {with_interval(first.rate)} of the "
-        f"images that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
+        f"The most fragile layer is {first.place.named}: {with_interval(first.rate)} of the images "
+        f" that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
     )
     if follow := [row for row in rest[:2] if row.rate.value]:
-        names = " and ".join(f"{row.place.label} with {percent(row.rate.value)} %" for row in follow)
+        names = " and ".join(f"{row.place.named} with {percent(row.rate.value)} %" for row in follow)
         sentence += f" {names} follow{'s' * (len(follow) == 1)}."
     found = [sentence]
     if rest and first.rate.interval:
@@ -178,7 +176,7 @@ def happening(run: Run) -> str:
 
 
 def command(run: Run) -> str | None:
-    """The command line that repeats a run; None when its settings are not known."""
+    """The command line that repeats a run, or all that were joined; None when its settings are not known."""
     from bitflip.settings.hyperparameters import DatasetName, Hyperparameters
 
     if run.settings.get("dataset") not in get_args(DatasetName):  # not known, or not made by a script
@@ -186,7 +184,7 @@ def command(run: Run) -> str | None:
 
     fields = Hyperparameters.model_fields
     arguments = []
-    for name, value in run.settings.items():
+    for name, value in ({**run.settings, "output_path": run.output_path}).items():
         default = fields[name].default if name in fields else None
         if value is None or value == default or (name in fields and str(value) == str(default)):
             continue
@@ -195,6 +193,25 @@ def command(run: Run) -> str | None:
             arguments.append(flag if value else f"--no-{flag[2:]}")
         else:
             arguments.append(shlex.quote(f"{flag}={value}"))
-    if len(run.seeds) > 1:
-        arguments.append("--seed=N")
-    return " ".join(["python", script(run), *arguments])
+    line = " ".join(["python", script(run), *arguments])
+    if len(run.seeds) == 1:
+        return line
+    if run.settings.get("margin") is None:
+        return f"{line} --seeds={_numbers(run.seeds)}"
+    return f'for seed in {" ".join(map(str, run.seeds))}; do {line} "--seed=$seed"; done'  # each stops by itself
+
+
+def _numbers(seeds: Sequence[int]) -> str:
+    """Ascending numbers as ``--seeds`` takes them: ``1-3,7``."""
+    parts = []
+    for _, members in groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0]):
+        first, *more = [seed for _, seed in members]
+        parts.append(f"{first}-{more[-1]}" if more else str(first))
+    return ",".join(parts)
+
+
+def again(run: Run) -> str:
+    """The command line that repeats a single run from its ``.json``, as long as that is where the run wrote it."""
+    folder = run.output_path or "."
+    flags = [f"--rerun={Path(folder) / run.files.run.name}", f"--output-path={folder}"]
+    return shlex.join(["python", script(run), *flags])
