@@ -602,6 +602,14 @@ def test_the_worst_faults_of_a_log_of_weights(tmp_path: Path) -> None:
     assert {(fault.where, fault.original) for fault in faults} == {("batch 1, [43]", "0.9")}
 
 
+def test_a_log_of_an_earlier_version(tmp_path: Path) -> None:
+    run = report.read(write_run(tmp_path))
+    run.files.detail.write_text("Layer: 0, Layer type: Conv2d, Batch: 0, Position: [1, 2, 3], Original value: 0.5\n")
+    found = damage.worst(run)
+    assert "earlier version" in found.words
+    assert not found.faults
+
+
 @pytest.mark.parametrize(("bits", "first"), [("3;7", 3), ("all", 0)])
 def test_the_worst_faults_of_several_bits(bits: str, first: int, tmp_path: Path) -> None:
     run = report.read(write_run(tmp_path))
@@ -613,11 +621,11 @@ def test_the_worst_faults_of_several_bits(bits: str, first: int, tmp_path: Path)
     ("target", "log", "line"),
     [
         ("neuron", NEURON_LOG.format("2.0") + NEURON_LOG.partition("Label")[0], 14),
-        ("neuron", NEURON_LOG.replace("Layer: 0", "Layer: 0, Batch: 0"), 1),
+        ("neuron", NEURON_LOG.replace("Layer: 0", "Layer: none"), 1),
         ("weight", WEIGHT_LOG + IMAGE_LOG.partition("Label")[2], 10),
         ("weight", IMAGE_LOG, 1),
     ],
-    ids=["cut off", "of an earlier version", "front is missing", "no flip"],
+    ids=["cut off", "no number", "front is missing", "no flip"],
 )
 def test_a_damaged_log_is_named(target: str, log: str, line: int, tmp_path: Path) -> None:
     run = report.read(write_run(tmp_path, target=target))

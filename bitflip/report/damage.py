@@ -177,6 +177,9 @@ def _from_log(run: Run) -> Worst:
     path = run.files.detail
     try:
         with path.open(encoding="utf-8") as file:
+            if ", " in file.readline():
+                return Worst((), f"{path.name} is of an earlier version, which wrote a fault in a line.")
+            file.seek(0)
             faults = heapq.nsmallest(COUNT, _logged(run, file), key=_log_order)
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
