@@ -115,14 +115,3 @@ def test_text_keeps_the_payload_of_a_nan(dtype: torch.dtype, sign: int) -> None:
     value = torch.tensor(bitstring.Bits(bin=pattern).int, dtype=INTEGER[dtype]).view(dtype)
     assert value.isnan()
     assert bits.text(value) == pattern
-
-
-@DTYPES
-def test_decimal_gives_the_value_back(dtype: torch.dtype) -> None:
-    for value in samples(dtype):
-        back = torch.tensor(float(bits.decimal(value)), dtype=torch.float64).to(dtype)
-        assert torch.equal(back, value) or (back.isnan() and value.isnan())
-
-
-def test_decimal_is_short() -> None:
-    assert [bits.decimal(torch.tensor(v)) for v in (0.1, -2.0, 1e30, float("nan"))] == ["0.1", "-2.0", "1e+30", "nan"]

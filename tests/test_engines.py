@@ -604,11 +604,10 @@ def test_engines_write_the_same_files(target: TargetKind, tmp_path: Path, few_di
         assert json.loads((folder / "digits_vgg_digits_3.json").read_text())["engine"] == engine
         for suffix in (".txt", ".csv", "_detailed.txt"):
             written[engine + suffix] = (folder / f"digits_vgg_digits_3{suffix}").read_text().splitlines()
-    for suffix in (".txt", ".csv"):
+    for suffix in (".txt", ".csv", "_detailed.txt"):
         assert written["wave" + suffix] == written["reference" + suffix]
     assert len(written["wave_detailed.txt"]) > 10
     assert any("Batch: 2" in line for line in written["wave_detailed.txt"])
-    assert sorted(written["wave_detailed.txt"]) == sorted(written["reference_detailed.txt"])
 
 
 @pytest.mark.parametrize("mib", [1, 4])

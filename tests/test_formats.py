@@ -324,8 +324,9 @@ def test_a_run_on_digits(form: str, target: str, tmp_path: Path, few_digits: Few
     rows = list(csv.DictReader(next((tmp_path / "first").glob("*_2.csv")).open()))
     assert int(rows[0]["correct"]) >= 4 * 98
     text = next((tmp_path / "first").glob("*_detailed.txt")).read_text()
-    found = re.findall(r"Original binary: (\d+), Flip bit: (\d+), .*Error binary: (\d+)", text)
-    assert found or form == "int8"
+    assert text.count(f"Number format: {form}\n") == text.count("Original binary: ")
+    found = re.findall(r"Original binary: (\d+)\nFlip bit: (\d+)\n.*\nError binary:    (\d+)\n", text)
+    assert found or (form, target) == ("int8", "neuron")
     for before, bit, after in found:
         assert len(before) == len(after) == 8
         assert [i for i in range(8) if before[i] != after[i]] == [int(bit)]

@@ -70,7 +70,7 @@ def test_so_many_bits_flip_as_the_kind_says(kind: str, dtype: torch.dtype) -> No
         assert len(differ) == count
         assert differ[0] == flips.bit[place]
         assert flips.written(place) == ("flip", tuple(differ))
-        assert flips.bit_text(place) == ";".join(map(str, differ))
+        assert flips.kind_and_bits(place) == ("flip", ";".join(map(str, differ)))
         if kind.startswith("burst"):
             assert differ[-1] - differ[0] == count - 1
 

@@ -6,9 +6,12 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import parsers
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, TinyNet, random_images, scatter
@@ -100,6 +103,62 @@ def test_a_list_says_what_is_struck(campaign: Campaign, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("target,layer,call,index,bit,image\nneuron,relu,1,3;0;2,1,4\n")
     (row,) = campaign.run(bitflip.read_faults(str(tmp_path / "mine.csv"))).layers
     assert (row.path, row.call, row.parameter, row.flips) == ("relu", 1, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "fault", "said", "form"),
+    [
+        ("neuron", "stuck1", "stuck1", "float32"),
+        ("neuron", "flips:2", "", "float32"),
+        ("neuron", "value:1e30", "value:0x714a", "bfloat16"),
+        ("weight", "value:1e30", "value:0x7149f2ca", "float32"),
+        ("weight", lambda values, words: values + 1e30, "own", "float32"),
+        ("weight", "burst:3", "", "bfloat16"),
+    ],
+)
+def test_the_detailed_log_says_what_the_fault_table_says(
+    target: Any, fault: Any, said: str, form: Any, tiny: nn.Module, tmp_path: Path
+) -> None:
+    """And in its further lines what sets a fault apart."""
+    images = random_images(COUNT, 3, 8, 8)
+    with torch.no_grad():
+        labels = tiny(images).argmax(1)
+    campaign = Campaign(tiny, TensorDataset(images, labels), batch_size=8, device="cpu", number_format=form)
+    sampled = Sampled(target, seed=1, repeats=3, fault=fault, parameters=["weight", "bias"])
+    if target == "neuron":
+        sampled = replace(sampled, parameters=("weight",))
+    result = campaign.run(sampled, detailed_log=True, fault_table=True)
+    written = {path.name.rpartition("_1")[2]: path for path in result.save(tmp_path, plots=False)}
+    rows = pq.read_table(written["_faults.parquet"]).to_pylist()
+    broken = [row for row in rows if row["clean_top1"] == row["label"] != row["top1"]]
+    text = written["_detailed.txt"].read_text()
+    if target == "neuron":
+        blocks = [(block, block) for block in parsers.neurons(text)]
+    else:
+        flips = parsers.weights(text)
+        assert len(flips) == sum(row.flips for row in result.layers)
+        blocks = [({**flip, **image}, flip) for flip, of in flips for image in of]
+    assert len(blocks) == len(broken) > 0
+    keys = ("layer", "path", "call", "parameter", "image", "original", "error", "label", "top1")
+    assert sorted(str([row[key] for key in keys]) for row in broken) == sorted(
+        str(
+            [
+                int(block["Layer"]),
+                block["Path"],
+                int(block.get("Call", 0)),
+                block.get("Parameter", "" if target == "neuron" else "weight"),
+                int(block["Test image"]),
+                float(block["Original value"]),
+                float(block["Error value"]),
+                int(block["Label"]),
+                int(block["Model output"]),
+            ]
+        )
+        for block, _ in blocks
+    )
+    assert {flip.get("Fault", "") for _, flip in blocks} == {said}
+    assert {flip.get("Number format", "float32") for _, flip in blocks} == {form}
+    assert {flip.get("Repeat", "0") for _, flip in blocks} == {"0", "1", "2"}
 
 
 def test_files_are_those_of_the_scripts(campaign: Campaign, tmp_path: Path) -> None:

@@ -196,8 +196,8 @@ def test_layer_types_can_be_hidden(browser: Any, tmp_path: Path) -> None:
 def test_a_name_does_nothing(browser: Any, tmp_path: Path) -> None:
     layers = [(f"{HOSTILE}{i}", f"{HOSTILE}{i}") for i in range(3)]
     (tmp_path / "net_digits_1_detailed.txt").write_text(
-        f"Layer: 0, Layer type: x, Batch: 0, Position: {HOSTILE}, Original value: 0.5, Flip bit: 1, "
-        f"Error value: 8e30, Label: {HOSTILE}, Model output: 0\n"
+        f"Layer: 0\nBatch: 0\nPosition: {HOSTILE}\nOriginal value:  0.5\nFlip bit: 1\n"
+        f"Error value:     8e30\nLabel:        {HOSTILE}\nModel output: 0\n\n\n"
     )
     opened(browser, tmp_path, layers=layers, dataset=HOSTILE, weights=HOSTILE)
     browser.find_element("id", "by-layer").click()

@@ -99,10 +99,18 @@ def test_sample_tables_are_what_the_scripts_write(run: tuple[Path, str], suffix:
 def test_sample_detail_names_the_same_faults(run: tuple[Path, str]) -> None:
     """All but the values themselves, whose last bits are the processor's."""
     folder, stem = run
-    value = re.compile(r"(Original|Error) (value|binary): [^,]+")
+    value = re.compile(r"(Original|Error) (value|binary): .+")
     old, new = ((f / f"{stem}_detailed.txt").read_text() for f in (SAMPLES, folder))
     assert value.sub("", new) == value.sub("", old)
     assert "Flip bit: " in new
+
+
+def test_the_page_for_users_of_the_vessl_example_shows_blocks_of_the_samples() -> None:
+    page = (ROOT / "docs" / "vessl-example.md").read_text()
+    shown = re.findall(r"```\n(Layer: .+?)```", page, flags=re.DOTALL)
+    assert len(shown) == 2
+    for name, blocks in zip(("", "weight_"), shown, strict=True):
+        assert f"{blocks}\n" in (SAMPLES / f"{name}digits_vgg_digits_1234_detailed.txt").read_text()
 
 
 def test_sample_json_has_the_same_keys(run: tuple[Path, str]) -> None:

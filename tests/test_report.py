@@ -576,32 +576,62 @@ def test_the_command_line_repeats_the_settings(tmp_path: Path) -> None:
 
 
 NEURON_LOG = (
-    "Layer: 0, Layer type: Conv2d, Batch: 0, Position: [1, 2, 3], Original value: 0.5, Original binary: 0011, "
-    "Flip bit: 1, Error value: {}, Error binary: 0111, Label: 6, Model output: 0\n"
+    "Layer: 0\nBatch: 0\nPosition: (7, 1, 2, None)\nOriginal value:  0.5\nOriginal binary: 0011\nFlip bit: 1\n"
+    "Error value:     {}\nError binary:    0111\nLabel:        6\nModel output: 0\nLayer type: Conv2d\n\n\n"
 )
 WEIGHT_LOG = (
-    "Layer: 2, Layer type: ReLU, Batch: 1, Position: [43], Original value: 0.9, Original binary: 0011, "
-    "Flip bit: 1, Error value: 3e+38, Error binary: 0111\n"
-) + "".join(f"    Image: {i}, Label: 1, Model output: 0\n" for i in range(7))
+    "Layer: 2\nLayer type: ReLU\nPosition: (43, None, None, None)\nOriginal value:  0.8999999761581421\n"
+    "Original binary: 0011\nFlip bit: 1\nError value:     3e+38\nError binary:    0111\n\n"
+)
+IMAGE_LOG = "Batch: 1\nImage: 3\nLabel: 1\nModel output: 0\n\n"
 
 
 def test_the_worst_faults_of_a_log(tmp_path: Path) -> None:
     run = report.read(write_run(tmp_path))
     assert "--detailed-log" in damage.worst(run).words
     run.files.detail.write_text("".join(NEURON_LOG.format(value) for value in ("-2.0", "nan", "8e+30")))
-    assert [fault.error for fault in damage.worst(run).faults] == ["nan", "8e+30", "-2.0"]
+    faults = damage.worst(run).faults
+    assert [fault.error for fault in faults] == ["nan", "8e+30", "-2.0"]
+    assert {(fault.where, fault.bit, fault.effect) for fault in faults} == {("batch 0, [7, 1, 2]", 1, "6 → 0")}
 
 
 def test_the_worst_faults_of_a_log_of_weights(tmp_path: Path) -> None:
     run = report.read(write_run(tmp_path, target="weight"))
-    run.files.detail.write_text(WEIGHT_LOG.rpartition("    Image")[0] + WEIGHT_LOG)
-    assert [fault.broken for fault in damage.worst(run).faults] == [7, 6]
+    run.files.detail.write_text("".join(WEIGHT_LOG + images * IMAGE_LOG for images in (6, 0, 7, 1)))
+    faults = damage.worst(run).faults
+    assert [(fault.broken, fault.effect) for fault in faults] == [(7, "7 images"), (6, "6 images"), (1, "1 image")]
+    assert {(fault.where, fault.original) for fault in faults} == {("batch 1, [43]", "0.9")}
 
 
-def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+def test_a_log_of_an_earlier_version(tmp_path: Path) -> None:
     run = report.read(write_run(tmp_path))
-    run.files.detail.write_text(NEURON_LOG.format("2.0")[:-60])
-    with pytest.raises(BadInput, match=r"_detailed\.txt, line 1"):
+    run.files.detail.write_text("Layer: 0, Layer type: Conv2d, Batch: 0, Position: [1, 2, 3], Original value: 0.5\n")
+    found = damage.worst(run)
+    assert "earlier version" in found.words
+    assert not found.faults
+
+
+@pytest.mark.parametrize(("bits", "first"), [("3;7", 3), ("all", 0)])
+def test_the_worst_faults_of_several_bits(bits: str, first: int, tmp_path: Path) -> None:
+    run = report.read(write_run(tmp_path))
+    run.files.detail.write_text(NEURON_LOG.format("8e+30").replace("Flip bit: 1", f"Flip bit: {bits}"))
+    assert [fault.bit for fault in damage.worst(run).faults] == [first]
+
+
+@pytest.mark.parametrize(
+    ("target", "log", "line"),
+    [
+        ("neuron", NEURON_LOG.format("2.0") + NEURON_LOG.partition("Label")[0], 14),
+        ("neuron", NEURON_LOG.replace("Layer: 0", "Layer: none"), 1),
+        ("weight", WEIGHT_LOG + IMAGE_LOG.partition("Label")[2], 10),
+        ("weight", IMAGE_LOG, 1),
+    ],
+    ids=["cut off", "no number", "front is missing", "no flip"],
+)
+def test_a_damaged_log_is_named(target: str, log: str, line: int, tmp_path: Path) -> None:
+    run = report.read(write_run(tmp_path, target=target))
+    run.files.detail.write_text(log)
+    with pytest.raises(BadInput, match=rf"_detailed\.txt, line {line}:"):
         damage.worst(run)
 
 

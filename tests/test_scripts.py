@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bitstring
+import parsers
 import pytest
 from conftest import FewDigits, Finished, RunScript
 from torch import nn
@@ -31,15 +32,6 @@ SCRIPTS = pytest.mark.parametrize("script", PREFIX)
 SUFFIXES = (".csv", ".json", ".txt", "_bits.csv")
 RESULT_LINE = r"Layer #(\d+): (\d+) / (\d+) = (\d+\.\d{4})%, (\w+)"
 LAYERS = 24  # of the shipped network, with the Identity in front
-
-NEURON_LINE = re.compile(
-    r"Layer: (?P<layer>\d+), Layer type: (?P<type>\w+), Batch: (?P<batch>\d+), Position: \[(?P<position>[\d, ]+)\], "
-    r"Original value: (?P<value>\S+), Original binary: (?P<binary>[01]{32}), Flip bit: (?P<bit>\d+), "
-    r"Error value: (?P<error>\S+), Error binary: (?P<error_binary>[01]{32}), "
-    r"Label: (?P<label>\d), Model output: (?P<output>\d)"
-)
-WEIGHT_LINE = re.compile(NEURON_LINE.pattern.removesuffix(r", Label: (?P<label>\d), Model output: (?P<output>\d)"))
-IMAGE_LINE = re.compile(r"    Image: (?P<image>\d+), Label: (?P<label>\d), Model output: (?P<output>\d)")
 
 
 @dataclass(frozen=True)
@@ -348,8 +340,8 @@ def test_engines_agree(script: str, run_digits: RunDigits, few_digits: FewDigits
     assert wave.run["engine"] == "wave"
     assert reference.run["engine"] == "reference"
     assert wave.text(".csv") == reference.text(".csv")
-    logs = [re.sub(r"(value|binary): [^,\n]+", "", result.text("_detailed.txt")) for result in (wave, reference)]
-    assert sorted(logs[0].splitlines()) == sorted(logs[1].splitlines())
+    logs = [re.sub(r"(value|binary): .+", "", result.text("_detailed.txt")) for result in (wave, reference)]
+    assert logs[0] == logs[1]
     assert "Flip bit: " in logs[0]
 
 
@@ -382,7 +374,9 @@ def test_no_flip_no_misclassification(
     images, labels = digits.load("test").tensors
     correct = int((digits_model(images).argmax(dim=1) == labels).sum())
     assert {(row["misclassified"], row["correct"]) for row in result.rows} == {("0", str(correct))}
-    assert result.text("_detailed.txt") == ""
+    log = result.text("_detailed.txt")
+    assert "Label: " not in log
+    assert len(parsers.weights(log)) == (2 * 12 if script == "weight.py" else 0)
 
 
 def test_drop_last_leaves_out_the_smaller_batch(run_digits: RunDigits, few_digits: FewDigits) -> None:
@@ -404,14 +398,26 @@ def as_float(binary: str) -> float:
     return float(value)
 
 
-def check_flip(match: re.Match[str]) -> None:
+def check_flip(block: parsers.Block) -> None:
     """Check one flip of the log with bitstring and struct."""
-    expected = bitstring.BitArray(bin=match["binary"])
-    expected.invert(int(match["bit"]))
-    assert expected.bin == match["error_binary"]
-    for text, binary in ((match["value"], match["binary"]), (match["error"], match["error_binary"])):
-        value = as_float(binary)
-        assert text == "nan" if value != value else struct.pack(">f", float(text)) == struct.pack(">f", value)
+    expected = bitstring.BitArray(bin=block["Original binary"])
+    expected.invert(int(block["Flip bit"]))
+    assert expected.bin == block["Error binary"]
+    for kind in ("Original", "Error"):
+        assert block[f"{kind} value"] == str(as_float(block[f"{kind} binary"]))
+
+
+def coordinates(block: parsers.Block) -> list[int | None]:
+    """The position of a block, which is written as a tuple."""
+    found = re.fullmatch(r"\((\w+(?:, \w+)*)\)", block["Position"])
+    assert found is not None
+    return [None if part == "None" else int(part) for part in found[1].split(", ")]
+
+
+def check_place(place: list[int | None], shape: list[int]) -> None:
+    """Check that an element is one of a tensor of a shape."""
+    assert [i for i in place if i is not None] == place[: len(shape)]
+    assert all(0 <= i < side for i, side in zip(place, shape, strict=False) if i is not None)
 
 
 @pytest.mark.parametrize("bit", ["-1", "1"], ids=["random bits", "bit 1"])
@@ -420,57 +426,80 @@ def test_detailed_log_of_neurons(script: str, bit: str, run_digits: RunDigits, f
     few_digits(96)
     result = run_digits(script, "--detailed-log", "--batch-size", "40", "--bit-flip-pos", bit)
     labels = digits.load("test").tensors[1].tolist()
-    shapes = {layer["number"]: layer["shape"] for layer in result.run["layers"]}
+    layers = {str(layer["number"]): layer for layer in result.run["layers"]}
     count: Counter[str] = Counter()
-    for line in result.text("_detailed.txt").splitlines():
-        match = NEURON_LINE.fullmatch(line)
-        assert match is not None, line
-        check_flip(match)
+    for block in parsers.neurons(result.text("_detailed.txt")):
+        check_flip(block)
         if bit == "1":
-            assert match["bit"] == "1"
-        image, *element = (int(part) for part in match["position"].split(", "))
-        shape = shapes[int(match["layer"])]
-        assert len(element) == len(shape)
-        assert all(0 <= place < side for place, side in zip(element, shape, strict=True))
+            assert block["Flip bit"] == "1"
+        layer = layers[block["Layer"]]
+        image, *element = coordinates(block)
+        assert image is not None
+        assert len(element) == 3
+        check_place(element, layer["shape"])
+        index = int(block["Batch"]) * 40 + image
         assert image < 40
-        assert int(match["label"]) == labels[int(match["batch"]) * 40 + image]
-        assert match["output"] != match["label"]
-        count[match["layer"]] += 1
+        assert [block[name] for name in ("Layer type", "Path", "Test image")] == [
+            layer["type"],
+            layer["path"],
+            str(index),
+        ]
+        assert int(block["Label"]) == labels[index]
+        assert block["Model output"] != block["Label"]
+        count[block["Layer"]] += 1
     assert count == {row["layer"]: int(row["misclassified"]) for row in result.rows if row["misclassified"] != "0"}
     assert count.total() > (5 if bit == "-1" else 200)
 
 
 @pytest.mark.parametrize("bit", ["-1", "1"], ids=["random bits", "bit 1"])
 def test_detailed_log_of_weights(bit: str, run_digits: RunDigits, few_digits: FewDigits) -> None:
-    """A flip once, then the images that it broke."""
+    """Each flip once, then the images that it broke."""
     few_digits(96)
     result = run_digits("weight.py", "--detailed-log", "--batch-size", "8", "--bit-flip-pos", bit)
     labels = digits.load("test").tensors[1].tolist()
     shapes = {
-        layer["number"]: parameter["shape"]
+        str(layer["number"]): parameter["shape"]
         for layer in result.run["layers"]
         for parameter in layer["parameters"]
         if parameter["name"] == "weight"
     }
     count: Counter[str] = Counter()
     flips: list[tuple[str, str]] = []
-    for line in result.text("_detailed.txt").splitlines():
-        match = WEIGHT_LINE.fullmatch(line)
-        if match is not None:
-            check_flip(match)
-            flip = match
-            flips.append((match["layer"], match["batch"]))
-            element = [int(part) for part in match["position"].split(", ")]
-            assert all(0 <= i < side for i, side in zip(element, shapes[int(match["layer"])], strict=True))
-            continue
-        image = IMAGE_LINE.fullmatch(line)
-        assert image is not None, line
-        assert int(image["label"]) == labels[int(flip["batch"]) * 8 + int(image["image"])]
-        assert image["output"] != image["label"]
-        count[flip["layer"]] += 1
-    assert len(flips) == len(set(flips))
-    assert count == {row["layer"]: int(row["misclassified"]) for row in result.rows if row["misclassified"] != "0"}
+    for flip, images in parsers.weights(result.text("_detailed.txt")):
+        check_flip(flip)
+        place = coordinates(flip)
+        assert len(place) == 4
+        check_place(place, shapes[flip["Layer"]])
+        first, last = map(int, flip["Test images"].split("-"))
+        assert (first % 8, last) == (0, first + 7)
+        flips.append((flip["Layer"], flip["Test images"]))
+        for image in images:
+            index = int(image["Batch"]) * 8 + int(image["Image"])
+            assert image["Test image"] == str(index)
+            assert first <= index <= last
+            assert int(image["Label"]) == labels[index]
+            assert image["Model output"] != image["Label"]
+        count[flip["Layer"]] += len(images)
+    assert len(flips) == len(set(flips)) == sum(int(row["flips"]) for row in result.rows)
+    assert count == Counter({row["layer"]: int(row["misclassified"]) for row in result.rows})
     assert count.total() > 0
+
+
+@SCRIPTS
+def test_other_results_are_read_by_parsers_of_the_vessl_example(
+    script: str, run_digits: RunDigits, few_digits: FewDigits
+) -> None:
+    few_digits(64)
+    result = run_digits(
+        script, "--layer-type", "Conv2d,Linear", "--layer-num", "0,5", "--batch-size", "16", "--bit-flip-pos", "1"
+    )
+    rows = {row["name"]: 100 * int(row["misclassified"]) / int(row["correct"]) for row in result.rows}
+    assert len(rows) > 1
+    assert max(rows.values()) > 0
+    found = [(rate, name) for rate, name in parsers.rates(result.text(".txt")) if rate.endswith("%,")]
+    assert found == [(f"{rate:.4f}%,", name) for name, rate in rows.items()]
+    read = dict(parsers.table(result.text(".csv"), 5))
+    assert read == pytest.approx(rows, abs=1e-6)
 
 
 @pytest.mark.parametrize("script", ["main.py", "weight.py"])

@@ -19,7 +19,7 @@ from bitflip.campaign.unfinished import damaged, writable
 from bitflip.faults.tasks import Task
 from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
-from bitflip.results import fault_table, tables
+from bitflip.results import detail, fault_table
 
 
 class Log(ABC):
@@ -96,11 +96,11 @@ class DetailLog(Log):
         items: what faults strike.
         batch_size: of the batches that positions are counted in.
         seed: of the faults.
-        stored_of: how values are stored, see :func:`bitflip.results.tables.detail_text`.
+        stored_of: how values are stored, see :func:`bitflip.results.detail.text`.
     """
 
     def __init__(
-        self, folder: Path, items: Sequence[Target], batch_size: int, seed: int, stored_of: tables.StoredOf
+        self, folder: Path, items: Sequence[Target], batch_size: int, seed: int, stored_of: detail.StoredOf
     ) -> None:
         super().__init__(folder / f"detail-{seed}.txt")
         self._items, self._batch_size, self._seed, self._stored_of = items, batch_size, seed, stored_of
@@ -108,7 +108,7 @@ class DetailLog(Log):
 
     def add(self, task: Task, batch: BatchOutcomes) -> None:
         """See :class:`bitflip.outcomes.tally.Tally`."""
-        self._waiting.append(tables.detail_text(self._items, self._batch_size, batch, self._seed, self._stored_of))
+        self._waiting.append(detail.text(self._items, self._batch_size, batch, self._seed, self._stored_of))
 
     def _take(self) -> bytes:
         text = "".join(self._waiting)

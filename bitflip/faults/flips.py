@@ -43,6 +43,7 @@ class Flips:
         seed: that drew the flips; 0 for flips that were not drawn.
         rows: the images of the batch that neurons flip for, each once; int64, shape (N,). None for all, in order.
         change: what becomes of each value; None if its bit flips.
+        repeat: number of the flip, where an image or batch gets several; int64, shape (N,). None for 0.
     """
 
     layer: Layer
@@ -52,6 +53,7 @@ class Flips:
     seed: int = 0
     rows: NDArray[np.int64] | None = None
     change: Change | None = None
+    repeat: NDArray[np.int64] | None = None
 
     @property
     def where(self) -> tuple[Layer, str]:
@@ -84,11 +86,15 @@ class Flips:
         """What happens to value ``i`` as in a fault list; see :func:`bitflip.faults.kinds.written`."""
         return kinds.written(self.changes, i, self._width)
 
-    def bit_text(self, i: int) -> str:
-        """The bits of value ``i`` that are struck: ``1``, ``1;7``, or ``all``."""
+    def kind_and_bits(self, i: int) -> tuple[str, str]:
+        """Of value ``i``, the kind of fault and the bits that are struck, in words: ``("flip", "1;7")``."""
         if self.change is None:
-            return str(self.bit[i])
-        return kinds.bit_text(self.change, i, self._width)
+            return "flip", str(self.bit[i])
+        return kinds.kind_and_bits(self.change, i, self._width)
+
+    def repeat_of(self, i: int) -> int:
+        """Number of the flip of value ``i``, from 0, where an image or batch gets several in this layer."""
+        return 0 if self.repeat is None else int(self.repeat[i])
 
     @property
     def _width(self) -> int:
@@ -96,7 +102,8 @@ class Flips:
 
     def _only(self, chosen: slice | NDArray[np.bool_]) -> Flips:
         change = None if self.change is None else self.change.of(chosen)
-        return replace(self, element=self.element[chosen], bit=self.bit[chosen], change=change)
+        repeat = None if self.repeat is None else self.repeat[chosen]
+        return replace(self, element=self.element[chosen], bit=self.bit[chosen], change=change, repeat=repeat)
 
     def coordinates(self, i: int) -> tuple[int, ...]:
         """Index of element ``i`` along each dimension of one image's output, or of the parameter tensor."""
@@ -129,7 +136,7 @@ def neuron_flips(
     words = _words(seed, layer, (first, _TARGET_WORD["neuron"], repeat, 0), count)
     element = _below(words[:, 0], math.prod(layer.shape))
     struck, change = kind.draw(_pick(bit, shares), words, layer.bits, layer.format)
-    return Flips(layer, element, struck, "", seed, change=change)
+    return Flips(layer, element, struck, "", seed, change=change, repeat=_repeats(repeat, count))
 
 
 def parameter_flip(
@@ -148,7 +155,7 @@ def parameter_flip(
     words = _words(seed, layer, (batch, _TARGET_WORD["weight"], repeat, parameter_word(parameter)), 1)
     element = _below(words[:, 0], math.prod(tensor.shape))
     first, change = kind.draw(_pick(bit, shares), words, tensor.bits, tensor.format)
-    return Flips(layer, element, first, parameter, seed, change=change)
+    return Flips(layer, element, first, parameter, seed, change=change, repeat=_repeats(repeat, 1))
 
 
 def parameter_word(parameter: str) -> int:
@@ -160,6 +167,10 @@ def _parameter(layer: Layer, name: str) -> Parameter:
     found = layer.parameter(name)
     assert found is not None, f"{layer.path} has no parameter {name}"
     return found
+
+
+def _repeats(repeat: int, count: int) -> NDArray[np.int64] | None:
+    return np.full(count, repeat, dtype=np.int64) if repeat else None
 
 
 def _words(seed: int, layer: Layer, counter: tuple[int, int, int, int], count: int) -> NDArray[np.uint64]:

@@ -243,12 +243,12 @@ def written(change: Change, place: int, width: int) -> tuple[str, tuple[int, ...
     return name, tuple(bit for bit in range(width) if mask >> (width - 1 - bit) & 1)
 
 
-def bit_text(change: Change, place: int, width: int) -> str:
-    """The bits that become something else, or are stuck: ``1``, ``1;7``, or ``all``."""
+def kind_and_bits(change: Change, place: int, width: int) -> tuple[str, str]:
+    """Of a value, the kind of fault as lists name it, or ``own``, and its bits: ``1``, ``1;7``, or ``all``."""
     if isinstance(change.rule, _Rule):
-        return "all"
+        return "own", "all"
     name, struck = written(change, place, width)
-    return "all" if kind_of_fault(name)[0] in ("zero", "value") else ";".join(map(str, struck))
+    return name, "all" if kind_of_fault(name)[0] in ("zero", "value") else ";".join(map(str, struck))
 
 
 def stored(text: str, form: str) -> int:

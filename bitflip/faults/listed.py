@@ -99,14 +99,16 @@ class Listed:
         held = [self.faults[number] for number in slot.faults]
         element = np.array([int(np.ravel_multi_index(f.index, place[0])) if place[0] else 0 for f in held])
         bit, change = np.array([fault.bit for fault in held]), _change(held, layer)
+        repeat = np.array([fault.repeat for fault in held]) if any(fault.repeat for fault in held) else None
         if one.target != "neuron":
-            return Flips(layer, element, bit, one.target, change=change)
+            return Flips(layer, element, bit, one.target, change=change, repeat=repeat)
         rows = None if slot.rows is None else np.array(slot.rows)
         count = images if rows is None else len(rows)
         if change is not None:
             change = replace(change, arrays=np.broadcast_to(change.arrays, (len(change.arrays), count)))
         element, bit = np.broadcast_to(element, count), np.broadcast_to(bit, count)
-        return Flips(layer, element, bit, "", rows=rows, change=change)
+        repeat = None if repeat is None else np.broadcast_to(repeat, count)
+        return Flips(layer, element, bit, "", rows=rows, change=change, repeat=repeat)
 
 
 def _change(held: Sequence[Fault], layer: Layer) -> Change | None:

@@ -105,13 +105,3 @@ def text(value: Tensor) -> str:
     whole = not value.is_floating_point()  # a code
     integer = value if whole else value.reshape(1).view(_INTEGER[value.dtype])  # a NaN keeps its payload
     return str(bitstring.Bits(int=int(integer.item()), length=8 * value.element_size()).bin)
-
-
-def decimal(value: Tensor) -> str:
-    """The shortest decimal text that gives one value back in its own type (of a bfloat16, in float32).
-
-    Example:
-        >>> decimal(torch.tensor(0.1))
-        '0.1'
-    """
-    return str((value.float() if value.dtype == torch.bfloat16 else value).numpy()[()])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy as np
 from bitflip.errors import BadInput, first_line
 from bitflip.report import record
 from bitflip.report.runs import Place, Run, parameters_of
+from bitflip.results import detail
 
 COUNT = 12  # faults that are shown
 COLUMNS = (
@@ -176,10 +175,12 @@ def _both(one: Damage, two: Damage) -> Damage:
 
 def _from_log(run: Run) -> Worst:
     path = run.files.detail
-    places = {row.place.layer: row.place for row in run.layers}
     try:
         with path.open(encoding="utf-8") as file:
-            faults = heapq.nsmallest(COUNT, _logged(path, file, places), key=_log_order)
+            if ", " in file.readline():
+                return Worst((), f"{path.name} is of an earlier version, which wrote a fault in a line.")
+            file.seek(0)
+            faults = heapq.nsmallest(COUNT, _logged(run, file), key=_log_order)
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
     except OSError as error:
@@ -193,27 +194,45 @@ def _log_order(fault: Damage) -> tuple[int, float]:
     return -fault.broken, -(moved if math.isfinite(moved) else math.inf)
 
 
-def _logged(path: Path, lines: Iterable[str], places: Mapping[int, Place]) -> Iterator[Damage]:
-    """A fault per flip; the lines of a weight flip's images follow its own and are indented."""
+def _logged(run: Run, lines: Iterable[str]) -> Iterator[Damage]:
+    """A fault for each flip that broke an image; the images of a weight flip follow in blocks of their own."""
+    places = {row.place.layer: row.place for row in run.layers}
     flip: Damage | None = None
-    for number, line in enumerate(lines, start=1):
+    for number, block in detail.blocks(lines):
         try:
-            cells = dict(part.split(": ", 1) for part in re.split(r", (?=[A-Z])", line.strip()))
-            effect = f"{cells['Label']} → {cells['Model output']}" if "Label" in cells else ""
-            if line.startswith(" ") and flip is not None:
-                broken = flip.broken + 1
-                words = f"{broken} image{'s' * (broken > 1)}"
-                flip = Damage(flip.place, flip.where, flip.bit, flip.original, flip.error, broken, words, None)
+            if "Layer" not in block and flip is not None:
+                flip = _breaking(flip, block)
                 continue
-            if flip is not None:
+            if flip is not None and flip.broken:
                 yield flip
-            layer, position = int(cells["Layer"]), cells["Position"]
-            values = (cells["Original value"], cells["Error value"])
-            float(values[0]), float(values[1])  # whether they are numbers
-            place = places.get(layer) or Place(layer, cells["Layer type"], f"layer {layer}", 0, "")
-            where = f"batch {cells['Batch']}, {position}"
-            flip = Damage(place, where, int(cells["Flip bit"]), *values, 1 if effect else 0, effect, None)
+            flip = _fault(block, places)
+            if run.target != "weight":
+                flip = replace(_breaking(flip, block), effect=f"{block['Label']} → {block['Model output']}")
         except (ValueError, KeyError) as error:
-            raise BadInput(f"{path}, line {number}: expected a misclassification of a run") from error
-    if flip is not None:
+            raise BadInput(f"{run.files.detail}, line {number}: expected a misclassification of a run") from error
+    if flip is not None and flip.broken:
         yield flip
+
+
+def _fault(block: Mapping[str, str], places: Mapping[int, Place]) -> Damage:
+    """A fault that has broken no image yet."""
+    layer = int(block["Layer"])
+    place = places.get(layer) or Place(layer, block["Layer type"], f"layer {layer}", 0, "")
+    coordinates = [part for part in block["Position"].strip("()").split(", ") if part != "None"]
+    bit = block["Flip bit"].partition(";")[0]
+    values = (_short(block["Original value"]), _short(block["Error value"]))
+    return Damage(place, f"[{', '.join(coordinates)}]", 0 if bit == "all" else int(bit), *values, 0, "", None)
+
+
+def _breaking(flip: Damage, block: Mapping[str, str]) -> Damage:
+    """The fault with one more image that it broke."""
+    where = flip.where if flip.broken else f"batch {block['Batch']}, {flip.where}"
+    broken = flip.broken + 1
+    return replace(flip, where=where, broken=broken, effect=f"{broken} image{'s' * (broken > 1)}")
+
+
+def _short(value: str) -> str:
+    """The shortest text that gives a float32 back; the value as it is where it is none."""
+    with np.errstate(over="ignore"):
+        short = np.float32(value)
+    return str(short if np.isfinite(short) else float(value))

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from bitflip import csvs
 from bitflip.files import replacing
-from bitflip.network import bits
-from bitflip.network.formats import Stored
-from bitflip.network.layers import Layer, Target
-from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.network.layers import Target
 from bitflip.outcomes.counts import Totals
 from bitflip.results import columns
 from bitflip.statistics.rates import LayerEstimate, Rate
@@ -129,69 +123,3 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
     with replacing(path) as file:
         json.dump(run, file, indent=2, default=str)
         file.write("\n")
-
-
-StoredOf = Callable[[Layer, str], Stored | None]
-
-
-def detail_text(chosen: Sequence[Target], batch_size: int, batch: BatchOutcomes, seed: int, stored_of: StoredOf) -> str:
-    """The misclassifications of one batch of outcomes, by the flips of one seed, for the ``_detailed.txt``.
-
-    Batches and positions in them are those of ``batch_size``, however many images were run together.
-
-    Args:
-        chosen: what faults strike.
-        batch_size: of the batches that are meant.
-        batch: the outcomes.
-        seed: of the flips.
-        stored_of: how a layer's output, or a parameter of it, is stored; None as it is.
-
-    Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
-    """
-    lines: list[str] = []
-    items = {item.where: item for item in chosen}
-    count = len(batch.labels)
-    start = 0
-    while start < count:
-        number = (batch.first + start) // batch_size
-        end = min(count, (number + 1) * batch_size - batch.first)
-        misclassified = batch.misclassified[:, start:end]
-        for slot, place in misclassified.nonzero().tolist():
-            flips, image = batch.flips[slot], start + place
-            if flips.seed != seed:
-                continue
-            position = batch.first + image - number * batch_size
-            broken = f"Label: {int(batch.labels[image])}, Model output: {int(batch.top1[slot, image])}"
-            if flips.parameter:
-                first = not misclassified[slot, :place].any()
-                flip = f"{_flip_text(items[flips.where], number, [], batch, slot, 0, stored_of)}\n" if first else ""
-                lines.append(f"{flip}    Image: {position}, {broken}\n")
-            else:
-                row = int(np.searchsorted(flips.images, image))
-                lines.append(
-                    f"{_flip_text(items[flips.where], number, [position], batch, slot, row, stored_of)}, {broken}\n"
-                )
-        start = end
-    return "".join(lines)
-
-
-def _flip_text(
-    item: Target, number: int, image: list[int], batch: BatchOutcomes, slot: int, row: int, stored_of: StoredOf
-) -> str:
-    flips, original, error = batch.flips[slot], batch.original[slot][row], batch.error[slot][row]
-    parameter = "" if item.parameter in ("", "weight") else f"Parameter: {item.parameter}, "
-    stored, coordinates = stored_of(*flips.where), flips.coordinates(row)
-    before, after = original, error
-    if stored is not None:
-        channel = stored.at(coordinates[0])
-        change = flips.changes.of(slice(row, row + 1))
-        before = channel.encode(original)
-        # Codes that are no number can't be told from each other by their value.
-        known = change.rule is None
-        after = bits.masked(before, torch.from_numpy(change.arrays[:, 0])) if known else channel.encode(error)
-    return (
-        f"Layer: {item.number}, Layer type: {item.layer.type}, {parameter}Batch: {number}, "
-        f"Position: {[*image, *coordinates]}, "
-        f"Original value: {bits.decimal(original)}, Original binary: {bits.text(before)}, "
-        f"Flip bit: {flips.bit_text(row)}, Error value: {bits.decimal(error)}, Error binary: {bits.text(after)}"
-    )
