@@ -14,15 +14,17 @@ from synthetic import write_run
 
 from bitflip import BadInput
 from bitflip import __main__ as program
+from bitflip.faults.allocation import by_effect
 from bitflip.report import budget as reported
 from bitflip.report import reading
+from bitflip.report.scale import REGIONS, regions
 from bitflip.statistics import budget
-from bitflip.statistics.budget import Floats, Ints
+from bitflip.statistics.budget import Floats
 from bitflip.statistics.intervals import Sums
 
 LAYERS, BITS = 12, 32
 LAYER, BIT = np.repeat(np.arange(LAYERS), BITS), np.tile(np.arange(BITS), LAYERS)
-USUAL = reported.usual_order(32)
+USUAL = by_effect(32)
 
 
 # --- the choice, and what is left ---
@@ -112,11 +114,13 @@ def test_a_bit_that_few_faults_hit_is_taken_for_what_it_is_elsewhere() -> None:
     assert rest == [2, 2, 2, 0, 0, 0, 1, 1, 1], "nothing is known: the usual order"
 
 
-@pytest.mark.parametrize(
-    ("form", "width", "first"), [("float32", 32, [*range(1, 9), 0, 9]), ("bfloat16", 16, [*range(1, 9), 0, 9])]
-)
-def test_the_usual_order(form: str, width: int, first: Ints) -> None:
-    assert reported.usual_order(width, form)[:10] == first
+@pytest.mark.parametrize("form", REGIONS)
+def test_the_usual_order(form: str) -> None:
+    width, parts = sum(REGIONS[form]), regions(sum(REGIONS[form]), form)
+    part = {bit: name for name, first, last in parts for bit in range(first, last + 1)}
+    names = ["sign", "magnitude"] if form == "int8" else ["exponent", "sign", "mantissa"]
+    order = by_effect(width, form)
+    assert order == sorted(range(width), key=lambda bit: (names.index(part[bit]), bit))
 
 
 # --- a run ---

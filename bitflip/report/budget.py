@@ -11,10 +11,9 @@ import numpy as np
 
 from bitflip import csvs
 from bitflip.errors import BadInput
-from bitflip.faults.allocation import strata
+from bitflip.faults.allocation import by_effect, strata
 from bitflip.report import comparison, record
 from bitflip.report.runs import Place, Run, parameters_of
-from bitflip.report.scale import regions
 from bitflip.report.summary import sums
 from bitflip.results import columns
 from bitflip.settings.combined import SINGLE
@@ -104,7 +103,7 @@ def of(run: Run, ranked_by: By = None) -> Budget:
     bit = np.array([cell.bit for cell in cells])
     layers = {where: i for i, where in enumerate(dict.fromkeys(cell.place for cell in cells))}
     layer = np.array([layers[cell.place] for cell in cells])
-    usual = usual_order(int(bit.max()) + 1, run.form)
+    usual = by_effect(max(int(bit.max()) + 1, run.width_of()), run.form)
     if ranked_by is None:
         ranking, estimating = _halves(run, place)
         words = "half of the faults, chosen at random"
@@ -116,19 +115,6 @@ def of(run: Run, ranked_by: By = None) -> Budget:
     curve = budget.curve(estimating, _parts(run, cells, layer), bits, order, run.confidence)
     faults = int(np.minimum(estimating.flips, estimating.n).sum())
     return Budget(run, tuple(cells[i] for i in order), curve, words, faults)
-
-
-def usual_order(width: int, form: object = None) -> list[int]:
-    """Bits by what a flip does to a value: exponent, sign, mantissa, each from its most significant bit on.
-
-    A flip of an exponent's bit of the value 2^k scales by 2^(2^k), one of the sign by -1, and one of the mantissa adds
-    a half at most. Of a whole number, the bits are in their order.
-
-    >>> usual_order(8, "float8_e4m3fn"), usual_order(8, "int8")
-    ([1, 2, 3, 4, 0, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7])
-    """
-    first = next((range(a, b + 1) for name, a, b in regions(width, form) if name == "exponent"), range(0))
-    return [*first, *(bit for bit in range(width) if bit not in first)]
 
 
 def _cells(run: Run) -> list[Cell]:
@@ -240,8 +226,8 @@ def _halves(run: Run, place: Places) -> tuple[Sums[Any], Sums[Any]]:
         cell, m, n = _of_list(run, place)
     else:
         raise BadInput(
-            f"{run.files.table}: expected a run with fault_table (--fault-table), since half of the faults, one by one, "
-            "choose which bits come first and the others say what is left; or name another run that chooses "
+            f"{run.files.table}: expected a run with fault_table (--fault-table), since half of the faults, one by "
+            "one, choose which bits come first and the others say what is left; or name another run that chooses "
             f"(--ranked-by RUN), or let the positions of bits do so (--ranked-by {POSITION})"
         )
     return budget.dealt(cell, m, n, len(place), random)
