@@ -278,3 +278,32 @@ def test_a_run_says_which_activations_it_can_not_protect(caplog: pytest.LogCaptu
     model.add_module("relu", nn.Identity())
     with pytest.raises(BadInput, match=r"the model has no ReLU that is a module(.|\n)*1 of gelu, 1 of relu"):
         protect(model, random_images(4, 3, 8, 8), protect="relu6")
+
+
+# --- side by side, in a program ---
+
+
+def test_several_side_by_side() -> None:
+    model, images = scatter(TinyNet()).eval(), random_images(24, 3, 8, 8)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    data = TensorDataset(images, labels)
+    campaign = Campaign(model, data, batch_size=8, calibration=data)
+    faults = Sampled("weight", seed=3, bit=1, repeats=4)
+    found = campaign.compare_protections(faults, ["ranger", "ecc:1", relu6], percentile=99.0)
+    assert [one.name for one in found.rows] == ["unprotected", "ranger", "ecc:1", "relu6"]
+    alone = campaign.run(faults, protect="ranger", percentile=99.0)
+    assert found.results["ranger"].layers == alone.layers
+    for one in found.rows[1:]:
+        assert one.against is not None
+        assert one.against.paired
+    assert {row.misclassified for row in found.results["ecc:1"].layers} == {0}
+    assert found["unprotected"].rate is not None
+    assert found["unprotected"].rate.value
+    assert found.plot().png.startswith(b"\x89PNG")
+    with pytest.raises(BadInput, match="protections: expected each once, got relu6 again"):
+        campaign.compare_protections(faults, ["relu6", relu6])
+    with pytest.raises(BadInput, match="prove: expected no value"):
+        campaign.compare_protections(faults, ["relu6"], prove=True)
+    with pytest.raises(BadInput, match="protections: expected functions, or texts"):
+        campaign.compare_protections(faults, ["relu7"])

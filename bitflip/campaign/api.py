@@ -19,12 +19,13 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
-from bitflip.campaign import experiment, identity, loop, protecting, publishing
+from bitflip.campaign import experiment, identity, loop, protecting, publishing, side_by_side
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.error_rates import ErrorRateCampaign
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.protecting import OwnProtection, Safeguard
+from bitflip.campaign.side_by_side import Protections
 from bitflip.data import training
 from bitflip.data.images import Images
 from bitflip.errors import BadInput
@@ -278,6 +279,27 @@ class Campaign:
         path.mkdir(parents=True, exist_ok=True)
         table = self._run(settings, target, listed, own, calibration_set, function, progress=progress)
         return Result(table, holder)
+
+    def compare_protections(
+        self,
+        faults: Sampled | FaultList,
+        protections: Sequence[str | OwnProtection],
+        *,
+        folder: str | Path | None = None,
+        **options: Any,
+    ) -> Protections:
+        """Run the same faults without a protection and with each of several, and hold them against each other.
+
+        Args:
+            faults: as for :meth:`run`.
+            protections: each as ``protect`` there.
+            folder: for the files of all runs; None: they are kept as long as the result.
+            options: further arguments of :meth:`run`.
+
+        Raises:
+            BadInput: for settings, faults or protections that do not fit; its sentences say what.
+        """
+        return side_by_side.compare(self, faults, protections, folder, options)
 
     def error_rates(
         self,
