@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "two runs held against each other: what differs by layer, and how surely",
     "formats": "the same network in several number formats, side by side: accuracy, rates by layer and by bit",
     "protect": "a network with and without protections, under the same faults: what each breaks, and saves",
+    "budget": "which bits must be protected, from the files of a run: what is left, and how few are enough",
     "prove": "what share of all faults, of every value and bit, a bound shows to be harmless, without running one",
     "verify": "run a published fault list and compare with its published outcomes",
     "coverage": "what of a network faults can reach, and whether the engines agree on it",

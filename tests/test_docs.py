@@ -31,7 +31,7 @@ def test_the_page_about_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         said = behind if behind is not None and behind[1] == "" else None
         assert said or not printed.getvalue()
         shown.append((said, printed.getvalue()))
-    assert len(shown) == 9
+    assert len(shown) == 11
     assert (tmp_path / "heatmap.png").stat().st_size > 0
     if update_golden:
         for said, now in reversed(shown):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from conftest import FewDigits
 
 from bitflip import __main__ as program
 from bitflip.report import comparison, protections, reading
+from bitflip.results import tracking
+from bitflip.results.tracking import Tracker
 
 HARSH = "clamp:0.0:0.4"  # breaks images
 
@@ -25,6 +28,36 @@ def clean(folder: Path) -> dict[int, bool]:
     """Whether each image is right without a fault."""
     (path,) = folder.glob("*_faults.parquet")
     return {row["image"]: row["label"] == row["clean_top1"] for row in pq.read_table(path).to_pylist()}
+
+
+class Sent(Tracker):
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, payload: Mapping[str, float], step: int) -> None:
+        """See :class:`bitflip.results.tracking.Tracker`."""
+        self.found.append((step, dict(payload)))
+
+
+def test_vessl_gets_both_rates_and_their_difference(
+    few_digits: FewDigits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_digits(40)
+    sent = Sent()
+    monkeypatch.setattr(tracking, "connect", lambda: sent)
+    common = ["--dataset=digits", "--seed=4", "--bit-flip-pos=1", f"--output-path={tmp_path}", "--layer-type=Conv2d"]
+    assert program.main(["protect", f"--with=relu6,{HARSH}", *common]) == 0
+    rates = {(row["protection"], row["layer"]): float(row["rate"]) for row in rows_of(tmp_path) if row["layer"]}
+    assert [step for step, _ in sent.found] == [int(layer) for name, layer in rates if name == "relu6"]
+    for step, payload in sent.found:
+        bare, first, second = (rates[name, str(step)] for name in ("unprotected", "relu6", HARSH))
+        expected = {"": first, "/unprotected": bare, "/difference": first - bare, "/relu6": first}
+        expected |= {"/relu6/difference": first - bare, f"/{HARSH}": second, f"/{HARSH}/difference": second - bare}
+        assert payload == pytest.approx(
+            {f"Misclassification_rate{end}": rate for end, rate in expected.items()}, abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("target", ["neuron", "weight"])

@@ -65,5 +65,13 @@ def test_messages_name_settings_by_the_flags_that_they_have() -> None:
     assert len(found) > 20
     for names, flags in found:
         assert flags == ", ".join(f"--{name.replace('_', '-')}" for name in names.split(", "))
-    known = {*Hyperparameters.model_fields, "tolerance", "results", "csv", "with"}  # the last are those of commands
+    known = {
+        *Hyperparameters.model_fields,
+        "tolerance",
+        "results",
+        "csv",
+        "with",
+        "target_rate",
+        "ranked_by",
+    }  # the last are those of commands
     assert {name for names, _ in found for name in names.split(", ")} <= known

@@ -19,11 +19,13 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
-from bitflip.campaign import experiment, identity, loop, protecting, publishing
+from bitflip.campaign import experiment, identity, loop, protecting, publishing, side_by_side
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.error_rates import ErrorRateCampaign
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
+from bitflip.campaign.protecting import OwnProtection, Safeguard
+from bitflip.campaign.side_by_side import Protections
 from bitflip.data import training
 from bitflip.data.images import Images
 from bitflip.errors import BadInput
@@ -32,12 +34,14 @@ from bitflip.faults.faultlist import FaultList
 from bitflip.faults.flips import TargetKind
 from bitflip.faults.kinds import Own
 from bitflip.network import calibration, code, devices, forms, models, protections
+from bitflip.network import own as protection
 from bitflip.report.result import Result, Rows
 from bitflip.results import provenance
 from bitflip.results.paths import Paths
 from bitflip.results.tracking import Tracker
 from bitflip.settings import combined, hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters, NumberFormat
+from bitflip.settings.protection import OWN
 from bitflip.statistics.falls import Point
 
 
@@ -201,7 +205,7 @@ class Campaign:
         fault_table: bool = False,
         prove: bool = False,
         audit: float = 0.0,
-        protect: str | None = None,
+        protect: str | OwnProtection | None = None,
         protect_layers: Sequence[str] | None = None,
         calibration_set: Any = None,
         bounds: str | Path | None = None,
@@ -219,7 +223,8 @@ class Campaign:
             fault_table: also write a row for every injection; :func:`bitflip.compare` then compares fault by fault.
             prove: do not run faults of which a bound shows that they can't change the class.
             audit: share of those that are run all the same.
-            protect: protection of the layers' outputs, such as ``ranger`` or ``nan+clip``; see docs/protections.md.
+            protect: protection of the layers' outputs, such as ``ranger`` or ``nan+clip``; see docs/protections.md. Or
+                a function that takes a copy of the model and returns it protected, with the same layers.
             protect_layers: class names of the layers and blocks that are protected; None for activations and max
                 pooling.
             calibration_set: instead of the campaign's ``calibration``.
@@ -236,6 +241,9 @@ class Campaign:
         target: TargetKind
         chosen: dict[str, Any]
         own: Own | None = None
+        function = None if protect is None or isinstance(protect, str) else protect
+        if function is not None:
+            protect = f"{OWN}:{code.described(function)}"
         listed = faults if isinstance(faults, FaultList) else None
         if isinstance(faults, FaultList):
             target = "neuron" if all(fault.target == "neuron" for fault in faults.faults) else "weight"
@@ -264,12 +272,34 @@ class Campaign:
         if own is not None:
             settings = settings.model_copy(update={"fault": f"own:{code.described(own)}"})
         checks = combined.check_prove, combined.check_fault, combined.check_sampling, combined.check_protect
-        problems = [sentence for check in checks for sentence in check(settings)]
+        problems = [sentence for check in checks for sentence in check(settings)] + combined.check_ecc(settings, target)
+        problems += [] if function is not None else protection.check(settings)
         if problems := [*problems, *calibration.check_file(settings.bounds)]:
             raise BadInput(*problems)
         path.mkdir(parents=True, exist_ok=True)
-        table = self._run(settings, target, listed, own, calibration_set, progress=progress)
+        table = self._run(settings, target, listed, own, calibration_set, function, progress=progress)
         return Result(table, holder)
+
+    def compare_protections(
+        self,
+        faults: Sampled | FaultList,
+        protections: Sequence[str | OwnProtection],
+        *,
+        folder: str | Path | None = None,
+        **options: Any,
+    ) -> Protections:
+        """Run the same faults without a protection and with each of several, and hold them against each other.
+
+        Args:
+            faults: as for :meth:`run`.
+            protections: each as ``protect`` there.
+            folder: for the files of all runs; None: they are kept as long as the result.
+            options: further arguments of :meth:`run`.
+
+        Raises:
+            BadInput: for settings, faults or protections that do not fit; its sentences say what.
+        """
+        return side_by_side.compare(self, faults, protections, folder, options)
 
     def error_rates(
         self,
@@ -322,6 +352,7 @@ class Campaign:
         listed: FaultList | None,
         own: Own | None,
         calibration_set: Any,
+        function: OwnProtection | None,
         *,
         progress: bool,
     ) -> Path:
@@ -329,7 +360,7 @@ class Campaign:
         shared = identity.of_settings(settings, target)
         with (
             Checkpoint(paths.unfinished, shared, provenance.now(), finals, fresh=settings.fresh) as checkpoint,
-            self._prepared(settings, target, listed, own, calibration_set) as prepared,
+            self._prepared(settings, target, listed, own, calibration_set, function) as prepared,
         ):
             executor = Here(prepared)
             checkpoint.require(identity.of_experiment(prepared, executor), executor.device)
@@ -348,6 +379,7 @@ class Campaign:
         listed: FaultList | None,
         own: Own | None = None,
         calibration_set: Any = None,
+        function: OwnProtection | None = None,
     ) -> Iterator[Experiment]:
         """An experiment on the model, which is as it was when the block ends."""
         with (
@@ -360,11 +392,15 @@ class Campaign:
                 model = copy.deepcopy(model)  # its values and its type become others
             classifier = models.given(model)
             examples = self._images.first(experiment.EXAMPLES)
+            protected: Safeguard | None
 
             def calibration() -> Images:
                 return _calibration(self._calibration if calibration_set is None else calibration_set)
 
-            protected = protecting.protect(settings, classifier, examples, calibration)
+            if function is not None:
+                classifier, protected = protecting.by_function(function, settings, classifier, examples)
+            else:
+                protected = protecting.protect(settings, classifier, examples, calibration)
             network = experiment.ready(settings, target, classifier, 1, examples, calibration, protected)
             classes = network.injector.logits_shape[1]
             labels = self._images.labels

@@ -6,12 +6,12 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from bitflip import engines
-from bitflip.campaign import protecting
+from bitflip.campaign import correcting, protecting
 from bitflip.campaign.protecting import Safeguard
 from bitflip.data import datasets, inputs, training
 from bitflip.data.images import Images
@@ -235,8 +235,17 @@ def of(
             "model_name (--model-name): expected a model that leaves the parameters that are struck as they are; each "
             f"forward pass gives new values to {', '.join(names[:MANY])}{', ...' if names[MANY:] else ''}"
         )
+    if network.protected is not None and network.protected.protection.ecc:
+        network = _correcting(network, network.protected, targets)
     device = devices.describe(network.placement.device)
     return Experiment(settings, target, network, images, chosen, targets, source, device)
+
+
+def _correcting(network: Network, protected: Safeguard, targets: Sequence[Target]) -> Network:
+    """The network whose flips of the bits that matter most are corrected, as many as may be."""
+    corrected = correcting.choose(protected.protection, targets)
+    network.injector.corrected = corrected.bits
+    return replace(network, protected=replace(protected, corrected=corrected))
 
 
 def ready(

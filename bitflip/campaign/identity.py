@@ -32,6 +32,10 @@ def of_experiment(experiment: Experiment, executor: Executor) -> dict[str, Any]:
         "model sha256": classifier.sha256,
         "code of the model": classifier.code,
         "bounds of the protection": None if protected is None or protected.bounds is None else protected.bounds.sha256,
+        "code of the protection": None if protected is None else protected.code,
+        "bits that are protected": None
+        if protected is None or protected.corrected is None
+        else protected.corrected.sha256,
         "images": experiment.images.count,
         "pixels and labels": experiment.images.sha256,
         "layers": [[item.number, item.layer.path] for item in experiment.targets],

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from bitflip.campaign.correcting import Corrected
 from bitflip.data import inputs
 from bitflip.data.images import Images
 from bitflip.data.inputs import Inputs
 from bitflip.engines import memory
+from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant
 from bitflip.errors import BadInput, first_line
-from bitflip.network import calibration, devices, protections
+from bitflip.network import calibration, code, devices, own, protections
 from bitflip.network.calibration import Bounds
 from bitflip.network.models import Classifier
 from bitflip.network.names import label
@@ -28,6 +32,7 @@ from bitflip.settings.protection import Protection
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+OwnProtection = Callable[[nn.Module], nn.Module]
 
 TOGETHER = 100  # images that are calibrated on at a time
 
@@ -37,27 +42,35 @@ class Safeguard:
     """What protects a model.
 
     Attributes:
-        protection: of its layers' outputs.
+        protection: of its layers' outputs, and of its weights.
         bounds: that were measured; None for one that needs none.
         guarded: shape of the values of one image that are guarded, by the path of the module and its call.
         value_bytes: of a value.
+        code: SHA-256 of the source of a user's own protection.
+        corrected: bits of weights of which flips are corrected, if there are any.
     """
 
     protection: Protection
-    bounds: Bounds | None
-    guarded: dict[Call, Shape]
-    value_bytes: int
+    bounds: Bounds | None = None
+    guarded: dict[Call, Shape] = field(default_factory=dict)
+    value_bytes: int = 0
+    code: str | None = None
+    corrected: Corrected | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """For the results."""
         measured = {} if self.bounds is None else {"bounds_sha256": self.bounds.sha256, **self.bounds.origin}
+        corrected = {} if self.corrected is None else self.corrected.facts
+        bounds = 0 if self.bounds is None else self.bounds.count * self.value_bytes
         return {
             "name": str(self.protection),
             "layers": [label(*call) for call in self.guarded],
             "operations": sum(map(math.prod, self.guarded.values())) * self.protection.operations,
-            "bytes": 0 if self.bounds is None else self.bounds.count * self.value_bytes,
+            "bytes": bounds + (0 if self.corrected is None else self.corrected.bytes),
+            **({} if self.code is None else {"code_sha256": self.code}),
             **measured,
+            **corrected,
         }
 
 
@@ -83,20 +96,43 @@ def protect(
     protection = settings.protection
     if protection is None:
         return None
+    if not protection.guards:
+        return Safeguard(protection)
     devices.pin_arithmetic(settings.precision)
     model = classifier.model.eval()
-    modules = protections.chosen(model, protection, settings.protected_types)
+    place = next(tensor.device for tensor in model.parameters())
+
+    def ready(batch: Inputs) -> Inputs:
+        return inputs.to(inputs.of(batch), place, classifier.dtype)
+
+    functions = protections.Functions(model)
+    with _taking(model), functions.counting():
+        calibration.passes(model, {}, [ready(example)], lambda call, output: None, Invariant)
+    unseen = (
+        f"calls of functions, which are no layers and can't be protected ({functions}); make them modules, such as "
+    )
+    unseen += "nn.ReLU, or name the blocks that they are in with protect_layers (--protect-layers)"
+    try:
+        modules = protections.chosen(model, protection, settings.protected_types)
+    except BadInput as error:
+        raise BadInput(*error.problems, *([f"the model has {unseen}"] if functions.found else [])) from error
+    if functions.found and settings.protected_types is None and not protection.own:
+        log.warning(f"not protected are {unseen}")
+    own_guards: dict[str, nn.Module] = {}
+    source = None
+    if protection.own:
+        own_guards = own.made(protection.own, modules)
+        own_guards = {path: guard.to(place, classifier.dtype) for path, guard in own_guards.items()}
+        modules = {path: modules[path] for path in own_guards}
+        source = code.sha256(own.file_of(protection.own))
     guarded: dict[Call, Shape] = {}
 
     def look(call: Call, output: Any) -> None:
         calibration.require_values(call, output)
         values: Tensor = output
+        if call[0] in own_guards:
+            own.require_alike(call, own_guards[call[0]], output)
         guarded[call] = tuple(values.shape[1:]) if len(values) == count else (*values.shape[1:], len(values) // count)
-
-    place = next(tensor.device for tensor in model.parameters())
-
-    def ready(batch: Inputs) -> Inputs:
-        return inputs.to(inputs.of(batch), place, classifier.dtype)
 
     count = inputs.count(example)
     with _taking(model):
@@ -119,9 +155,56 @@ def protect(
             origin = {"percentile": settings.percentile, "images": chosen.count, "images_sha256": chosen.sha256}
             bounds = replace(found, origin={**origin, "model_sha256": classifier.sha256})
         _require(bounds, protection, guarded, classifier)
-    guards = {call: _guard(protection, call, bounds, classifier) for call in guarded}
+    guards = {
+        call: own_guards[call[0]] if own_guards else _guard(protection, call, bounds, classifier) for call in guarded
+    }
     protections.apply(model, modules, guards)
-    return Safeguard(protection, bounds if protection.calibrated else None, guarded, classifier.dtype.itemsize)
+    bounds = bounds if protection.calibrated else None
+    return Safeguard(protection, bounds, guarded, classifier.dtype.itemsize, source)
+
+
+def by_function(
+    function: OwnProtection, settings: Hyperparameters, classifier: Classifier, example: Inputs
+) -> tuple[Classifier, Safeguard]:
+    """A copy of a model, protected by a user's own function, which has to leave its layers.
+
+    Args:
+        function: model -> model.
+        settings: of the run, which name the function.
+        classifier: the model.
+        example: some of the inputs.
+
+    Raises:
+        BadInput: if it does not, or fails.
+    """
+    protection = settings.protection
+    assert protection is not None
+    try:
+        model = function(copy.deepcopy(classifier.model))
+    except Exception as error:  # the user's code can raise anything
+        raise BadInput(f"protect: {protection.own} fails: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"protect: expected a function that returns the model, got {type(model).__name__}")
+    before, after = (_layers(one, settings, example) for one in (classifier.model, model))
+    if before != after:
+        a, b = next(pair for pair in itertools.zip_longest(before, after) if pair[0] != pair[1])
+        raise BadInput(
+            "protect: expected a function that keeps the layers, their paths and the shapes of their outputs, got "
+            f"{_named(b)} in the place of {_named(a)}; FILE.py:factory protects a layer without taking a place"
+        )
+    return replace(classifier, model=model.eval()), Safeguard(protection, code=protection.own)
+
+
+def _layers(model: nn.Module, settings: Hyperparameters, example: Inputs) -> list[tuple[Any, ...]]:
+    found = Injector(model, settings.batch_size, example)
+    return [
+        (layer.path, layer.call, layer.shape, tuple(parameter.name for parameter in layer.parameters))
+        for layer in found.everything
+    ]
+
+
+def _named(layer: tuple[Any, ...] | None) -> str:
+    return "nothing" if layer is None else label(layer[0], layer[1])
 
 
 @contextlib.contextmanager

@@ -231,6 +231,8 @@ def portable(settings: Hyperparameters, device: str) -> Hyperparameters:
     file, colon, factory = str(settings.model_name).rpartition(":")
     if file.endswith(".py"):
         update["model_name"] = f"{Path(file).absolute()}{colon}{factory}"
+    if settings.protection is not None:
+        update["protect"] = str(settings.protection.absolute)
     return settings.model_copy(update=update)
 
 

@@ -12,7 +12,7 @@ from bitflip.data import datasets, training
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.flips import TargetKind
-from bitflip.network import calibration, devices, layers, models
+from bitflip.network import calibration, devices, layers, models, own
 from bitflip.results import tables
 from bitflip.settings import combined, reading
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -43,6 +43,8 @@ def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
             {"protect", "protect_layers", "bounds", "calibration_images", "percentile"},
             lambda: combined.check_protect(settings),
         ),
+        ({"protect", "fault", "bit_error_rate"}, lambda: combined.check_ecc(settings, target)),
+        ({"protect"}, lambda: own.check(settings)),
         ({"bounds"}, lambda: calibration.check_file(settings.bounds)),
         ({"calibration_images", "dataset"}, lambda: training.check(settings)),
         ({"layer_type", "model_name"}, lambda: [] if custom else layers.check_types(settings.layer_types)),

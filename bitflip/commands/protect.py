@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
     from bitflip.report.protections import Measured
+    from bitflip.results.tracking import Tracker
     from bitflip.settings.hyperparameters import Hyperparameters
 
 # are given otherwise, or would not leave all runs the same faults, each of them known
@@ -23,6 +25,7 @@ OWN = (
     *("model_name", "protect", "prove", "audit", "fault_table", "plots", "seeds", "margin", "rerun", "save_faults"),
     *("bit_error_rate", "by_layer"),
 )
+METRIC = "Misclassification_rate"
 MEASURED = ("bounds", "calibration_images", "percentile")  # of those whose bounds are measured
 DEFAULT = "relu6,ranger,clip"
 
@@ -48,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         BadInput: for bad settings, or a file that can't be written.
     """
     from bitflip.report import protections
+    from bitflip.results import tracking
 
     found = _protections(arguments.with_)
     models = arguments.models or [None]
@@ -56,12 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
     for settings in each:
         tables: dict[str, Path] = {}
         for name, one in settings.items():
-            code, table = shared.run_quietly(one, arguments.target, one.protect or "unprotected")
+            what = one.protect or "unprotected"
+            code, table = shared.run_quietly(one, arguments.target, what, tracked=False)  # they have the same steps
             if code:
                 return code
             tables[name] = table
         measured = protections.measured(tables)
         print(*lines(measured), sep="\n")
+        with tracking.connect() as tracker:
+            track(measured, tracker)
         stem = next(iter(settings.values())).output_path.parent / f"{measured[0].run.files.stem}_protections"
         shared.write_together(stem, protections.HEAD, protections.rows(measured), protections.picture(measured))
     return 0
@@ -100,6 +107,25 @@ def _settings(arguments: argparse.Namespace, model: str | None, found: list[Prot
         folder = checked.output_path / re.sub(r"[^A-Za-z0-9_.+-]", "_", name)
         settings[name] = checked.model_copy(update={"seed": seed, "output_path": folder})
     return settings
+
+
+def track(found: Sequence[Measured], tracker: Tracker) -> None:
+    """Send the rates of each layer at step = layer number: of the first protection, without one, and their difference.
+
+    And the same for each protection under its name.
+    """
+    for row in found[0].run.layers:
+        bare = row.rate.value
+        if bare is None:
+            continue
+        payload = {f"{METRIC}/unprotected": bare}
+        for one in found[1:]:
+            same = next((other.rate.value for other in one.run.layers if other.place == row.place), None)
+            if same is not None:
+                for name in (METRIC, f"{METRIC}/{one.name}"):
+                    payload.setdefault(name, same)
+                    payload.setdefault(f"{name}/difference", same - bare)
+        tracker.log(payload, step=row.place.layer)
 
 
 def lines(found: list[Measured]) -> list[str]:

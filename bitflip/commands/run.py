@@ -58,7 +58,14 @@ class Ended:
     done: Done | None = None
 
 
-def run(settings: Hyperparameters, target: TargetKind, prefix: str, from_environment: Sequence[str] = ()) -> Ended:
+def run(
+    settings: Hyperparameters,
+    target: TargetKind,
+    prefix: str,
+    from_environment: Sequence[str] = (),
+    *,
+    tracked: bool = True,
+) -> Ended:
     """Run the faults that the settings sample, or those of a list, and write the files.
 
     Ctrl-C stops it; what was finished is kept, and the same command goes on from there.
@@ -68,6 +75,7 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str, from_environ
         target: where bits flip.
         prefix: of the result files' names.
         from_environment: names of the settings that come from there.
+        tracked: whether its metrics are sent, if vessl manages the process.
 
     Raises:
         BadInput: for what only shows once all is loaded, or if nothing was finished.
@@ -90,7 +98,7 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str, from_environ
             checkpoint.require(identity.of_experiment(loaded, executor), executor.device)
             if settings.save_faults is not None:
                 saving.save(settings.save_faults, loaded)
-            tracker = stack.enter_context(tracking.connect())
+            tracker = stack.enter_context(tracking.connect() if tracked else tracking.Tracker())
             done = loop.execute(loaded, checkpoint, tracker, executor)
             done.experiment = replace(loaded, device=executor.device)  # further nodes may have come
             kept, when = f"{again} goes on from there", "while reporting"

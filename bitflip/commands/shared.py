@@ -54,13 +54,14 @@ def prepared(arguments: argparse.Namespace, *flags: str) -> Experiment:
     return experiment.prepare(settings, arguments.target)
 
 
-def run_quietly(settings: Hyperparameters, target: TargetKind, what: str) -> tuple[int, Path]:
+def run_quietly(settings: Hyperparameters, target: TargetKind, what: str, *, tracked: bool = True) -> tuple[int, Path]:
     """Do a run without its table on the screen, as one of several.
 
     Args:
         settings: of it; the folder of its output is made.
         target: where bits flip.
         what: it is, for people who wait.
+        tracked: whether its metrics are sent.
 
     Returns:
         Its exit code, and its ``.csv``.
@@ -72,7 +73,7 @@ def run_quietly(settings: Hyperparameters, target: TargetKind, what: str) -> tup
     print(f"{what} ...", file=sys.stderr)
     settings.output_path.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
-        code = command.run(settings, target, prefix).code
+        code = command.run(settings, target, prefix, tracked=tracked).code
     return code, Paths.of_results(settings, prefix)[0].table
 
 

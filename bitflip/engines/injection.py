@@ -13,7 +13,7 @@ import contextlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from pytorchfi.core import fault_injection
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Given, Inputs
 from bitflip.engines import memory
-from bitflip.engines.modes import Mode
+from bitflip.engines.modes import Reads
 from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
@@ -91,6 +90,7 @@ class Injector(fault_injection):
         modules: the leaf modules by path.
         logits_shape: shape of the model's output for one image; empty if that is no tensor.
         kept: what passes change in the state of the model; it is put back before each one.
+        corrected: bits of the values of parameters, by path and name, whose flips are corrected when they are read.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, example: Inputs, storage: Storage | None = None) -> None:
@@ -98,12 +98,13 @@ class Injector(fault_injection):
         # statistics of BatchNorm, and the faulty model would be wrong with no fault at all.
         model.eval()
         self._storage = storage
+        self.corrected: Mapping[tuple[str, str], frozenset[int]] = {}
         self.layers: list[Layer] = []
         self.holders: list[Layer] = []
         self.modules: dict[str, nn.Module] = {}
         self._paths: dict[str, nn.Module] = {}
         self._listed: set[tuple[int, ...]] = set()
-        self._read = _Reads()
+        self._read = Reads()
         self.logits_shape: tuple[int, ...] = ()
         self._own = {id(tensor): _place(tensor) for tensor in model.parameters()}  # a pass may move them
         before, values = State.of(model), _checksums(model)
@@ -364,6 +365,8 @@ class Injector(fault_injection):
             stored = self.stored(flips.layer, flips.parameter)
             where = None if stored is None else stored.at(torch.from_numpy(flips.element // max(1, weight[0].numel())))
             error = change(original, torch.from_numpy(change.arrays).to(original.device), where)
+            if safe := self.corrected.get((flips.layer.path, flips.parameter)):
+                error = torch.where(torch.from_numpy(np.isin(flips.bit, [*safe])).to(error.device), original, error)
             try:
                 weight[index] = error
                 yield Injected(original, error)
@@ -420,22 +423,6 @@ def _checksums(model: nn.Module) -> dict[int, tuple[int, int]]:
 def _place(tensor: Tensor) -> tuple[int, ...]:
     """The same for tensors that share all of their memory."""
     return storage(tensor), int(tensor.storage_offset()), tensor.numel()
-
-
-class _Reads(Mode):
-    """Notes the memory of all tensors that operations read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: set[int] = set()
-
-    def __torch_dispatch__(
-        self, operation: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                self.storages.add(storage(leaf))
-        return operation(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

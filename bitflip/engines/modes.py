@@ -1,12 +1,15 @@
-"""The mode in which every operation of a forward pass is seen."""
+"""Modes in which every operation of a forward pass is seen."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 DYNAMO = "torch._dynamo"
 
@@ -37,3 +40,19 @@ class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
             kind.__torch_dispatch__ = shield(kind.__torch_dispatch__)  # type: ignore[method-assign]
             kind._shielded = True
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+
+class Reads(Mode):
+    """Notes the memory of all tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(
+        self, operation: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self.storages.add(leaf.untyped_storage().data_ptr())
+        return operation(*args, **(kwargs or {}))

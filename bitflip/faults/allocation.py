@@ -49,3 +49,29 @@ def _top(bits: int, kind: Number) -> int:
 def number(form: object) -> Number:
     """The kind of the values of a number format, such as ``float32``."""
     return "integer" if form == "int8" else "float"
+
+
+EXPONENTS = {"float64": 11, "float32": 8, "float16": 5, "bfloat16": 8, "float8_e4m3fn": 4, "float8_e5m2": 5}
+"""Bits of the exponent, which come behind the sign."""
+
+
+def by_effect(bits: int, form: object = None) -> list[int]:
+    """Bits in the order of what a flip does to a value: exponent, sign, mantissa, each from its most significant bit.
+
+    A flip of the exponent's bit 2^k scales by 2^(2^k), one of the sign by -1, and one of the mantissa adds half of the
+    value at most. Of a whole number, bits come in their order. That misclassifications come from the high bits
+    of the exponent was found by Li et al. 2017, "Understanding error propagation in deep learning neural network (DNN)
+    accelerators and applications".
+
+    >>> by_effect(8, "float8_e4m3fn"), by_effect(8, "int8")
+    ([1, 2, 3, 4, 0, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7])
+
+    Args:
+        bits: width of a value.
+        form: its number format; None for the usual one of the width.
+    """
+    usual = {64: "float64", 32: "float32"}.get(bits)
+    known = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "int8": 8}
+    size = EXPONENTS.get(str(form) if known.get(str(form)) == bits else str(usual), 0)
+    exponent = range(1, 1 + size)
+    return [*exponent, *(bit for bit in range(bits) if bit not in exponent)]

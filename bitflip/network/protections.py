@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
+from torch.overrides import TorchFunctionMode
 
 from bitflip.errors import BadInput
 from bitflip.network.layers import is_leaf
@@ -91,6 +92,50 @@ class Guard(nn.Module):
         return str(self.protection)
 
 
+class Functions(TorchFunctionMode):
+    """Counts the activations in passes that are functions, such as ``F.relu``, which no path names: no layers.
+
+    Args:
+        model: that is run while this is open.
+    """
+
+    NAMES = frozenset({"relu", "relu_", "relu6", "leaky_relu", "gelu", "silu", "elu", "selu", "mish", "hardswish"})
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self._inside = 0
+        self._layers = [module for module in model.modules() if type(module).__name__ in ACTIVATIONS]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.NAMES and not self._inside:
+            self.found[name.rstrip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """While open, passes are looked at."""
+
+        def enter(*_: object) -> None:
+            self._inside += 1
+
+        def leave(*_: object) -> None:
+            self._inside -= 1
+
+        handles = [module.register_forward_pre_hook(enter) for module in self._layers]
+        handles += [module.register_forward_hook(leave) for module in self._layers]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} of {name}" for name, count in sorted(self.found.items()))
+
+
 class Calls:
     """Counts the calls of each protected module in a pass."""
 
@@ -158,9 +203,11 @@ def chosen(model: nn.Module, protection: Protection, types: Sequence[str] | None
     Raises:
         BadInput: if there is none, or none of a type.
     """
-    wanted = set(types or (["ReLU"] if protection.range == "relu6" else ACTIVATIONS | POOLING))
     parts = {part for module in model.modules() if is_leaf(module) for part in module.modules() if part is not module}
     all_of = {path: module for path, module in model.named_modules() if path and module not in parts}
+    if protection.own and not types:  # which chooses for itself
+        return {path: module for path, module in all_of.items() if is_leaf(module)}
+    wanted = set(types or (["ReLU"] if protection.range == "relu6" else ACTIVATIONS | POOLING))
     found = {path: module for path, module in all_of.items() if printable(type(module).__name__) in wanted}
     missing = wanted - {printable(type(module).__name__) for module in found.values()}
     if (types and missing) or not found:

@@ -305,7 +305,7 @@ def _pairs(first: Run, second: Run, rows: Sequence[tuple[Row, Row]]) -> list[_Pa
     sizes = {run.settings.get("batch_size") for run in (first, second)}
     if first.target == "weight" and not listed and len(sizes) > 1:
         return "the batches that a weight flip hits differ in size"
-    tables = [_faults(run.files.faults) for run in (first, second)]
+    tables = [faults_by_layer(run.files.faults) for run in (first, second)]
     batch = next(iter(sizes))
     size = batch if isinstance(batch, int) and batch > 0 else 1
     found = []
@@ -347,7 +347,7 @@ def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int | Non
     return _Pairs(size, counts[0], counts[1], counts[2], counts[3], flips[2])
 
 
-def _faults(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
+def faults_by_layer(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
     """The columns that matter of a fault table, by layer and parameter, each in one order."""
     try:
         table = pq.read_table(path, columns=["layer", "parameter", *_COLUMNS], page_checksum_verification=True)

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from bitflip import report
 from bitflip.errors import BadInput
-from bitflip.report import comparison, plots, reading
+from bitflip.report import budget, comparison, plots, reading
+from bitflip.report.budget import Budget
 from bitflip.report.comparison import Comparison
 from bitflip.report.runs import Row, Run
 from bitflip.results import columns
@@ -139,6 +140,18 @@ class Result:
     def bits(self) -> Rows[ResultRow]:
         """A row per layer and bit that was flipped in it."""
         return Rows(_row(row) for row in self._run.bits)
+
+    def budget(self, ranked_by: Result | Literal["position"] | None = None) -> Budget:
+        """What protecting some of the bits leaves; see docs/protections.md.
+
+        Args:
+            ranked_by: what chooses which bits come first: another result, of other faults; the positions of bits; None
+                for half of the faults, so that the other half estimates.
+
+        Raises:
+            BadInput: if the faults are not of single bits, or the files do not tell them apart.
+        """
+        return budget.of(self._run, ranked_by._run if isinstance(ranked_by, Result) else ranked_by)
 
     def plot(self, name: Literal["layers", "bits", "heatmap"] = "layers", width: float = plots.WIDTH) -> Picture:
         """A plot of the rates: by layer, by bit, or by both.

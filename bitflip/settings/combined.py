@@ -117,6 +117,8 @@ def check_protect(settings: Hyperparameters) -> list[str]:
         needs, given = "protect (--protect) with it", {"protect_layers": settings.protect_layers != "default"}
     else:
         needs, given = "a protection whose bounds are measured, such as ranger, with it", {}
+        if not found.guards and settings.protect_layers != "default":
+            return ["protect_layers (--protect-layers): expected a protection of layers' outputs, which ecc is not"]
     if found is None or not found.calibrated:
         given |= {
             "bounds": settings.bounds is not None,
@@ -130,6 +132,19 @@ def check_protect(settings: Hyperparameters) -> list[str]:
             "percentile": settings.percentile != 100,
         }
     return [f"{name} (--{name.replace('_', '-')}): expected {needs}" for name, wrong in given.items() if wrong]
+
+
+def check_ecc(settings: Hyperparameters, target: Literal["neuron", "weight"]) -> list[str]:
+    """One sentence for each setting that a code over stored weights does not fit."""
+    found = settings.protection
+    if found is None or not found.ecc:
+        return []
+    wrong = {
+        "faults of weights, which are stored; values of neurons are not": target == "neuron",
+        "fault (--fault) flip, stuck0 or stuck1, for it corrects one bit": _name(settings) not in SINGLE,
+        "no bit_error_rate (--bit-error-rate), which flips many bits at a time": settings.bit_error_rate is not None,
+    }
+    return [f"protect (--protect): expected with ecc {words}" for words, true in wrong.items() if true]
 
 
 def check_bit(settings: Hyperparameters, width: int) -> list[str]:

@@ -247,8 +247,8 @@ class Hyperparameters(Read):
     )
     protect: str | None = _field(
         None,
-        "protection of the layers' outputs: relu6, clamp:LOW:HIGH, ranger, ranger-channel, clip, nan, or several as "
-        "nan+clip",
+        "protection of the layers' outputs: relu6, clamp:LOW:HIGH, ranger, ranger-channel, clip, nan, several as "
+        "nan+clip, or your own as FILE.py:factory; of weights, ecc:SHARE of their bits",
         protection.VALID,
     )
     protect_layers: str = _field(

@@ -119,7 +119,7 @@ def clustered(flips: T, m: T, n: T, mm: T, mn: T, nn: T, confidence: float = CON
 
 
 def mean(
-    parts: Sequence[Sums[T]], weights: Sequence[float] | None = None, confidence: float = CONFIDENCE
+    parts: Sequence[Sums[T]], weights: Sequence[float] | Sequence[T] | None = None, confidence: float = CONFIDENCE
 ) -> Estimate[T]:
     """The weighted mean of the rates of independent parts, such as layers, or the bits of one.
 
@@ -132,7 +132,8 @@ def mean(
 
     Args:
         parts: at least one.
-        weights: of the parts; equal unless given. A part without images counts as a rate of anything from 0 to 1.
+        weights: of the parts; equal unless given. A part without images counts as a rate of anything from 0 to 1, with
+            a weight of 0 as nothing.
         confidence: of the interval.
 
     Raises:
@@ -145,9 +146,9 @@ def mean(
         raise ValueError("expected at least one part")
     names = ("flips", "m", "n", "mm", "mn", "nn")
     flips, m, n, mm, mn, nn = (np.stack(_floats(*(getattr(part, name) for part in parts)), axis=-1) for name in names)
-    share = np.ones(len(parts)) if weights is None else np.asarray(weights, dtype=np.float64)
+    share = np.ones(len(parts)) if weights is None else np.stack(_floats(*weights), axis=-1)
     seen = n > 0
-    share = np.where(seen, share / share.sum(), 0.0)
+    share = np.where(seen, share / share.sum(-1, keepdims=True), 0.0)
     known = np.minimum(share.sum(-1), 1.0)
     share = share / np.where(known > 0, known, 1.0)[..., None]
     rates = m / np.where(seen, n, 1.0)
