@@ -183,7 +183,7 @@ def _flip_text(
     stored, coordinates = stored_of(*flips.where), flips.coordinates(row)
     before, after = original, error
     if stored is not None:
-        channel = stored.at(coordinates[0])
+        channel = stored.at(coordinates[0]) if coordinates else stored
         change = flips.changes.of(slice(row, row + 1))
         before = channel.encode(original)
         # Codes that are no number can't be told from each other by their value.
