@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from bitflip.engines.invariance import Invariant
 from bitflip.errors import BadInput
 from bitflip.faults import kinds
 from bitflip.faults.allocation import allocation
-from bitflip.network import formats
+from bitflip.network import calibration, formats
 from bitflip.network.formats import NARROW, Stored
 from bitflip.report.scale import regions
 
@@ -221,6 +222,115 @@ class Plain:
                 image = grid(where, module(image))
         return image
 
+    def under(self, image: Tensor, path: str, parameter: str, element: int, value: float) -> Tensor:
+        """The logits of one image with another scale, or zero point, of a weight's channel or of a layer's output."""
+        model, grids = copy.deepcopy(self.model), dict(self.grids)
+        if parameter == "weight.scale":
+            name = f"{path}.weight"
+            channel = model.get_parameter(name)[element]
+            codes = self.code(channel / self.rows[name][element], 0, -127)
+            channel.copy_(self.value(codes, 0) * torch.tensor(value))
+        else:
+            scale, zero = grids[path]
+            grids[path] = (scale, int(value)) if parameter.endswith("zero_point") else (torch.tensor(value), zero)
+
+        def grid(where: str, values: Tensor) -> Tensor:
+            scale, zero = grids[where]
+            return self.value(self.code((values / scale).nan_to_num(0.0, math.inf, -math.inf), zero), zero) * scale
+
+        image = grid("input", image)
+        with Invariant():
+            for where, module in model.named_children():
+                image = grid(where, module(image))
+        return image
+
+
+@narrow
+def test_scales_are_targets_of_their_own(form: str) -> None:
+    """Both engines, and a plain loop: a flip in the scale of a channel changes all of it, one in an output's, all."""
+    plain, tables = Plain(form), []
+    names = ["weight.scale", "output.scale", *(["output.zero_point"] if form == "int8" else [])]
+    for engine in ("wave", "reference"):
+        sampled = bitflip.Sampled("weight", seed=3, repeats=2, parameters=["weight", *names])
+        found = campaign(form, engine).run(sampled, fault_table=True)
+        tables.append(pq.read_table(found.files.faults).to_pylist())
+    assert str(tables[0]) == str(tables[1])
+    assert {row["parameter"] for row in tables[0]} == {"weight", *names}
+    decided = 0
+    for row in tables[0]:
+        name, value = row["parameter"], row["error"]
+        if name == "weight":
+            continue
+        grid = plain.grids[row["path"]] if name != "weight.scale" else ()
+        before = grid[names.index(name) - 1] if grid else plain.rows[f"{row['path']}.weight"][row["element"]]
+        assert row["original"] == float(before)
+        width, kind = (8, "b") if name.endswith("zero_point") else (32, "f")
+        stored = (
+            [struct.unpack(f">{'B' if width == 8 else 'I'}", struct.pack(f">{kind}", v)) for v in (before, value)]
+            if kind == "f"
+            else [(int(v) & 255,) for v in (before, value)]
+        )
+        assert stored[0][0] ^ stored[1][0] == 1 << (width - 1 - row["bit"])
+        logits = plain.under(IMAGES[row["image"]][None], row["path"], name, row["element"], value)
+        if bool(logits.isfinite().all()):
+            assert int(logits.argmax(1)) == row["top1"], row
+            decided += 1
+    assert decided > 60
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "sentence"),
+    [
+        (
+            "int8",
+            "weight.zero_point",
+            r"no parameter tensor weight.zero_point; .* symmetric, so that its zero point",
+        ),
+        (None, "weight.scale", r"no parameter tensor weight.scale; .* scales are stored with number_format .* int8"),
+    ],
+)
+def test_scales_that_there_are_not(form: Any, name: str, sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        campaign(form, "wave").run(bitflip.Sampled("weight", seed=3, parameters=[name]))
+
+
+@pytest.mark.parametrize("percentile", [99.0, 80.0])
+def test_ranges_leave_out_what_lies_beyond_a_percentile(percentile: float) -> None:
+    model, seen = network(), dict[nn.Module, Tensor]()
+    for module in model:
+        module.register_forward_hook(lambda m, a, output: seen.__setitem__(m, output.flatten().clone()))
+    with Invariant():
+        model(OTHERS)
+    for module in model:
+        module._forward_hooks.clear()
+    batches = torch.split(OTHERS, 7)
+    ranges = formats.observe(model, lambda: batches, Invariant, percentile)
+    places: list[tuple[nn.Module | int, Tensor]] = [*seen.items(), (0, OTHERS.flatten())]
+    for where, values in places:
+        low, high = ranges.inputs[where] if isinstance(where, int) else ranges.outputs[where]
+        width = float(values.max() - values.min()) / calibration.BINS
+        for end, share in ((low, 1 - percentile / 100), (high, percentile / 100)):
+            expected = float(values.sort().values[int(share * (len(values) - 1))])
+            neighbour = float(values.sort().values[min(len(values) - 1, int(share * (len(values) - 1)) + 1)])
+            assert min(expected, neighbour) - 2 * width <= end <= max(expected, neighbour) + 2 * width
+
+
+def test_a_run_takes_its_ranges_at_the_percentile_that_it_is_given() -> None:
+    found = campaign("int8", "wave").run(bitflip.Sampled("neuron", seed=3), fault_table=True, percentile=80)
+    rows = pq.read_table(found.files.faults).to_pylist()
+    ranges = formats.observe(network(), lambda: [OTHERS], Invariant, 80.0)
+    last = [row["original"] for row in rows if row["path"] == "8"]
+    low, high = ranges.outputs[next(module for module in ranges.outputs if isinstance(module, nn.Linear))]
+    step = (high - low) / 255
+    assert last
+    assert all(low - step <= value <= high + step for value in last)
+    assert float(network()(IMAGES).max()) > high + step
+
+
+def test_all_parameters_are_not_their_scales() -> None:
+    found = campaign("int8", "wave").run(bitflip.Sampled("weight", seed=3, parameters=None), fault_table=True)
+    assert {row["parameter"] for row in pq.read_table(found.files.faults).to_pylist()} == {"weight", "bias"}
+
 
 @narrow
 @pytest.mark.parametrize("kind", ["flip", "stuck1", "flips:3", "burst:2", "random", "zero", "value:0.25"])
@@ -378,7 +488,7 @@ def test_accuracy_of_int8_is_within_a_point(digits_model: nn.Module) -> None:
     images, labels = (tensor[:300] for tensor in digits.load("test").tensors)
     model = copy.deepcopy(digits_model).eval()
     before = float((model(images).argmax(1) == labels).float().mean())
-    formats.store(model, "int8", formats.observe(model, [digits.load("train").tensors[0][:200]], Invariant))
+    formats.store(model, "int8", formats.observe(model, lambda: [digits.load("train").tensors[0][:200]], Invariant))
     assert abs(float((model(images).argmax(1) == labels).float().mean()) - before) <= 0.01
 
 
@@ -397,7 +507,7 @@ def test_parts_of_a_number() -> None:
 
 def test_layers_know_their_format(digits_model: nn.Module) -> None:
     model = copy.deepcopy(digits_model)
-    storage = formats.store(model, "int8", formats.observe(model, [torch.zeros(1, 3, 32, 32)], Invariant))
+    storage = formats.store(model, "int8", formats.observe(model, lambda: [torch.zeros(1, 3, 32, 32)], Invariant))
     layers = Injector(model, 4, torch.zeros(1, 3, 32, 32), storage).layers
     assert {(layer.bits, layer.format) for layer in layers} == {(8, "int8")}
     weights = {(p.bits, p.format) for layer in layers for p in layer.parameters if len(p.shape) > 1}
@@ -412,6 +522,7 @@ def test_layers_know_their_format(digits_model: nn.Module) -> None:
         (["--number-format", "int8", "--bit-flip-pos", "8"], r"bit_flip_pos .* from 0 to 7 of a 8-bit value"),
         (["--number-format", "bfloat16", "--bit-flip-pos", "16"], r"bit_flip_pos .* from 0 to 15 of a 16-bit value"),
         (["--number-format", "int8", "--fault", "burst:9"], r"fault .* a kind that fits a 8-bit value, got burst:9"),
+        (["--number-format", "bfloat16", "--percentile", "99"], r"percentile .* or a number_format .* of 8 bits"),
         (["--number-format", "int8", "--prove"], r"number_format .* expected float32 or float64 with prove"),
     ],
 )

@@ -229,7 +229,7 @@ class Campaign:
                 pooling.
             calibration_set: instead of the campaign's ``calibration``.
             bounds: a file of bounds that another run wrote, instead.
-            percentile: of the values seen in calibration that the bounds are.
+            percentile: of the values seen in calibration that the bounds, and the ranges of 8-bit formats, are.
             progress: show a progress bar.
             folder: for the files; a run that was stopped goes on from there. None: they are kept as long as the result.
             fresh: start over all the same, and replace what another run has left in the folder under the same name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -279,7 +279,7 @@ def ready(
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
     struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
-    storage = _stored(struck, str(settings.number_format), calibration(), placement) if narrow else None
+    storage = _stored(struck, settings, calibration(), placement) if narrow else None
     injector = Injector(struck, settings.batch_size, example, storage)
     counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
     channels_first = layouts.suit(injector.modules, injector.layers)
@@ -290,11 +290,15 @@ def ready(
     return Network(classifier, placement, injector, engine, note, channels_first, protected)
 
 
-def _stored(model: nn.Module, form: str, images: Images, placement: Placement) -> Storage:
+def _stored(model: nn.Module, settings: Hyperparameters, images: Images, placement: Placement) -> Storage:
     """Store a network's numbers in a format of fewer bits, in place."""
     model.eval()
-    batches = (placement.inputs(batch) for batch, _ in images.batches(images.spans(protecting.TOGETHER)))
-    return formats.store(model, form, formats.observe(model, batches, Invariant))
+
+    def batches() -> Iterator[Inputs]:
+        return (placement.inputs(batch) for batch, _ in images.batches(images.spans(protecting.TOGETHER)))
+
+    ranges = formats.observe(model, batches, Invariant, settings.percentile)
+    return formats.store(model, str(settings.number_format), ranges)
 
 
 def choose(settings: Hyperparameters, target: TargetKind, injector: Injector) -> list[Target]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.settings import reading
-from bitflip.settings.hyperparameters import NumberFormat
+from bitflip.settings.hyperparameters import NARROW, NumberFormat
 from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
@@ -24,6 +24,7 @@ OWN = (
 )
 DEFAULT = "float32,bfloat16,float8_e4m3fn,int8"
 WEIGHTS = ("parameters",)  # settings that mean nothing to neurons
+MEASURED = ("calibration_images", "percentile")  # nor, without a protection, to formats that are computed in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,10 +84,17 @@ def _settings(arguments: argparse.Namespace, form: str, target: TargetKind, seed
 
     given = reading.flags_of(arguments)
     if target == "neuron":
-        given = [flag for flag in given if not flag.startswith(tuple(f"--{name}=" for name in WEIGHTS))]
+        given = _without(given, WEIGHTS)
+    if form not in NARROW and not any(flag.startswith("--protect=") for flag in given):
+        given = _without(given, MEASURED)
     checked = checks.checked([*given, "--no-plots", f"--number-format={form}"], target)
     seed = checked.seed if seed is None else seed
     return checked.model_copy(update={"seed": seed, "output_path": checked.output_path / form})
+
+
+def _without(flags: list[str], names: tuple[str, ...]) -> list[str]:
+    """Those flags that are of other settings."""
+    return [flag for flag in flags if not flag.startswith(tuple(f"--{name.replace('_', '-')}=" for name in names))]
 
 
 def lines(found: list[Measured]) -> list[str]:

@@ -100,7 +100,7 @@ def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: int 
     tensors = targets(_numbered(injector.everything), "weight", None)
     alone = 0
     if isinstance(engine, Wave):
-        entries = [engine.program.entry(injector.tensor_of(item.layer, item.parameter)) for item in tensors]
+        entries = [engine.entry(item.layer, item.parameter) for item in tensors]
         alone = entries.count("several")
     ran = differ = 0
     if check is not None:
@@ -116,7 +116,7 @@ def of(name: str, model: nn.Module, sizes: Iterable[int] = SIZES, *, check: int 
         len(outputs),
         len(tensors),
         sum(not injector.reads(item.layer, item.parameter) for item in tensors),
-        sum(injector.tensor_of(item.layer, item.parameter).numel() for item in tensors),
+        sum(math.prod(item.shape) for item in tensors),
         sum(parameter.numel() for parameter in model.parameters()),
         "wave" if note is None else f"reference: {note}",
         alone,

@@ -196,6 +196,12 @@ class Program:
             self._entries[place] = self._find_entry(place)
         return self._entries[place]
 
+    def entry_of(self, path: str) -> Entry | Literal["several"]:
+        """The step that calls a module, if it is one."""
+        found = [i for i, step in enumerate(self.steps) if step.layer is not None and step.layer[0] == path]
+        alone = len(found) == 1 and not self.steps[found[0]].in_place
+        return Entry(found[0], frozenset()) if alone else "several"
+
     def _find_entry(self, place: int) -> Entry | Literal["none", "several"]:
         anew: set[fx.Node] = set()
         found = []

@@ -15,10 +15,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from pytorchfi.core import fault_injection
 from torch import Tensor, nn
@@ -28,12 +27,13 @@ from bitflip.data import inputs
 from bitflip.data.inputs import Given, Inputs
 from bitflip.engines import memory
 from bitflip.engines.modes import Reads
+from bitflip.engines.parameters import Injected, InTensor, OfOutput, Scales, Values
 from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
 from bitflip.network import bits, formats, protections
 from bitflip.network.formats import Storage, Stored
-from bitflip.network.layers import Layer, Parameter, is_leaf, printable
+from bitflip.network.layers import ZERO_POINT, Layer, Parameter, is_leaf, printable
 from bitflip.network.state import State
 
 
@@ -61,14 +61,6 @@ class WithInput(nn.Module):
         identity = self.input._modules.get(name, self.input)
         assert identity is not None
         return identity(x)
-
-
-@dataclass
-class Injected:
-    """The flipped values, filled in when the fault strikes: shape (N,), before and after."""
-
-    original: Tensor
-    error: Tensor
 
 
 class Injector(fault_injection):
@@ -257,7 +249,7 @@ class Injector(fault_injection):
                 shape=tuple(output.shape[1:] if output.shape[0] == 1 else output.shape),
                 per_image=True,  # until the second pass shows otherwise
                 bits=bits.width(output.dtype) if stored is None else formats.WIDTH,
-                parameters=self._own_parameters(module),
+                parameters=(*self._own_parameters(module), *formats.of_output(stored if call == 0 else None)),
                 format=bits.name(output.dtype) if stored is None else stored.form,
             )
         )
@@ -272,9 +264,7 @@ class Injector(fault_injection):
             if key not in self._listed:
                 self._listed.add(key)
                 stored = None if self._storage is None else self._storage.parameters.get(id(tensor))
-                form = (bits.width(tensor.dtype), bits.name(tensor.dtype))
-                form = form if stored is None else (formats.WIDTH, stored.form)
-                found.append(Parameter(name, tuple(tensor.shape), *form))
+                found += formats.of_parameter(name, tensor, stored)
         return tuple(found)
 
     def _find_holders(self) -> None:
@@ -305,26 +295,43 @@ class Injector(fault_injection):
         return [*self.layers, *self.holders]
 
     def tensor_of(self, layer: Layer, parameter: str) -> Tensor:
-        """A parameter tensor of a layer."""
-        tensor = self._paths[layer.path]._parameters[parameter]
+        """The tensor that the network reads a parameter of a layer, or the scales of one, from."""
+        tensor = self._paths[layer.path]._parameters[formats.parts(parameter)[0]]
         assert tensor is not None
         return tensor
+
+    def values_of(self, layer: Layer, parameter: str) -> Values:
+        """The values of a parameter of a layer, to be struck."""
+        if formats.is_of_output(parameter):
+            hooks = self.modules[layer.path]._forward_hooks.values()
+            (rounding,) = (hook for hook in hooks if isinstance(hook, formats.Rounding))
+            return OfOutput(rounding, formats.parts(parameter)[1])
+        tensor = self.tensor_of(layer, parameter)
+        stored = None if self._storage is None else self._storage.parameters.get(id(tensor))
+        if formats.parts(parameter)[1]:
+            assert stored is not None
+            return Scales(tensor, stored)
+        return InTensor(tensor, stored)
 
     def stored(self, layer: Layer, parameter: str = "") -> Stored | None:
         """How a layer's output, or a parameter of it, is stored; None as it is."""
         if self._storage is None:
             return None
-        if parameter:
-            return self._storage.parameters.get(id(self.tensor_of(layer, parameter)))
+        name, kind = formats.parts(parameter)
+        if kind:
+            return formats.CODE if kind == ZERO_POINT else None
+        if name:
+            return self._storage.parameters.get(id(self.tensor_of(layer, name)))
         return self._storage.outputs.get(id(self.modules[layer.path]))
 
     def reads(self, layer: Layer, parameter: str) -> bool:
         """Whether a forward pass reads a parameter tensor of a layer; an auxiliary head is not run in eval mode."""
-        return storage(self.tensor_of(layer, parameter)) in self._read.storages
+        return formats.is_of_output(parameter) or storage(self.tensor_of(layer, parameter)) in self._read.storages
 
     def overwrites(self, layer: Layer, parameter: str) -> bool:
         """Whether a forward pass assigns new values to a parameter tensor of a layer, so that a flip does not last."""
-        return id(self.tensor_of(layer, parameter)) in self._overwritten
+        constant = formats.is_of_output(parameter)
+        return not constant and id(self.tensor_of(layer, parameter)) in self._overwritten
 
     def injected(self, flips: Flips) -> AbstractContextManager[Injected]:
         """While open, forward passes of the model have the flips; see :meth:`neurons` and :meth:`weight`."""
@@ -354,24 +361,10 @@ class Injector(fault_injection):
         finally:
             handle.remove()
 
-    @contextlib.contextmanager
-    def weight(self, flips: Flips) -> Iterator[Injected]:
-        """While open, elements of a parameter tensor are struck, mostly one; they are always restored."""
-        weight = self.tensor_of(flips.layer, flips.parameter)
-        index = *map(torch.from_numpy, np.unravel_index(flips.element, weight.shape)), *[None] * (not weight.dim())
-        with torch.no_grad():
-            original = weight[index].clone()
-            change = flips.changes
-            stored = self.stored(flips.layer, flips.parameter)
-            where = None if stored is None else stored.at(torch.from_numpy(flips.element // max(1, weight[0].numel())))
-            error = change(original, torch.from_numpy(change.arrays).to(original.device), where)
-            if safe := self.corrected.get((flips.layer.path, flips.parameter)):
-                error = torch.where(torch.from_numpy(np.isin(flips.bit, [*safe])).to(error.device), original, error)
-            try:
-                weight[index] = error
-                yield Injected(original, error)
-            finally:
-                weight[index] = original
+    def weight(self, flips: Flips) -> AbstractContextManager[Injected]:
+        """While open, elements of a parameter are struck, mostly one; they are always restored."""
+        safe = self.corrected.get((flips.layer.path, flips.parameter), frozenset())
+        return self.values_of(flips.layer, flips.parameter).struck(flips, safe)
 
 
 def _for_a_dummy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[int]]:

@@ -15,7 +15,8 @@ from bitflip.data.inputs import Inputs
 from bitflip.engines.bounds import Bounds, Reach, distance
 from bitflip.engines.capture import Untraceable
 from bitflip.engines.graph import Program, Step, copied
-from bitflip.engines.injection import Injected, Injector, storage
+from bitflip.engines.injection import Injector, storage
+from bitflip.engines.parameters import Injected
 from bitflip.engines.pool import Chunk
 from bitflip.errors import first_line
 from bitflip.outcomes.batch import BatchOutcomes

@@ -10,8 +10,9 @@ from torch import Tensor
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines import memory
-from bitflip.engines.injection import Injected, Injector
+from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant
+from bitflip.engines.parameters import Injected
 from bitflip.errors import BadInput
 from bitflip.faults.flips import Flips
 from bitflip.network.names import label

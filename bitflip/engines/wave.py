@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -26,12 +26,13 @@ from bitflip.engines.proofs import Proof, Prover
 from bitflip.engines.reference import Reference
 from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.engines.sweep import Clean, Fork, Sweep
-from bitflip.engines.windows import (
-    Window,
-    one_channel,
-)
+from bitflip.engines.windows import Window, one_channel
 from bitflip.faults.flips import Flips
+from bitflip.network import formats
+from bitflip.network.layers import Layer
 from bitflip.outcomes.batch import BatchOutcomes
+
+OF_A_CHANNEL = ("weight", "weight.scale", "bias")  # one value of these changes one channel of a convolution's output
 
 
 class Wave:
@@ -73,17 +74,16 @@ class Wave:
 
     def run(self, images: Inputs, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
-        tensors = {i: self.injector.tensor_of(one.layer, one.parameter) for i, one in enumerate(flips) if one.parameter}
-        entries = {slot: self.program.entry(tensor) for slot, tensor in tensors.items()}
+        entries = {slot: self.entry(*one.where) for slot, one in enumerate(flips) if one.parameter}
         proof = None if self.prover is None else self.prover.of_batch(images, outcomes)
 
         def fork(slot: int, step: Step, clean: Clean, image: Tensor) -> tuple[Any, Tensor, int]:
-            way = self._fork_weight if slot in tensors else self._fork_neurons
+            way = self._fork_weight if slot in entries else self._fork_neurons
             return way(slot, step, clean, image, outcomes, proof)
 
         places = {slot: entry.step for slot, entry in entries.items() if isinstance(entry, Entry)}
         for slot, one in enumerate(flips):
-            if slot not in tensors and len(one):
+            if slot not in entries and len(one):
                 places[slot] = self._step_of[one.layer.path, one.layer.call]
         self._sweep(images, places, outcomes, fork, proof)
         for slot, found in entries.items():
@@ -95,6 +95,12 @@ class Wave:
             elif not isinstance(found, Entry):
                 # What several steps read changes all of them, and a step that works in place can't be forked.
                 self._reference.run_slot(images, slot, one, outcomes)
+
+    def entry(self, layer: Layer, parameter: str) -> Entry | Literal["none", "several"]:
+        """Where a parameter of a layer reaches the values of the images; see :meth:`Program.entry`."""
+        if formats.is_of_output(parameter):
+            return self.program.entry_of(layer.path)
+        return self.program.entry(self.injector.tensor_of(layer, parameter))
 
     def _fork_neurons(
         self, slot: int, step: Step, clean: Clean, image: Tensor, outcomes: BatchOutcomes, proof: Proof | None
@@ -123,10 +129,9 @@ class Wave:
     ) -> tuple[Any, Tensor, int]:
         """The rows of a slot whose parameter flips: the step's output anew, or the one channel of it that changes."""
         flips = outcomes.flips[slot]
-        tensor = self.injector.tensor_of(flips.layer, flips.parameter)
-        entry, place = self.program.entry(tensor), storage(tensor)
+        entry = self.entry(*flips.where)
         assert isinstance(entry, Entry)
-        own = step.layer == (flips.layer.path, flips.layer.call) and flips.parameter in ("weight", "bias")
+        own = step.layer == (flips.layer.path, flips.layer.call) and flips.parameter in OF_A_CHANNEL
         read, count = clean[step.inputs[0]], len(image)
         with self.injector.injected(flips) as injected:
             outcomes.struck(slot, injected.original, injected.error)
@@ -143,7 +148,9 @@ class Wave:
                 return Window.of_channel(self._channel(step, some, channel), channel), image, count
             output = self.program.run_anew(entry, clean)
             # What only views the parameter, such as a class token for every image, must outlive the flip.
-            output = tree_map(lambda leaf: _kept(leaf, place), output)
+            if not formats.is_of_output(flips.parameter):
+                place = storage(self.injector.tensor_of(*flips.where))
+                output = tree_map(lambda leaf: _kept(leaf, place), output)
         return output if whole else take(output, step.layout, image), image, count
 
     def _channel(self, step: Step, read: Tensor, channel: int) -> Tensor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ BINS = 1 << 14  # of a histogram for percentiles, so that these are sharp to a s
 
 Per = Literal["layer", "channel"]
 Mode = Callable[[], AbstractContextManager[object]]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,11 @@ def measure(
 
     passes(model, modules, batches(), look, mode)
     if percentile < 100:
-        ends = _cut(ends, per, percentile, lambda see: passes(model, modules, batches(), see, mode))
+
+        def again(see: Callable[[Call, Tensor], None]) -> None:
+            passes(model, modules, batches(), lambda call, out: see(call, _by_channel(call, out, per)), mode)
+
+        ends = cut(ends, percentile, again)
     ranges = {call: (tuple(low.double().tolist()), tuple(high.double().tolist())) for call, (low, high) in ends.items()}
     return Bounds(per, ranges)
 
@@ -174,20 +179,24 @@ def require_values(call: Call, output: Any) -> None:
         )
 
 
-def _cut(
-    ends: dict[Call, tuple[Tensor, Tensor]],
-    per: Per,
+def cut(
+    ends: dict[Key, tuple[Tensor, Tensor]],
     percentile: float,
-    run: Callable[[Callable[[Call, Any], None]], None],
-) -> dict[Call, tuple[Tensor, Tensor]]:
+    run: Callable[[Callable[[Key, Tensor], None]], None],
+) -> dict[Key, tuple[Tensor, Tensor]]:
     """The ranges without the shares at both ends, from histograms of a second look at the values.
 
     A bound is the outer edge of the bin that the percentile is in, so it cuts no more than was asked for.
+
+    Args:
+        ends: the smallest and the largest values, (C,) each, of whatever has some.
+        percentile: of the values that the upper bound is; the lower one is as far from the other end.
+        run: has all values seen once more, (C, N) at a time.
     """
     counts = {call: torch.zeros(len(low), BINS, dtype=torch.int64) for call, (low, _) in ends.items()}
 
-    def count(call: Call, output: Any) -> None:
-        values = _by_channel(call, output, per).double()
+    def count(call: Key, values: Tensor) -> None:
+        values = values.double()
         low, high = (end.double()[:, None] for end in ends[call])
         place = ((values - low) / (high - low) * BINS).nan_to_num(0.0).long().clamp(0, BINS - 1)
         lines = torch.arange(len(values), device=values.device)[:, None] * BINS
@@ -195,7 +204,7 @@ def _cut(
         counts[call] += found.view_as(counts[call]).cpu()
 
     run(count)
-    cut = {}
+    found = {}
     for call, (low, high) in ends.items():
         share = counts[call].double().cumsum(1) / counts[call].sum(1, keepdim=True)
         width = (high.double() - low.double()).cpu() / BINS
@@ -204,11 +213,11 @@ def _cut(
         ) + 1  # the first bin that so many values lie below the end of
         lower = (share > 1 - percentile / 100).double().argmax(1)
         base = low.double().cpu()
-        cut[call] = (
+        found[call] = (
             (base + lower * width).to(low.dtype),
             torch.minimum((base + upper * width), high.double().cpu()).to(low.dtype),
         )
-    return cut
+    return found
 
 
 def check_file(path: Path | None) -> list[str]:

@@ -15,8 +15,7 @@ Parameters of one dimension (biases, normalisation) stay as they are.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,12 +27,13 @@ from bitflip.data.inputs import Inputs
 from bitflip.errors import BadInput
 from bitflip.network import bits, calibration, protections
 from bitflip.network.calibration import Mode
-from bitflip.network.layers import is_leaf
+from bitflip.network.layers import SCALE, ZERO_POINT, Parameter, is_leaf
 from bitflip.network.protections import Call
+from bitflip.settings.hyperparameters import NARROW as NARROW
 
 FLOATS = {name: bits.named(name) for name in ("float64", "float32", "float16", "bfloat16")}
-NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
 WIDTH = 8
+OUTPUT = "output"  # in the names of what belongs to a layer's output: ``output.scale``
 
 Range = tuple[float, float]
 
@@ -82,6 +82,42 @@ class Stored:
         dtype = bits.named(self.form)
         largest = torch.finfo(dtype).max
         return numbers.clamp_(-largest, largest).to(dtype).to(values.dtype).mul_(self.scale)
+
+
+CODE = Stored("int8", torch.tensor(1.0))
+"""Of a zero point, which is a code itself."""
+
+
+def parts(parameter: str) -> tuple[str, str]:
+    """The name of a parameter, and :data:`SCALE` or :data:`ZERO_POINT` if that of it is meant; otherwise nothing."""
+    kind = next((end for end in (SCALE, ZERO_POINT) if parameter.endswith(end)), "")
+    return parameter.removesuffix(kind), kind
+
+
+def is_of_output(parameter: str) -> bool:
+    """Whether it is a constant of a layer's output, and of no tensor."""
+    name, kind = parts(parameter)
+    return bool(kind) and name == OUTPUT
+
+
+def of_parameter(name: str, tensor: Tensor, stored: Stored | None) -> list[Parameter]:
+    """What of a parameter can be struck, given how it is stored: the tensor, and the scales."""
+    shape = tuple(tensor.shape)
+    if stored is None:
+        return [Parameter(name, shape, bits.width(tensor.dtype), bits.name(tensor.dtype))]
+    return [Parameter(name, shape, WIDTH, stored.form), _scale(name, stored.scale)]
+
+
+def of_output(stored: Stored | None) -> list[Parameter]:
+    """What of a layer's output is constant and can be struck, given how it is stored."""
+    if stored is None:
+        return []
+    zero = Parameter(f"{OUTPUT}{ZERO_POINT}", (), WIDTH, "int8")
+    return [_scale(OUTPUT, stored.scale), *([zero] if stored.form == "int8" else [])]
+
+
+def _scale(name: str, scale: Tensor) -> Parameter:
+    return Parameter(name + SCALE, tuple(scale.shape), bits.width(scale.dtype), bits.name(scale.dtype))
 
 
 def of_weights(weight: Tensor, form: str) -> Stored:
@@ -189,42 +225,58 @@ def store(model: nn.Module, form: str, ranges: Ranges) -> Storage:
     return Storage(parameters, found)
 
 
-def observe(model: nn.Module, batches: Iterable[Inputs], mode: Mode) -> Ranges:
+def observe(model: nn.Module, batches: Callable[[], Iterable[Inputs]], mode: Mode, percentile: float = 100.0) -> Ranges:
     """Look at the values in passes over some images.
 
     Args:
         model: in eval mode; its state is as it was afterwards.
-        batches: the images, on the model's device and of its type.
+        batches: the images, on the model's device and of its type, anew at each call.
         mode: in which the passes run.
+        percentile: of the values, that a range's upper end is; the lower one is as far from the other end. 100: the
+            largest and the smallest.
 
     Raises:
         BadInput: if one of them is not finite.
     """
+    ends: dict[nn.Module | int, tuple[Tensor, Tensor]] = {}
+
+    def widen(where: nn.Module | int, values: Tensor) -> None:
+        low, high = values.aminmax(dim=1)
+        if not (bool(low.isfinite()) and bool(high.isfinite())):
+            what = "the model is given" if isinstance(where, int) else f"a {type(where).__name__} returns"
+            raise BadInput(f"number_format (--number-format): on the images for calibration, {what} what is not finite")
+        before = ends.get(where, (low, high))
+        ends[where] = torch.minimum(before[0], low), torch.maximum(before[1], high)
+
+    _look(model, batches(), mode, widen)
+    if percentile < 100:
+        ends = calibration.cut(ends, percentile, lambda see: _look(model, batches(), mode, see))
     found = Ranges()
+    for where, (low, high) in ends.items():
+        if isinstance(where, int):
+            found.inputs.append((float(low), float(high)))
+        else:
+            found.outputs[where] = float(low), float(high)
+    return found
+
+
+def _look(
+    model: nn.Module, batches: Iterable[Inputs], mode: Mode, see: Callable[[nn.Module | int, Tensor], None]
+) -> None:
+    """See what layers return, and the parts of what the model is given by their places: (1, N) each."""
     layers = {path: module for path, module in protections.named_modules(model) if is_leaf(module)}
 
     def returned(call: Call, output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
         if _is_real(output):
-            module = layers[call[0]]
-            found.outputs[module] = _wider(found.outputs.get(module), output, f"a {type(module).__name__} returns")
+            see(layers[call[0]], output.detach().reshape(1, -1))
 
     def given(module: nn.Module, args: Any, kwargs: Any) -> None:
         for place, leaf in enumerate(filter(_is_real, tree_leaves((args, kwargs)))):
-            before = found.inputs[place] if place < len(found.inputs) else None
-            found.inputs[place : place + 1] = [_wider(before, leaf, "the model is given")]
+            see(place, leaf.detach().reshape(1, -1))
 
     handle = model.register_forward_pre_hook(given, with_kwargs=True)
     try:
         calibration.passes(model, layers, batches, returned, mode)
     finally:
         handle.remove()
-    return found
-
-
-def _wider(before: Range | None, values: Tensor, where: str) -> Range:
-    """A range that also holds some values."""
-    low, high = (float(end) for end in values.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise BadInput(f"number_format (--number-format): on the images for calibration, {where} what is not finite")
-    return (low, high) if before is None else (min(before[0], low), max(before[1], high))

@@ -14,6 +14,7 @@ from bitflip.network.names import label, named
 from bitflip.network.names import printable as printable
 
 MANY = 5  # numbers in a sentence
+SCALE, ZERO_POINT = ".scale", ".zero_point"  # ends of the names of what the codes of a parameter are read with
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -188,14 +189,31 @@ def with_parameters(layers: Sequence[Layer], names: Sequence[str] | None) -> lis
     if missing:
         raise BadInput(
             f"parameters (--parameters): the model has no parameter tensor {', '.join(missing)}; "
-            f"valid: all, {', '.join(sorted(present))}"
+            f"valid: all, {', '.join(sorted(present))}{_why_none(missing, present)}"
         )
     return [layer for layer in layers if chosen_parameters(layer, names)]
 
 
+def is_beside(parameter: str) -> bool:
+    """Whether it is a scale or zero point of what is struck itself, which ``all`` leaves out."""
+    return parameter.endswith((SCALE, ZERO_POINT))
+
+
+def _why_none(missing: Sequence[str], present: set[str]) -> str:
+    """Why there are no scales or zero points, for the end of a sentence."""
+    scaled = any(name.endswith(SCALE) for name in present)
+    if scaled and any(name.endswith(ZERO_POINT) for name in missing):
+        return "; what has a scale only is symmetric, so that its zero point is 0 and is not stored"
+    if not scaled and any(name.endswith((SCALE, ZERO_POINT)) for name in missing):
+        return "; scales are stored with number_format (--number-format) int8, float8_e4m3fn or float8_e5m2"
+    return ""
+
+
 def chosen_parameters(layer: Layer, names: Sequence[str] | None) -> list[str]:
     """Names of a layer's parameters, in the module's order, among ``names``; None for all."""
-    return [parameter.name for parameter in layer.parameters if names is None or parameter.name in names]
+    if names is None:
+        return [parameter.name for parameter in layer.parameters if not is_beside(parameter.name)]
+    return [parameter.name for parameter in layer.parameters if parameter.name in names]
 
 
 def targets(chosen: Sequence[Target], target: Literal["neuron", "weight"], names: Sequence[str] | None) -> list[Target]:

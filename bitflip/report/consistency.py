@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitflip.errors import BadInput
+from bitflip.network.layers import is_beside
 from bitflip.report import record
 from bitflip.report.runs import Place, Row, Run, parameters_of
 from bitflip.report.summary import means_of, parts_of, sums
@@ -53,7 +54,8 @@ def check_places(run: Run) -> None:
     def has(item: Mapping[str, Any]) -> bool:
         if run.facts.get("target") != "weight":
             return bool(item.get("per_image"))
-        return any("all" in names or parameter.get("name") in names for parameter in parameters_of(item))
+        found = [str(parameter.get("name")) for parameter in parameters_of(item)]
+        return any(name in names or ("all" in names and not is_beside(name)) for name in found)
 
     items = [item for item in run.facts.get("layers", []) if isinstance(item, dict)]
     have = {row.place.layer for row in run.layers}

@@ -118,7 +118,8 @@ def _values(batch: BatchOutcomes, slot: int, row: int, stored_of: StoredOf) -> l
     stored = stored_of(*flips.where)
     before, after = original, error
     if stored is not None:
-        channel = stored.at(flips.coordinates(row)[0])
+        place = flips.coordinates(row)
+        channel = stored.at(place[0]) if place else stored
         change = flips.changes.of(slice(row, row + 1))
         before = channel.encode(original)
         # Codes that are no number can't be told from each other by their value.

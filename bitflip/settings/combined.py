@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bitflip.settings.hyperparameters import Hyperparameters
+from bitflip.settings.hyperparameters import NARROW, Hyperparameters
 
 SINGLE = ("flip", "stuck0", "stuck1")  # kinds of fault of a single bit
 IDLE = {"bit_sampling", "bit_flip_pos", "parameters", "pool_mib", "engine", "dataset", "model_name", "faults", "limit"}
@@ -112,25 +112,27 @@ def check_error_rate(settings: Hyperparameters) -> list[str]:
 
 def check_protect(settings: Hyperparameters) -> list[str]:
     """One sentence for each setting that means nothing to the protection, or to none."""
-    found = settings.protection
+    found, narrow = settings.protection, settings.number_format in NARROW
+    if found is not None and not found.guards and settings.protect_layers != "default":
+        return ["protect_layers (--protect-layers): expected a protection of layers' outputs, which ecc is not"]
+    given = {} if found else {"protect_layers": settings.protect_layers != "default"}
+    measured = {
+        "calibration_images": settings.calibration_images is not None,
+        "percentile": settings.percentile != 100,
+    }
     if found is None:
-        needs, given = "protect (--protect) with it", {"protect_layers": settings.protect_layers != "default"}
+        needs = "protect (--protect) with it"
+        given |= {"bounds": settings.bounds is not None}
+    elif not found.calibrated:
+        needs = "a protection whose bounds are measured, such as ranger, with it"
+        given |= {"bounds": settings.bounds is not None}
     else:
-        needs, given = "a protection whose bounds are measured, such as ranger, with it", {}
-        if not found.guards and settings.protect_layers != "default":
-            return ["protect_layers (--protect-layers): expected a protection of layers' outputs, which ecc is not"]
-    if found is None or not found.calibrated:
-        given |= {
-            "bounds": settings.bounds is not None,
-            "calibration_images": settings.calibration_images is not None,
-            "percentile": settings.percentile != 100,
-        }
-    elif settings.bounds is not None:
         needs = "no bounds (--bounds) with it, which were measured on other images"
-        given = {
-            "calibration_images": settings.calibration_images is not None,
-            "percentile": settings.percentile != 100,
-        }
+    unmeasured = found is None or not found.calibrated or settings.bounds is not None
+    if unmeasured and not narrow:
+        given |= measured
+        if found is None and any(measured.values()):
+            needs += ", or a number_format (--number-format) of 8 bits"
     return [f"{name} (--{name.replace('_', '-')}): expected {needs}" for name, wrong in given.items() if wrong]
 
 

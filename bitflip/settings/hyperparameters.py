@@ -21,6 +21,7 @@ DatasetName = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 Precision = Literal["ieee", "tf32"]
 Engine = Literal["wave", "reference"]
 NumberFormat = Literal["float32", "float64", "float16", "bfloat16", "int8", "float8_e4m3fn", "float8_e5m2"]
+NARROW: tuple[NumberFormat, ...] = ("int8", "float8_e4m3fn", "float8_e5m2")  # that no network computes in here
 ClassOrder = Literal["text", "numeric"]
 BitSampling = Literal["uniform", "importance"]
 
@@ -265,13 +266,15 @@ class Hyperparameters(Read):
     )
     calibration_images: Path | None = _field(
         None,
-        "folder of images on which the bounds for protect are measured; default: the training part of the data set",
+        "folder of images on which the bounds for protect, and the ranges for a number_format of 8 bits, are measured; "
+        "default: the training part of the data set",
         "the path of a folder of images",
         role=SOURCE,
     )
     percentile: float = _field(
         100.0,
-        "of the values seen in calibration, that the bounds for protect are; 100: the largest and smallest",
+        "of the values seen in calibration, that the bounds for protect, and the ranges for a number_format of 8 bits, "
+        "are; 100: the largest and smallest",
         "a number above 50 and up to 100",
         gt=50,
         le=100,
