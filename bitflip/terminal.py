@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 import sys
@@ -147,6 +148,14 @@ def _bar(share: float) -> str:
 def _printable(name: str) -> str:
     """A name without anything that a terminal would act upon."""
     return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def duration(seconds: float) -> str:
+    """A time for people, of two figures: ``45 s``, ``12 min``, ``3.5 h``, ``12 days``."""
+    units = [("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800), ("days", 86_400, math.inf)]
+    unit, length = next((unit, length) for unit, length, most in units if seconds < most)
+    value = seconds / length
+    return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
 
 
 @contextlib.contextmanager

@@ -12,7 +12,14 @@ SAMPLES = ROOT / "sample-output"
 RUNS = (
     ("main.py", "--seed=1234", "--detailed-log", f"--output-path={SAMPLES.name}"),
     ("neuron.py", "--seed=1234", "--detailed-log", f"--output-path={SAMPLES.name}"),
-    ("weight.py", "--seed=1234", "--detailed-log", "--batch-size=32", f"--output-path={SAMPLES.name}"),
+    (
+        "weight.py",
+        "--seed=1234",
+        "--detailed-log",
+        "--batch-size=32",
+        "--repeats=8",
+        f"--output-path={SAMPLES.name}",
+    ),
     ("main.py", "--seeds=1-10", "--layer-type=Conv2d,Linear", f"--output-path={SAMPLES.name}/ten-seeds"),
 )
 

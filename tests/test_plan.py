@@ -11,8 +11,9 @@ from conftest import FewDigits
 from bitflip import csvs
 from bitflip.__main__ import main
 from bitflip.commands import shared
-from bitflip.commands.plan import Need, Trial, duration, plan
+from bitflip.commands.plan import Need, Trial, plan
 from bitflip.statistics.sampling import sample_size
+from bitflip.terminal import duration
 
 
 def row(population: int, per_bit: int, bits: int = 32) -> Need:

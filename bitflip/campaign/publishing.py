@@ -39,7 +39,28 @@ def report(done: Done, prefix: str, checkpoint: Checkpoint) -> list[LayerEstimat
     print("Results:", *publish(done, prefix, checkpoint, counts), sep="\n  ")
     lines, pretty = [_line(found) for found in overall], terminal.is_pretty(sys.stdout)
     print(terminal.most_fragile(lines, confidence=experiment.settings.confidence, pretty=pretty))
+    if sentence := _about_width(done, overall):
+        print(sentence)
     return overall
+
+
+def _about_width(done: Done, overall: Sequence[LayerEstimate]) -> str | None:
+    """What would narrow the intervals, if they are wide and the run could have been told to."""
+    settings = done.experiment.settings
+    known = [found for found in overall if found.rate.interval]
+    if isinstance(done.experiment.source, Listed) or settings.margin is not None or not done.complete or not known:
+        return None
+    from bitflip.report import words  # only at the end of a run, for what it brings
+
+    return words.narrower(
+        [found.rate for found in known],
+        [found.parts for found in known],
+        done.experiment.target,
+        settings.confidence,
+        settings.repeats,
+        done.seconds,
+        several=settings.seeds is not None,
+    )
 
 
 def publish(done: Done, prefix: str, checkpoint: Checkpoint, counts: Counts) -> list[Path]:

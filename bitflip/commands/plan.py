@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bitflip.commands import shared
 from bitflip.network.names import label
 from bitflip.settings import hyperparameters, reading
-from bitflip.terminal import aligned
+from bitflip.terminal import aligned, duration
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
     from bitflip.campaign.experiment import Experiment
@@ -231,11 +231,3 @@ def _text(experiment: Experiment, needs: Sequence[Need], goals: Sequence[Goal], 
             f"Rates near 0 or 100 % need fewer: --margin {margin:g} stops when the intervals are narrow enough.",
         ]
     )
-
-
-def duration(seconds: float) -> str:
-    """A time for people, of two figures: ``45 s``, ``12 min``, ``3.5 h``, ``12 days``."""
-    units = [("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800), ("days", 86_400, math.inf)]
-    unit, length = next((unit, length) for unit, length, most in units if seconds < most)
-    value = seconds / length
-    return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"

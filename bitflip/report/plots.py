@@ -383,7 +383,7 @@ def heatmap(run: Run, width: float = WIDTH) -> Figure | None:
     axes.set_xlim(0, count)
     axes.set_ylim(len(rows), 0)
     _bit_axis(axes, count, run.form, middle=0.5)
-    axes.set_xlabel("bit, from the most significant" + (f"; hatched: {NOTHING}" if np.isnan(share).any() else ""))
+    axes.set_xlabel("bit, from the most significant" + (f"\nhatched: {NOTHING}" if np.isnan(share).any() else ""))
     if few:
         _name(axes, rows, 0.5)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,9 +12,12 @@ from typing import get_args
 from bitflip.report.runs import Row, Run
 from bitflip.report.scale import percent, plain, regions
 from bitflip.report.shown import ranked
-from bitflip.report.summary import Bit, by_bit, due_of_all, means, total
-from bitflip.statistics.rates import Rate
-from bitflip.terminal import NOTHING
+from bitflip.report.summary import Bit, by_bit, due_of_all, means, parts_of, total
+from bitflip.statistics import sampling
+from bitflip.statistics.rates import Part, Rate
+from bitflip.terminal import NOTHING, duration
+
+WIDE = 5.0  # percentage points either way; an interval that is wider says little
 
 SCRIPTS = {"neuron_": "neuron.py", "weight_": "weight.py"}
 
@@ -29,7 +33,13 @@ def findings(run: Run) -> list[str]:
     rows = ranked(run)
     if not rows:
         return [f"No image is classified correctly without a fault: every rate is 0 / 0, {NOTHING}."]
-    found = [*_about_layers(run, rows), *_about_types(run), *_about_bits(run), *_about_outcomes(run)]
+    found = [
+        *_about_layers(run, rows),
+        *_about_width(run, rows),
+        *_about_types(run),
+        *_about_bits(run),
+        *_about_outcomes(run),
+    ]
     return [plain(sentence) for sentence in found]
 
 
@@ -60,22 +70,75 @@ def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
     none = sum(row.misclassified == 0 for row in rows)
     if none:
         found.append(f"In {none} of {len(rows)} layers no flip changed a class.")
-    flips = [row.outcomes.flips for row in rows if row.outcomes]
     if run.listed is not None:
         found.append(
             "Rates are those of the faults in the list. Intervals say how sure they would be of all faults of a layer, "
             "had the list been drawn at random."
         )
-    elif run.target == "weight" and flips and min(flips) < 30:
-        found.append(
-            f"One weight flip hits a whole batch of images; a layer saw {_span(flips)} flips. So few say little about "
-            "a layer: more seeds, more repeats or smaller batches make the intervals narrower."
-        )
     return found
 
 
-def _span(values: Sequence[int]) -> str:
-    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+def _about_width(run: Run, rows: Sequence[Row]) -> list[str]:
+    if run.listed is not None or not run.complete or run.settings.get("margin") is not None:
+        return []
+    rates = [row.rate for row in rows]
+    if not all(rate.interval for rate in rates) or not isinstance(repeats := run.settings.get("repeats", 1), int):
+        return []
+    parts = [parts_of(_cells(row, run) if run.weighted else [row], run) for row in rows]
+    seconds = run.facts.get("campaign_seconds")
+    sentence = narrower(rates, parts, run.target, run.confidence, repeats, seconds, several=len(run.seeds) > 1)
+    return [sentence] if sentence else []
+
+
+def _cells(row: Row, run: Run) -> list[Row]:
+    return [cell for cell in run.bits if cell.place == row.place]
+
+
+def narrower(
+    rates: Sequence[Rate],
+    parts: Sequence[Sequence[Part]],
+    target: str,
+    confidence: float,
+    repeats: int,
+    seconds: float | None,
+    *,
+    several: bool,
+) -> str | None:
+    """If intervals are so wide that rates say little, in one sentence what narrows them, and how long that takes.
+
+    Args:
+        rates: of the layers, with their intervals.
+        parts: that these are the means of.
+        target: of the faults.
+        confidence: of the intervals.
+        repeats: that the run made.
+        seconds: that it took; None if that is not known.
+        several: whether it was one of several seeds, which are not run to a margin.
+    """
+    widest = max(rates, key=lambda rate: (rate.high or 0) - (rate.low or 0))
+    low, high = widest.interval or (0.0, 0.0)
+    if high - low <= 2 * WIDE:
+        return None
+    helps = []
+    if factor := sampling.times(parts, target, confidence, WIDE):
+        wanted = rounded_up(max(factor * repeats, repeats + 1))
+        time = "" if seconds is None else f", in about {duration(seconds * wanted / repeats)} on this machine"
+        helps.append(f"--repeats {wanted} makes each about {2 * WIDE:g} points wide{time}")
+    if not several:
+        helps.append(f"--margin {WIDE:g} runs each layer until its own is")
+    if not helps:
+        return None
+    return f"Intervals are too wide to say much, up to {percent(low)} to {percent(high)} %: {'; '.join(helps)}."
+
+
+def rounded_up(count: int) -> int:
+    """A number of at most two figures and zeros that is at least as large.
+
+    >>> [rounded_up(count) for count in (7, 99, 101, 1234)]
+    [7, 99, 110, 1300]
+    """
+    unit = int(10 ** max(0, len(str(count)) - 2))
+    return math.ceil(count / unit) * unit
 
 
 def _about_types(run: Run) -> list[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
 
-from bitflip.statistics.intervals import CONFIDENCE, Estimate, Interval, z_value
+from bitflip.statistics import rates
+from bitflip.statistics.intervals import CONFIDENCE, Estimate, Interval, Sums, z_value
+from bitflip.statistics.rates import Part
 
 
 def sample_size(population: int, margin: float, confidence: float = CONFIDENCE, p: float = 0.5) -> int:
@@ -36,3 +40,50 @@ def enough(interval: Interval[float] | Estimate[float], margin: float) -> bool:
     then needs no correction for having looked several times: docs/statistics.md shows its coverage after stopping.
     """
     return interval.high - interval.low <= 2 * margin
+
+
+def times(layers: Sequence[Sequence[Part]], target: str, confidence: float, margin: float) -> int | None:
+    """How many times as many faults narrow every layer's interval to a margin, as far as rates are known.
+
+    Few faults without a hit are no sign of a rate of 0: each rate is taken to be what it is with half a hit and half a
+    miss more, which is its mean under the prior of Jeffreys.
+
+    Args:
+        layers: the parts of each layer that has faults, see :class:`bitflip.statistics.rates.Part`.
+        target: ``neuron`` or ``weight``.
+        confidence: of the intervals.
+        margin: half the width that an interval may have, in percentage points.
+
+    Returns:
+        That number; None if a part has had no fault, so that nothing is known of it.
+
+    Source of the prior: Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion", Statistical
+    Science 16.
+
+    >>> times([[Part(Sums.single(0.0, 30.0))]], "neuron", 0.95, 5.0)
+    2
+    """
+
+    def narrow(factor: int) -> bool:
+        found = rates.of_parts([[_scaled(part, factor) for part in parts] for parts in layers], target, confidence)
+        return all(rate.interval is not None and rate.interval[1] - rate.interval[0] <= 2 * margin for rate in found)
+
+    if not all(part.sums.n for parts in layers for part in parts):
+        return None
+    high = 1
+    while not narrow(high):
+        high *= 2
+    low = high // 2  # is not enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if narrow(middle) else (middle, high)
+    return high
+
+
+def _scaled(part: Part, factor: int) -> Part:
+    """So many times as many faults, at the rate that is expected."""
+    sums, each = part.sums, part.sums.n / part.sums.flips
+    prior = Sums(1.0, each / 2, each, each * each / 2, each * each / 2, each * each)
+    share = factor * sums.flips / (sums.flips + 1)
+    whole = Sums.added([sums, prior])
+    return replace(part, sums=Sums(*(share * getattr(whole, field.name) for field in fields(Sums))))
