@@ -20,7 +20,7 @@ SCRIPTS: dict[Literal["neuron", "weight"], str] = {
 COMMANDS = {
     "plan": "how many faults a margin of error takes, and how long they take here",
     "report": "pictures and a page of a run, from its result files; many seeds joined into one",
-    "compare": "two runs held against each other: what differs by layer, and how surely",
+    "compare": "runs held against each other: what differs by layer, and how surely; in one plot",
     "formats": "the same network in several number formats, side by side: accuracy, rates by layer and by bit",
     "protect": "a network with and without protections, under the same faults: what each breaks, and saves",
     "budget": "which bits must be protected, from the files of a run: what is left, and how few are enough",

@@ -154,6 +154,7 @@ class Program:
                 calls[path] += 1
             layout = layouts[node]
             masks = isinstance(layout, Rows) and layout.dim == 0 and _masks(node, module)
+            masks = masks and not self._guarded(node)  # behind whose guard rows are looked at, once is enough
             kind = kind_of(node, module) if layout == Rows(0, 1) else Kind.OTHER
             read, ends = tuple(node.all_input_nodes), tuple(dead.get(i, ()))
             size, in_place = self._bytes[node], node in self._in_place
@@ -181,6 +182,11 @@ class Program:
             return self.module(node)(*args, **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+    def _guarded(self, node: fx.Node) -> bool:
+        return bool(node.users) and all(
+            user.op == "call_module" and isinstance(self.module(user), Guard) for user in node.users
+        )
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that an operation calls."""

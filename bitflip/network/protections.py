@@ -74,7 +74,7 @@ class Guard(nn.Module):
 
     def _guarded(self, value: Tensor, channels: slice) -> Tensor:
         if self.protection.nan:
-            value = value.masked_fill(~value.isfinite(), 0.0)
+            value = value.nan_to_num(0.0, 0.0, 0.0)
         if self.protection.range is None:
             return value
         low: Any
@@ -84,7 +84,7 @@ class Guard(nn.Module):
         else:
             low, high = (bound[channels].view(-1, *[1] * (value.dim() - 2)) for bound in (self.low, self.high))
         if self.protection.clip:
-            return value.masked_fill(~((value >= low) & (value <= high)), 0.0)
+            return value.masked_fill(value.clamp(low, high) != value, 0.0)  # NaN is not what it is cut to, either
         return value.clamp(low, high)
 
     def extra_repr(self) -> str:

@@ -39,11 +39,11 @@ def html(run: Run, files: Sequence[Path] = ()) -> str:
     """
     found = by_bit(run)
     several = len(found) > 1
-    css, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    css, js = style_and_script()
     single = worst(run)
     lines = shown.lines(run)
     cells = shown.cells(run, lines)
-    return _TEMPLATES.get_template("page.html.j2").render(
+    return TEMPLATES.get_template("page.html.j2").render(
         run=run,
         css=css,
         js=js,
@@ -72,6 +72,11 @@ def html(run: Run, files: Sequence[Path] = ()) -> str:
     )
 
 
+def style_and_script() -> list[Markup]:
+    """What is in every page."""
+    return [Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")]
+
+
 def _shown(value: object) -> Markup:
     """What is put into the page: nothing invisible, and no markup but our own."""
     return value if isinstance(value, Markup) else Markup(escape(plain(str(value))))
@@ -82,7 +87,7 @@ def _digest(content: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-_TEMPLATES = Environment(
+TEMPLATES = Environment(
     loader=FileSystemLoader(HERE),
     autoescape=True,
     finalize=_shown,
@@ -90,8 +95,8 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     keep_trailing_newline=True,
 )
-_TEMPLATES.filters["digest"] = _digest
-_TEMPLATES.filters["breakable"] = lambda path: Markup(str(_shown(path)).replace(".", ".<wbr>"))
+TEMPLATES.filters["digest"] = _digest
+TEMPLATES.filters["breakable"] = lambda path: Markup(str(_shown(path)).replace(".", ".<wbr>"))
 
 
 @dataclass(frozen=True)
