@@ -1,20 +1,21 @@
-"""Striking values of a parameter: in its tensor, in the scales of its codes, or in those of a layer's output."""
+"""Striking values of a parameter: in its tensor, its codes or their scales, or in the scale of a layer's output."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitflip.faults.flips import Flips
 from bitflip.faults.kinds import Change
+from bitflip.network import formats, quantised
 from bitflip.network.formats import CODE, Rounding, Stored
-from bitflip.network.layers import SCALE
+from bitflip.network.layers import SCALE, ZERO_POINT, Parameter
 
 
 @dataclass
@@ -30,6 +31,9 @@ class Values(Protocol):
 
     def struck(self, flips: Flips) -> contextlib.AbstractContextManager[Injected]:
         """While open, forward passes have them struck; they are always restored, bit for bit."""
+
+    def at(self, element: Tensor) -> Stored | None:
+        """How some of them are stored, given their flat places, (N,); None as they are."""
 
 
 @dataclass
@@ -47,18 +51,51 @@ class InTensor:
     @contextlib.contextmanager
     def struck(self, flips: Flips) -> Iterator[Injected]:
         """See :class:`Values`."""
-        shape, stored = self.tensor.shape, self.stored
+        shape = self.tensor.shape
         index = *map(torch.from_numpy, np.unravel_index(flips.element, shape)), *[None] * (not shape)
         with torch.no_grad():
             original = self.tensor[index].clone()
-            if stored is not None:
-                stored = stored.at(torch.from_numpy(flips.element // shape[1:].numel()))
-            error = _after(flips.changes, original, stored)
+            error = _after(flips.changes, original, self.at(torch.from_numpy(flips.element)))
             try:
                 self.tensor[index] = error
                 yield Injected(original, error)
             finally:
                 self.tensor[index] = original
+
+    def at(self, element: Tensor) -> Stored | None:
+        """See :class:`Values`."""
+        return None if self.stored is None else self.stored.at(element // self.tensor.shape[1:].numel())
+
+
+@dataclass
+class InCodes:
+    """Those of codes that the network computes with.
+
+    Attributes:
+        codes: (...) of int8.
+        how: they are stored, given their flat places, (N,).
+    """
+
+    codes: Tensor
+    how: Callable[[Tensor], Stored]
+
+    @contextlib.contextmanager
+    def struck(self, flips: Flips) -> Iterator[Injected]:
+        """See :class:`Values`."""
+        element = torch.from_numpy(flips.element).to(self.codes.device)
+        flat, stored, change = self.codes.view(-1), self.how(element), flips.changes
+        before = flat[element].clone()
+        after = change.codes(before, torch.from_numpy(change.arrays).to(before.device), stored)
+        injected = Injected(stored.decode(before), stored.decode(after))
+        try:
+            flat[element] = after
+            yield injected
+        finally:
+            flat[element] = before
+
+    def at(self, element: Tensor) -> Stored:
+        """See :class:`Values`."""
+        return self.how(element)
 
 
 @dataclass
@@ -91,6 +128,9 @@ class Scales:
             finally:
                 self.tensor[channel] = before
 
+    def at(self, element: Tensor) -> None:
+        """See :class:`Values`."""
+
 
 @dataclass
 class OfOutput:
@@ -121,6 +161,52 @@ class OfOutput:
             yield Injected(original, error)
         finally:
             self.rounding.stored = before
+
+    def at(self, element: Tensor) -> Stored | None:
+        """See :class:`Values`."""
+        return None if self.name == SCALE else CODE
+
+
+def of(tensor: Tensor, kind: str, stored: Stored | None) -> Values:
+    """The values of a parameter tensor, or of what its codes are read with.
+
+    Args:
+        tensor: of the network.
+        kind: ``.scale`` or ``.zero_point`` for those; empty for its own.
+        stored: how its values are stored, where it is kept as what codes stand for.
+    """
+    found = quantised.of(tensor)
+    if found is None:
+        if not kind:
+            return InTensor(tensor, stored)
+        assert stored is not None
+        return Scales(tensor, stored)
+    if kind == SCALE:
+        return InTensor(found.scale)
+    if kind == ZERO_POINT:
+        assert found.zero is not None
+        return InCodes(found.zero, lambda _: CODE)
+
+    def how(element: Tensor) -> Stored:
+        where = found.block(element)
+        return Stored(found.form, found.scale[where], 0 if found.zero is None else found.zero[where])
+
+    return InCodes(found.codes, how)
+
+
+def of_output(module: nn.Module, kind: str) -> Values:
+    """The scale, or the zero point, to which a module's output is rounded."""
+    (rounding,) = (hook for hook in module._forward_hooks.values() if isinstance(hook, Rounding))
+    return OfOutput(rounding, kind)
+
+
+def listed(name: str, tensor: Tensor, stored: Stored | None) -> list[Parameter]:
+    """What of a parameter tensor of a name can be struck, given how it is stored."""
+    found = quantised.of(tensor)
+    if found is None:
+        return formats.of_parameter(name, tensor, stored)
+    own = [Parameter(name, tuple(found.codes.shape), formats.WIDTH, found.form), formats.scale_of(name, found.scale)]
+    return own if found.zero is None else [*own, formats.zero_point_of(name, found.zero)]
 
 
 def _after(change: Change, original: Tensor, stored: Stored | None = None) -> Tensor:

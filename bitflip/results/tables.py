@@ -131,7 +131,7 @@ def write_run(path: Path, run: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-StoredOf = Callable[[Layer, str], Stored | None]
+StoredOf = Callable[[Layer, str, int], Stored | None]  # of an element
 
 
 def detail_text(chosen: Sequence[Target], batch_size: int, batch: BatchOutcomes, seed: int, stored_of: StoredOf) -> str:
@@ -144,7 +144,7 @@ def detail_text(chosen: Sequence[Target], batch_size: int, batch: BatchOutcomes,
         batch_size: of the batches that are meant.
         batch: the outcomes.
         seed: of the flips.
-        stored_of: how a layer's output, or a parameter of it, is stored; None as it is.
+        stored_of: how a value of a layer's output, or of a parameter of it, is stored; None as it is.
 
     Neurons: a line per misclassified image. Weights: a line per flip, and one for each image that it broke.
     """
@@ -180,15 +180,14 @@ def _flip_text(
 ) -> str:
     flips, original, error = batch.flips[slot], batch.original[slot][row], batch.error[slot][row]
     parameter = "" if item.parameter in ("", "weight") else f"Parameter: {item.parameter}, "
-    stored, coordinates = stored_of(*flips.where), flips.coordinates(row)
+    stored, coordinates = stored_of(*flips.where, int(flips.element[row])), flips.coordinates(row)
     before, after = original, error
     if stored is not None:
-        channel = stored.at(coordinates[0]) if coordinates else stored
         change = flips.changes.of(slice(row, row + 1))
-        before = channel.encode(original)
+        before = stored.encode(original)
         # Codes that are no number can't be told from each other by their value.
         known = change.rule is None
-        after = bits.masked(before, torch.from_numpy(change.arrays[:, 0])) if known else channel.encode(error)
+        after = bits.masked(before, torch.from_numpy(change.arrays[:, 0])) if known else stored.encode(error)
     return (
         f"Layer: {item.number}, Layer type: {item.layer.type}, {parameter}Batch: {number}, "
         f"Position: {[*image, *coordinates]}, "
