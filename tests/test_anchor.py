@@ -16,8 +16,9 @@ from bitflip.__main__ import main
 from bitflip.data import datasets
 from bitflip.data.images import Images
 from bitflip.engines.injection import Injector
+from bitflip.engines.invariance import Invariant
 from bitflip.faults.flips import Flips
-from bitflip.network import models
+from bitflip.network import formats, models
 from bitflip.settings import reading
 
 ANCHOR = ROOT.parent / "shared" / "anchors" / "cifar10-resnet20"
@@ -84,6 +85,21 @@ def test_a_published_weight_fault(number: int, injector: Injector, images: Tenso
     with injector.weight(flips):
         critical = (top1(injector, images) != clean).double().mean().item()
     assert critical == pytest.approx(int(row["critical"]) / IMAGES_PUBLISHED, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("form", ["int8", "float8_e4m3fn"])
+def test_eight_bits_are_as_accurate(form: str, images: Tensor) -> None:
+    """Within a point of float32, on those images that the ranges were not measured on."""
+    settings, _ = reading.read([str(argument) for argument in ARGUMENTS])
+    labels = datasets.load(settings)
+    truth = torch.tensor([labels[place][1] for place in range(0, 1000, 2)])
+    model = models.load(settings).model
+    tested, others = images[::2], images[1::2]
+    before = float((model(tested).argmax(1) == truth).double().mean())
+    formats.store(model, form, formats.observe(model, lambda: torch.split(others, 100), Invariant))
+    with torch.no_grad():
+        after = float((model(tested).argmax(1) == truth).double().mean())
+    assert abs(after - before) <= 0.01
 
 
 def test_a_sample_of_the_published_list_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

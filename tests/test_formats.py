@@ -96,7 +96,7 @@ def test_codes_come_back_from_what_they_stand_for(form: str) -> None:
 def test_outputs_are_rounded_as_pytorch_does(low: float, high: float) -> None:
     stored = formats.of_outputs(low, high, "int8", torch.zeros(1))
     values = torch.linspace(low - 1, high + 1, 1001)
-    expected = torch.fake_quantize_per_tensor_affine(values, float(stored.scale), stored.zero, -128, 127)
+    expected = torch.fake_quantize_per_tensor_affine(values, float(stored.scale), int(stored.zero), -128, 127)
     found = stored.rounded(values)
     apart = (found - expected).abs() / stored.scale
     assert float(apart.max()) <= 1.001  # ties and products by 1 / scale may fall to the neighbour

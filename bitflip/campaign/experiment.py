@@ -27,7 +27,7 @@ from bitflip.faults.kinds import Kind, Own
 from bitflip.faults.listed import Listed
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Tasks
-from bitflip.network import devices, formats, layers, layouts, models
+from bitflip.network import devices, formats, layers, layouts, models, quantised
 from bitflip.network.calibration import Bounds
 from bitflip.network.devices import Placement
 from bitflip.network.formats import Storage
@@ -274,6 +274,9 @@ def ready(
     device = devices.resolve(settings.device)
     devices.pin_arithmetic(settings.precision)
     narrow = settings.number_format in formats.NARROW
+    if (path := quantised.first_in(classifier.model)) and (settings.number_format is not None or settings.prove):
+        setting = "prove (--prove)" if settings.number_format is None else "number_format (--number-format)"
+        raise BadInput(f"{setting}: expected none with a model that is quantised already, as {path} is")
     if settings.number_format is not None:
         classifier.model.to(formats.FLOATS["float32" if narrow else settings.number_format])
     placement = Placement(device, classifier.dtype)

@@ -40,7 +40,7 @@ class Tallies:
             else Counts(self.seeds, items)
         )
         self.details = {
-            seed: DetailLog(folder, items, settings.batch_size, seed, experiment.network.injector.stored)
+            seed: DetailLog(folder, items, settings.batch_size, seed, experiment.network.injector.stored_at)
             for seed in self.seeds
             if settings.detailed_log
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.modes import Mode
+from bitflip.network import quantised
 
 _METADATA = {
     *("shape", "ndim", "dtype", "device", "layout", "requires_grad", "itemsize", "nbytes", "names", "grad_fn", "grad"),
@@ -119,7 +120,9 @@ class _Recorder(TorchFunctionMode):
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._inside or id(module) not in self._layers:
                 return usual(module, *args, **kwargs)
-            with torch._C.DisableTorchFunction():  # as in a pass that nobody records
+            # As in a pass that nobody records; torchao's tensors compute in functions of their own.
+            own = any(quantised.is_torchaos(tensor) for tensor in module.parameters(recurse=False))
+            with nullcontext() if own else torch._C.DisableTorchFunction():
                 return self.note(module, args, kwargs, lambda: usual(module, *args, **kwargs))
 
         return call

@@ -22,7 +22,6 @@ from bitflip.data import inputs
 from bitflip.data.inputs import Inputs, Packed
 from bitflip.engines import memory, strides
 from bitflip.engines.capture import Captured, Multiple, Pass, Untraceable, record
-from bitflip.engines.injection import storage
 from bitflip.engines.invariance import Invariant, close
 from bitflip.engines.windows import Kind, function_name, kind_of
 from bitflip.errors import first_line
@@ -30,6 +29,7 @@ from bitflip.network import bits
 from bitflip.network.formats import Rounding
 from bitflip.network.layers import Layer, is_leaf
 from bitflip.network.protections import Guard
+from bitflip.network.quantised import memory_of
 from bitflip.network.state import State
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
@@ -197,7 +197,7 @@ class Program:
 
         ``none`` if no step reads it; ``several`` if it can't be said to be one step.
         """
-        place = storage(parameter)
+        place = memory_of(parameter)
         if place not in self._entries:
             self._entries[place] = self._find_entry(place)
         return self._entries[place]
@@ -243,9 +243,9 @@ class Program:
     def _parameters_read(self, node: fx.Node) -> set[int]:
         """Where the memory is of the parameters that an operation reads."""
         if node.op == "call_module":
-            return {storage(parameter) for parameter in self.module(node).parameters()}
+            return {memory_of(parameter) for parameter in self.module(node).parameters()}
         if node.op == "get_attr":
-            return {storage(self._constants[str(node.target)])}
+            return {memory_of(self._constants[str(node.target)])}
         return set()
 
     def _recorded(self, images: Inputs) -> Pass:

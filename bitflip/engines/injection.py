@@ -25,15 +25,16 @@ from torch.utils.hooks import RemovableHandle
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Given, Inputs
-from bitflip.engines import memory
+from bitflip.engines import memory, parameters
 from bitflip.engines.modes import Reads
-from bitflip.engines.parameters import Injected, InTensor, OfOutput, Scales, Values
+from bitflip.engines.parameters import Injected, Values
 from bitflip.engines.striking import flip_rows, flippable_part, strike
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips
-from bitflip.network import bits, formats, protections
+from bitflip.network import bits, formats, protections, quantised
 from bitflip.network.formats import Storage, Stored
-from bitflip.network.layers import ZERO_POINT, Layer, Parameter, is_leaf, printable
+from bitflip.network.layers import Layer, Parameter, is_leaf, printable
+from bitflip.network.quantised import memory_of
 from bitflip.network.state import State
 
 
@@ -204,7 +205,7 @@ class Injector(fault_injection):
     def _may_be_kept(self, model: nn.Module) -> bool:
         """Whether passes leave parameters unread, perhaps for what the model keeps from a pass before it was given."""
         own_mode = any(type(module).train is not nn.Module.train for module in model.modules())
-        return own_mode and any(storage(tensor) not in self._read.storages for tensor in model.parameters())
+        return own_mode and any(memory_of(tensor) not in self._read.storages for tensor in model.parameters())
 
     def _record_logits(self, module: nn.Module, args: object, output: object) -> None:
         if self._seen is not None:
@@ -263,8 +264,7 @@ class Injector(fault_injection):
             key = self._own.get(id(tensor)) or _place(tensor)
             if key not in self._listed:
                 self._listed.add(key)
-                stored = None if self._storage is None else self._storage.parameters.get(id(tensor))
-                found += formats.of_parameter(name, tensor, stored)
+                found += parameters.listed(name, tensor, self._stored_parameter(tensor))
         return tuple(found)
 
     def _find_holders(self) -> None:
@@ -302,31 +302,28 @@ class Injector(fault_injection):
 
     def values_of(self, layer: Layer, parameter: str) -> Values:
         """The values of a parameter of a layer, to be struck."""
+        kind = formats.parts(parameter)[1]
         if formats.is_of_output(parameter):
-            hooks = self.modules[layer.path]._forward_hooks.values()
-            (rounding,) = (hook for hook in hooks if isinstance(hook, formats.Rounding))
-            return OfOutput(rounding, formats.parts(parameter)[1])
+            return parameters.of_output(self.modules[layer.path], kind)
         tensor = self.tensor_of(layer, parameter)
-        stored = None if self._storage is None else self._storage.parameters.get(id(tensor))
-        if formats.parts(parameter)[1]:
-            assert stored is not None
-            return Scales(tensor, stored)
-        return InTensor(tensor, stored)
+        return parameters.of(tensor, kind, self._stored_parameter(tensor))
 
-    def stored(self, layer: Layer, parameter: str = "") -> Stored | None:
-        """How a layer's output, or a parameter of it, is stored; None as it is."""
-        if self._storage is None:
-            return None
-        name, kind = formats.parts(parameter)
-        if kind:
-            return formats.CODE if kind == ZERO_POINT else None
-        if name:
-            return self._storage.parameters.get(id(self.tensor_of(layer, name)))
-        return self._storage.outputs.get(id(self.modules[layer.path]))
+    def _stored_parameter(self, tensor: Tensor) -> Stored | None:
+        return None if self._storage is None else self._storage.parameters.get(id(tensor))
+
+    def stored(self, layer: Layer) -> Stored | None:
+        """How a layer's output is stored; None as it is."""
+        return None if self._storage is None else self._storage.outputs.get(id(self.modules[layer.path]))
+
+    def stored_at(self, layer: Layer, parameter: str, element: int) -> Stored | None:
+        """How a value of a layer's output, or of a parameter of it, is stored, given its flat place."""
+        if not parameter:
+            return self.stored(layer)
+        return self.values_of(layer, parameter).at(torch.tensor([element]))
 
     def reads(self, layer: Layer, parameter: str) -> bool:
         """Whether a forward pass reads a parameter tensor of a layer; an auxiliary head is not run in eval mode."""
-        return formats.is_of_output(parameter) or storage(self.tensor_of(layer, parameter)) in self._read.storages
+        return formats.is_of_output(parameter) or memory_of(self.tensor_of(layer, parameter)) in self._read.storages
 
     def overwrites(self, layer: Layer, parameter: str) -> bool:
         """Whether a forward pass assigns new values to a parameter tensor of a layer, so that a flip does not last."""
@@ -399,23 +396,17 @@ def _refused(example: Inputs) -> str:
     return f"inputs: the model can't take {inputs.described(example)}"
 
 
-def storage(tensor: Tensor) -> int:
-    """Where a tensor's memory is."""
-    return tensor.untyped_storage().data_ptr()
-
-
 def _checksums(model: nn.Module) -> dict[int, tuple[int, int]]:
     """Of each parameter tensor, by its identity: where it is, and a sum of its bits."""
-    tensors = {id(tensor): tensor.detach() for tensor in model.parameters()}
     return {
-        name: (storage(tensor), int(bits.exact(tensor).sum(dtype=torch.int64)) if not tensor.is_complex() else 0)
-        for name, tensor in tensors.items()
+        id(tensor): (memory_of(tensor), sum(map(bits.checksum, quantised.stored_parts(tensor.detach()))))
+        for tensor in model.parameters()
     }
 
 
 def _place(tensor: Tensor) -> tuple[int, ...]:
     """The same for tensors that share all of their memory."""
-    return storage(tensor), int(tensor.storage_offset()), tensor.numel()
+    return memory_of(tensor), int(quantised.stored_parts(tensor)[0].storage_offset()), tensor.numel()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bitflip.network.quantised import memory_of
+
 DYNAMO = "torch._dynamo"
 
 
@@ -54,5 +56,5 @@ class Reads(Mode):
     ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                self.storages.add(leaf.untyped_storage().data_ptr())
+                self.storages.add(memory_of(leaf))
         return operation(*args, **(kwargs or {}))

@@ -1,19 +1,20 @@
-"""Striking values of a parameter: in its tensor, in the scales of its codes, or in those of a layer's output."""
+"""Striking values of a parameter: in its tensor, its codes or their scales, or in the scale of a layer's output."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitflip.faults.flips import Flips
+from bitflip.network import formats, quantised
 from bitflip.network.formats import CODE, Rounding, Stored
-from bitflip.network.layers import SCALE
+from bitflip.network.layers import SCALE, ZERO_POINT, Parameter
 
 Safe = frozenset[int]  # bits of which a flip is corrected when the value is read
 
@@ -32,6 +33,9 @@ class Values(Protocol):
     def struck(self, flips: Flips, safe: Safe = frozenset()) -> contextlib.AbstractContextManager[Injected]:
         """While open, forward passes have them struck, but for flips of ``safe`` bits; they are always restored."""
 
+    def at(self, element: Tensor) -> Stored | None:
+        """How some of them are stored, given their flat places, (N,); None as they are."""
+
 
 @dataclass
 class InTensor:
@@ -48,18 +52,52 @@ class InTensor:
     @contextlib.contextmanager
     def struck(self, flips: Flips, safe: Safe = frozenset()) -> Iterator[Injected]:
         """See :class:`Values`."""
-        shape, stored = self.tensor.shape, self.stored
+        shape = self.tensor.shape
         index = *map(torch.from_numpy, np.unravel_index(flips.element, shape)), *[None] * (not shape)
         with torch.no_grad():
             original = self.tensor[index].clone()
-            if stored is not None:
-                stored = stored.at(torch.from_numpy(flips.element // shape[1:].numel()))
-            error = _after(flips, safe, original, stored)
+            error = _after(flips, safe, original, self.at(torch.from_numpy(flips.element)))
             try:
                 self.tensor[index] = error
                 yield Injected(original, error)
             finally:
                 self.tensor[index] = original
+
+    def at(self, element: Tensor) -> Stored | None:
+        """See :class:`Values`."""
+        return None if self.stored is None else self.stored.at(element // self.tensor.shape[1:].numel())
+
+
+@dataclass
+class InCodes:
+    """Those of codes that the network computes with.
+
+    Attributes:
+        codes: (...) of int8.
+        how: they are stored, given their flat places, (N,).
+    """
+
+    codes: Tensor
+    how: Callable[[Tensor], Stored]
+
+    @contextlib.contextmanager
+    def struck(self, flips: Flips, safe: Safe = frozenset()) -> Iterator[Injected]:
+        """See :class:`Values`."""
+        element = torch.from_numpy(flips.element).to(self.codes.device)
+        flat, stored, change = self.codes.view(-1), self.how(element), flips.changes
+        before = flat[element].clone()
+        after = change.codes(before, torch.from_numpy(change.arrays).to(before.device), stored)
+        after = _corrected(flips, safe, before, after)
+        injected = Injected(stored.decode(before), stored.decode(after))
+        try:
+            flat[element] = after
+            yield injected
+        finally:
+            flat[element] = before
+
+    def at(self, element: Tensor) -> Stored:
+        """See :class:`Values`."""
+        return self.how(element)
 
 
 @dataclass
@@ -92,6 +130,9 @@ class Scales:
             finally:
                 self.tensor[channel] = before
 
+    def at(self, element: Tensor) -> None:
+        """See :class:`Values`."""
+
 
 @dataclass
 class OfOutput:
@@ -123,11 +164,61 @@ class OfOutput:
         finally:
             self.rounding.stored = before
 
+    def at(self, element: Tensor) -> Stored | None:
+        """See :class:`Values`."""
+        return None if self.name == SCALE else CODE
+
+
+def of(tensor: Tensor, kind: str, stored: Stored | None) -> Values:
+    """The values of a parameter tensor, or of what its codes are read with.
+
+    Args:
+        tensor: of the network.
+        kind: ``.scale`` or ``.zero_point`` for those; empty for its own.
+        stored: how its values are stored, where it is kept as what codes stand for.
+    """
+    found = quantised.of(tensor)
+    if found is None:
+        if not kind:
+            return InTensor(tensor, stored)
+        assert stored is not None
+        return Scales(tensor, stored)
+    if kind == SCALE:
+        return InTensor(found.scale)
+    if kind == ZERO_POINT:
+        assert found.zero is not None
+        return InCodes(found.zero, lambda _: CODE)
+
+    def how(element: Tensor) -> Stored:
+        where = found.block(element)
+        return Stored(found.form, found.scale[where], 0 if found.zero is None else found.zero[where])
+
+    return InCodes(found.codes, how)
+
+
+def of_output(module: nn.Module, kind: str) -> Values:
+    """The scale, or the zero point, to which a module's output is rounded."""
+    (rounding,) = (hook for hook in module._forward_hooks.values() if isinstance(hook, Rounding))
+    return OfOutput(rounding, kind)
+
+
+def listed(name: str, tensor: Tensor, stored: Stored | None) -> list[Parameter]:
+    """What of a parameter tensor of a name can be struck, given how it is stored."""
+    found = quantised.of(tensor)
+    if found is None:
+        return formats.of_parameter(name, tensor, stored)
+    own = [Parameter(name, tuple(found.codes.shape), formats.WIDTH, found.form), formats.scale_of(name, found.scale)]
+    return own if found.zero is None else [*own, formats.zero_point_of(name, found.zero)]
+
 
 def _after(flips: Flips, safe: Safe, original: Tensor, stored: Stored | None = None) -> Tensor:
     """The values after a fault, and after those were corrected that can be."""
     change = flips.changes
     error = change(original, torch.from_numpy(change.arrays).to(original.device), stored)
+    return _corrected(flips, safe, original, error)
+
+
+def _corrected(flips: Flips, safe: Safe, before: Tensor, after: Tensor) -> Tensor:
     if not safe:
-        return error
-    return torch.where(torch.from_numpy(np.isin(flips.bit, [*safe])).to(error.device), original, error)
+        return after
+    return torch.where(torch.from_numpy(np.isin(flips.bit, [*safe])).to(after.device), before, after)

@@ -15,10 +15,11 @@ from bitflip.data.inputs import Inputs
 from bitflip.engines.bounds import Bounds, Reach, distance
 from bitflip.engines.capture import Untraceable
 from bitflip.engines.graph import Program, Step, copied
-from bitflip.engines.injection import Injector, storage
+from bitflip.engines.injection import Injector
 from bitflip.engines.parameters import Injected
 from bitflip.engines.pool import Chunk
 from bitflip.errors import first_line
+from bitflip.network.quantised import memory_of
 from bitflip.outcomes.batch import BatchOutcomes
 
 IMAGES = 8  # random ones, beside those that are given, that are also run in float64
@@ -156,4 +157,4 @@ class Proof:
 
 def _places(value: Any) -> set[int]:
     """Where the memory is of all tensors in a value."""
-    return {storage(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+    return {memory_of(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}

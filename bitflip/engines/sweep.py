@@ -347,5 +347,5 @@ def _cost(program: Program, step: Step) -> float:
     """Work of a step on one row, roughly: the values that it makes, by the products that each is a sum of."""
     module = program.module(step.node) if step.node.op == "call_module" else None
     weight = getattr(module, "weight", None)
-    products = weight[0].numel() if isinstance(weight, Tensor) and weight.dim() > 1 else 0
+    products = weight.shape[1:].numel() if isinstance(weight, Tensor) and weight.dim() > 1 else 0
     return float((1 + step.bytes) * (1 + products))

@@ -20,7 +20,7 @@ from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Entry, Program, Rows, Step, take
-from bitflip.engines.injection import Injector, storage
+from bitflip.engines.injection import Injector
 from bitflip.engines.pool import Budget
 from bitflip.engines.proofs import Proof, Prover
 from bitflip.engines.reference import Reference
@@ -30,6 +30,7 @@ from bitflip.engines.windows import Window, one_channel
 from bitflip.faults.flips import Flips
 from bitflip.network import formats
 from bitflip.network.layers import Layer
+from bitflip.network.quantised import memory_of
 from bitflip.outcomes.batch import BatchOutcomes
 
 OF_A_CHANNEL = ("weight", "weight.scale", "bias")  # one value of these changes one channel of a convolution's output
@@ -149,7 +150,7 @@ class Wave:
             output = self.program.run_anew(entry, clean)
             # What only views the parameter, such as a class token for every image, must outlive the flip.
             if not formats.is_of_output(flips.parameter):
-                place = storage(self.injector.tensor_of(*flips.where))
+                place = memory_of(self.injector.tensor_of(*flips.where))
                 output = tree_map(lambda leaf: _kept(leaf, place), output)
         return output if whole else take(output, step.layout, image), image, count
 
@@ -180,4 +181,4 @@ class Wave:
 
 def _kept(leaf: Any, place: int) -> Any:
     """A copy of a tensor in the given memory, anything else as it is."""
-    return leaf.clone() if isinstance(leaf, Tensor) and storage(leaf) == place else leaf
+    return leaf.clone() if isinstance(leaf, Tensor) and memory_of(leaf) == place else leaf

@@ -60,6 +60,12 @@ class Change:
             return stored.decode(bits.masked(stored.encode(values), arrays))
         return stored.decode(stored.encode(self.rule(values, arrays)))
 
+    def codes(self, codes: Tensor, arrays: Tensor, stored: Stored) -> Tensor:
+        """The codes after the fault, (N,) of int8, where these are what is kept."""
+        if self.rule is None:
+            return bits.masked(codes, arrays)
+        return stored.encode(self.rule(stored.decode(codes), arrays))
+
     def of(self, rows: slice | NDArray[np.bool_]) -> Change:
         """That of some of the values."""
         return replace(self, arrays=self.arrays[:, rows])

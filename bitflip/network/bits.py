@@ -53,6 +53,14 @@ def exact(values: Tensor) -> Tensor:
     return as_integers(values) if is_flippable(values.dtype) else values
 
 
+def checksum(values: Tensor) -> int:
+    """A sum of the values' bits; 0 of complex ones."""
+    if values.is_complex():
+        return 0
+    whole = values.view(torch.int8) if values.element_size() == 1 else exact(values)
+    return int(whole.sum(dtype=torch.int64))
+
+
 def flip(values: Tensor, bits: Tensor) -> Tensor:
     """Flip one bit of each value.
 

@@ -45,13 +45,13 @@ class Stored:
     Attributes:
         form: one of :data:`NARROW`.
         scale: what the number 1 of the format stands for: of each index of the first dimension, (C,), or of all, ().
-        zero: the code of ``int8`` that stands for 0.
+        zero: the code of ``int8`` that stands for 0, or one for each value.
         lowest: code of ``int8``.
     """
 
     form: str
     scale: Tensor
-    zero: int = 0
+    zero: int | Tensor = 0
     lowest: int = -128
 
     def at(self, first: Tensor | int) -> Stored:
@@ -105,18 +105,24 @@ def of_parameter(name: str, tensor: Tensor, stored: Stored | None) -> list[Param
     shape = tuple(tensor.shape)
     if stored is None:
         return [Parameter(name, shape, bits.width(tensor.dtype), bits.name(tensor.dtype))]
-    return [Parameter(name, shape, WIDTH, stored.form), _scale(name, stored.scale)]
+    return [Parameter(name, shape, WIDTH, stored.form), scale_of(name, stored.scale)]
 
 
 def of_output(stored: Stored | None) -> list[Parameter]:
     """What of a layer's output is constant and can be struck, given how it is stored."""
     if stored is None:
         return []
-    zero = Parameter(f"{OUTPUT}{ZERO_POINT}", (), WIDTH, "int8")
-    return [_scale(OUTPUT, stored.scale), *([zero] if stored.form == "int8" else [])]
+    zero = [zero_point_of(OUTPUT, torch.tensor(stored.zero))] if stored.form == "int8" else []
+    return [scale_of(OUTPUT, stored.scale), *zero]
 
 
-def _scale(name: str, scale: Tensor) -> Parameter:
+def zero_point_of(name: str, zero: Tensor) -> Parameter:
+    """The zero points of a parameter of a name, to be struck."""
+    return Parameter(name + ZERO_POINT, tuple(zero.shape), WIDTH, "int8")
+
+
+def scale_of(name: str, scale: Tensor) -> Parameter:
+    """The scales of a parameter of a name, to be struck."""
     return Parameter(name + SCALE, tuple(scale.shape), bits.width(scale.dtype), bits.name(scale.dtype))
 
 

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from bitflip.errors import BadInput, first_line
+from bitflip.network import quantised
 
 _AROUND = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # whose ``module`` is the network
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -90,13 +91,14 @@ def check(model: nn.Module, setting: str, name: str = "") -> None:
                 f"struck{_AS_IT_WAS}"
             )
     if other := _other_values(model):
-        more = ", and quantised models are not supported yet" if other.narrow else ""
+        more = f"; of quantised models, those are taken that {_TAKEN}" if other.narrow else ""
         raise BadInput(
             f"{setting}: expected a model of float64, float32, float16 or bfloat16 values, but {other.text}{whose}"
             f"{more}"
         )
 
 
+_TAKEN = "torchao's quantize_ has made, with int8 or float8 weights of linear layers"
 _AS_IT_WAS = "; give the nn.Module that it was made from"
 
 
@@ -115,6 +117,10 @@ def _other_values(model: nn.Module) -> _Other | None:
             return _Other(f"{path or 'it'} is a quantised {type(module).__name__}", narrow=True)
     for path, value in model.named_parameters():
         if is_lazy(value):
+            continue
+        if quantised.is_torchaos(value):
+            if why := quantised.unknown(value):
+                return _Other(f"{path} is {why}", narrow=True)
             continue
         if value.is_complex() or value.element_size() == 1:
             return _Other(f"{path} is of {value.dtype}", narrow=not value.is_complex())
@@ -182,7 +188,11 @@ def check_values(model: nn.Module, setting: str) -> None:
         BadInput: if there is a NaN among the parameters or the buffers that are saved.
     """
     for name, value in model.state_dict().items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            count = int(value.isnan().sum())
+        if not isinstance(value, Tensor):
+            continue
+        for part in quantised.stored_parts(value):
+            if not part.is_floating_point() or part.element_size() == 1:
+                continue
+            count = int(part.isnan().sum())
             if count:
-                raise BadInput(f"{setting}: expected numbers, but {count} of {value.numel()} values of {name} are NaN")
+                raise BadInput(f"{setting}: expected numbers, but {count} of {part.numel()} values of {name} are NaN")

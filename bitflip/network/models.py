@@ -21,7 +21,7 @@ from torch import nn
 from bitflip.data import digits
 from bitflip.data.datasets import NUM_CLASSES
 from bitflip.errors import BadInput, nearest
-from bitflip.network import bits, code, forms, weightfile
+from bitflip.network import bits, code, forms, quantised, weightfile
 from bitflip.settings.hyperparameters import Hyperparameters
 
 HUB_REPOSITORY = "chenyaofo/pytorch-cifar-models"
@@ -362,5 +362,6 @@ def _digest(model: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         sha.update(name.encode() + os.fsencode(str(value.dtype)))
-        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in quantised.stored_parts(value):
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

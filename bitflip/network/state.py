@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitflip.network import bits
+from bitflip.network import bits, quantised
 
 _TORCHS = frozenset(nn.Module().__dict__) - {"training"}  # parameters, modules, hooks
 _PLAIN = (int, float, complex, str, bytes)
@@ -71,7 +71,7 @@ class State:
     @classmethod
     def of(cls, model: nn.Module) -> State:
         """The state that a model is in."""
-        struck = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        struck = {quantised.memory_of(parameter) for parameter in model.parameters()}
         return cls(
             [
                 _Place(path, module, now, {k: _frozen(v, struck) for k, v in now.items() if k not in _TORCHS})
@@ -102,7 +102,7 @@ class State:
 def _frozen(value: Any, struck: set[int], depth: int = 0) -> Any:
     """A value with a copy of what can change in it; not of parameters, or what shares their memory."""
     if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.untyped_storage().data_ptr() in struck:
+        if value.layout != torch.strided or quantised.memory_of(value) in struck:
             return value
         return _Tensor(value, value.data, value.detach().clone())
     if depth == _DEEPEST or not isinstance(value, list | dict | set | deque):

@@ -19,7 +19,7 @@ from bitflip.network.formats import Stored
 from bitflip.network.layers import Layer, Target
 from bitflip.outcomes.batch import BatchOutcomes
 
-StoredOf = Callable[[Layer, str], Stored | None]
+StoredOf = Callable[[Layer, str, int], Stored | None]  # of an element
 
 _NEURON_DIMENSIONS, _WEIGHT_DIMENSIONS = 3, 4  # that a position has at least; None stands for those that are not there
 
@@ -34,7 +34,7 @@ def text(chosen: Sequence[Target], batch_size: int, batch: BatchOutcomes, seed: 
         batch_size: of the batches that are meant.
         batch: the outcomes.
         seed: of the flips.
-        stored_of: how a layer's output, or a parameter of it, is stored; None as it is.
+        stored_of: how a value of a layer's output, or of a parameter of it, is stored; None as it is.
     """
     written: list[str] = []
     items = {item.where: item for item in chosen}
@@ -115,16 +115,14 @@ def _broken(batch: BatchOutcomes, slot: int, image: int, batch_size: int) -> str
 def _values(batch: BatchOutcomes, slot: int, row: int, stored_of: StoredOf) -> list[str]:
     """What the flip did: of a number format, the numbers that codes stand for, and the bits of the codes."""
     flips, original, error = batch.flips[slot], batch.original[slot][row], batch.error[slot][row]
-    stored = stored_of(*flips.where)
+    stored = stored_of(*flips.where, int(flips.element[row]))
     before, after = original, error
     if stored is not None:
-        place = flips.coordinates(row)
-        channel = stored.at(place[0]) if place else stored
         change = flips.changes.of(slice(row, row + 1))
-        before = channel.encode(original)
+        before = stored.encode(original)
         # Codes that are no number can't be told from each other by their value.
         known = change.rule is None
-        after = bits.masked(before, torch.from_numpy(change.arrays[:, 0])) if known else channel.encode(error)
+        after = bits.masked(before, torch.from_numpy(change.arrays[:, 0])) if known else stored.encode(error)
     return [
         f"Original value:  {original.item()}",
         f"Original binary: {bits.text(before)}",
