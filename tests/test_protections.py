@@ -78,11 +78,11 @@ def test_each_channel_has_its_own_range() -> None:
     "text",
     ["", "relu7", "clamp", "clamp:1", "clamp:2:1", "clamp:nan:1", "clamp:a:b", "ranger+relu6", "nan+nan", "nan:1"],
 )
-def test_what_is_no_protection(text: str, run_script: RunScript) -> None:
+def test_what_is_no_protection(text: str, run_script: RunScript, tmp_path: Path) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         Protection.of(text)
     if text:
-        done = run_script("main.py", "--dataset=digits", f"--protect={text}", "--output-path=nowhere")
+        done = run_script("main.py", "--dataset=digits", f"--protect={text}", f"--output-path={tmp_path}")
         assert done.code == 2
         assert done.errors[0].startswith("protect (--protect): expected relu6, clamp:LOW:HIGH, ranger")
 
