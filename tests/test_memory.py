@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,7 +195,8 @@ def test_the_same_bytes(
     done = run_script(script, *arguments, "--output-path", tmp_path / "small")
     assert failed
     assert done.code == 0, done.err
-    assert done.out == whole.out.replace("whole", "small")
+    said = [re.sub(r"in about .* on this machine", "", run.out) for run in (done, whole)]
+    assert said[0] == said[1].replace("whole", "small")
     assert done.err.splitlines() == reductions(56 if (engine, script) == ("wave", "main.py") else 32, most)
     assert files(tmp_path / "small") == files(tmp_path / "whole")
 

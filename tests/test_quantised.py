@@ -19,7 +19,7 @@ from bitflip.engines.invariance import Invariant
 from bitflip.errors import BadInput
 from bitflip.network import models
 
-# The oldest PyTorch that is allowed is too old for it.
+# It does not come with every PyTorch that is allowed; with the ones that CI has, it does.
 torchao: Any = pytest.importorskip("torchao.quantization", reason="pip install -r requirements-dev.txt")
 
 CONFIGS = {

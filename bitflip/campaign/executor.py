@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,16 +18,26 @@ from bitflip.data.inputs import Inputs
 from bitflip.engines import Engine
 from bitflip.engines.memory import Portions
 from bitflip.faults.flips import Flips
+from bitflip.faults.listed import Listed
 from bitflip.faults.tasks import Cut, Task
 from bitflip.network import devices
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Target
 from bitflip.outcomes.batch import BatchOutcomes
+from bitflip.terminal import duration
 
 if TYPE_CHECKING:  # not in Python 3.10
     from typing import Self
 
+log = logging.getLogger(__name__)
+
 Progress = Callable[[int], None]
+
+PORTION = 20.0  # seconds of a task, at most: what is under way when a run is interrupted is lost
+LEAST = 64  # images of a task; with fewer, what each task costs by itself would show
+TRIED = 32  # images whose clean pass tells how long faulty ones take
+SHARE = {"wave": 0.4, "reference": 1.0}  # of the time of a clean image that a faulty one takes, roughly
+PROVED = 0.1  # the same where bounds spare most of them, and their computation is in the clean pass
 
 
 class Executor(Protocol):
@@ -98,8 +111,33 @@ class Here:
         """Nothing was begun."""
 
     def cut(self, experiment: Experiment) -> Cut:
-        """See :class:`Executor`."""
-        return experiment.cut
+        """See :class:`Executor`; tasks take seconds, where they can be cut so, and otherwise it is said how long.
+
+        Sampled weight faults hit whole batches, and the detailed log holds the layers of a batch one after the other.
+        """
+        cut, count = experiment.cut, experiment.images.count
+        if isinstance(experiment.source, Listed):  # its blocks are of a size of their own
+            return cut
+        each = self._seconds(experiment) * experiment.source.inferences(experiment.targets, 1)
+        together = cut.together
+        if experiment.target == "neuron" and not experiment.settings.detailed_log:
+            while together > LEAST and min(together, count) * each > PORTION:
+                together = -(-together // 2)
+        first = min(together, count)
+        if first * each > PORTION:
+            log.info(f"the first {first} images take about {duration(first * each)}; only then is anything kept")
+        return replace(cut, together=together)
+
+    def _seconds(self, experiment: Experiment) -> float:
+        """What a faulty image takes, roughly."""
+        [(images, labels)] = experiment.images.batches([range(min(TRIED, experiment.images.count))])
+        seconds = []
+        for _ in range(3):  # the first is slow, and any may be disturbed
+            began = time.monotonic()
+            self._portions.run(images, labels, [], 0, lambda faulty: None)
+            seconds.append(time.monotonic() - began)
+        share = PROVED if experiment.settings.prove else SHARE[experiment.network.engine.name]
+        return share * min(seconds) / len(labels)
 
     def run(
         self,
