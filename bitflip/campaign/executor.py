@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 
 PORTION = 20.0  # seconds of a task, at most: what is under way when a run is interrupted is lost
 LEAST = 64  # images of a task; with fewer, what each task costs by itself would show
-TRIED = 32  # images whose clean pass tells how long faulty ones take
+TRIED = 8  # images, which fit any memory, whose clean pass tells how long faulty ones take
 SHARE = {"wave": 0.4, "reference": 1.0}  # of the time of a clean image that a faulty one takes, roughly
 PROVED = 0.1  # the same where bounds spare most of them, and their computation is in the clean pass
 
