@@ -545,6 +545,6 @@ def test_weights_that_each_pass_assigns_are_refused_by_name(run_own: Callable[..
     assert done.code == 2
     assert done.errors[-1] == (
         "model_name (--model-name): expected a model that leaves the parameters that are struck as they are; each "
-        "forward pass gives new values to 0"
+        "forward pass gives new values to #0 Binary (path 0)"
     )
     assert run_own("weight.py", "binarised", "--layer-num=2").code == 0

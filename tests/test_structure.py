@@ -73,5 +73,6 @@ def test_messages_name_settings_by_the_flags_that_they_have() -> None:
         "with",
         "target_rate",
         "ranked_by",
+        "masked",
     }  # the last are those of commands
     assert {name for names, _ in found for name in names.split(", ")} <= known
