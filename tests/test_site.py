@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from conftest import ROOT
@@ -55,3 +57,11 @@ def test_settings_are_those_of_the_program(table: dict[str, list[str]], name: st
     assert meaning == field.description
     assert isinstance(field.json_schema_extra, dict)
     assert valid == field.json_schema_extra["valid"]
+
+
+@pytest.mark.parametrize("name", ["wave", "bound", "interval"])
+def test_drawings_are_what_the_script_draws(name: str) -> None:
+    """Their whiskers are the intervals of the program."""
+    drawn = runpy.run_path(str(ROOT / "docs" / "drawings.py"))["DRAWINGS"][name]()
+    assert (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8") == drawn
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
