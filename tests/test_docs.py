@@ -44,7 +44,9 @@ def test_the_page_about_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [said[2] for said, _ in shown if said is not None] == [now for said, now in shown if said is not None]
 
 
-TUTORIAL = re.findall(r"```sh\npython ([^\n]+)\n```\n\n```\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.S)
+TUTORIAL = re.findall(
+    r"```sh\npython ([^\n]+)\n```\n\n```\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.S
+)
 MACHINES = re.compile(r"digits_vgg on digits: |.* (s|min)$")  # what lines begin or end with that tell of time and place
 
 
