@@ -52,7 +52,7 @@ def test_a_page_and_a_plot(tables: list[Path], tmp_path: Path, capsys: pytest.Ca
     assert {*written} == {".html", ".png", ".svg"}
     page = written[".html"].read_text()
     assert "<script>alert(1)" not in page
-    assert "C differs from A in protect (None, nan)." in page
+    assert "C differs from A in protect (none, nan)." in page
     assert 'href="net_digits_1_compared.png"' in page
     for place in range(3):
         points = len(re.findall(rf'<g class="s{place}">', page))

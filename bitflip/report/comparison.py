@@ -146,13 +146,18 @@ def _differing(one: Run, other: Run) -> Iterator[str]:
         if changes_results(name, one.target) and not (listed and role_of(name).sampling):
             a, b = _set(one, name), _set(other, name)
             if a != b and UNKNOWN not in (a, b):
-                yield f"{name} ({a}, {b})"
+                yield f"{name} ({written(a)}, {written(b)})"
     for name in ("engine", "device"):  # that were used, whatever was asked for
         if name in first and name in second and first[name] != second[name]:
             yield f"{name} ({first[name]}, {second[name]})"
 
 
 UNKNOWN = object()
+
+
+def written(value: object) -> str:
+    """A setting's value for a reader."""
+    return "none" if value is None else str(value)
 
 
 def _set(run: Run, name: str) -> object:

@@ -69,7 +69,7 @@ class Overlay:
         differing = [name for name in settings if len({str(one.get(name)) for one in known}) > 1]
         labels = []
         for name, run in zip(self.names, self.runs, strict=True):
-            given = [f"{setting} {run.settings.get(setting)}" for setting in differing]
+            given = [f"{setting} {comparison.written(run.settings.get(setting))}" for setting in differing]
             labels.append(f"{name}: {', '.join(given) if given and len(given) <= SAID else run.title}")
         return labels
 
