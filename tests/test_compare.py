@@ -204,7 +204,8 @@ def test_each_setting_that_results_depend_on_is_named(name: str, target: str, tm
         for value in (usual.get(name, 0), OTHER.get(name, "other"))
     ]
     named = name in OTHER and (target == "weight" or name != "batch_size")
-    words = (f"{name} ({usual.get(name, 0)}, {str(OTHER.get(name)).removeprefix('lists/')})",) if named else ()
+    before = "none" if (default := usual.get(name, 0)) is None else default
+    words = (f"{name} ({before}, {str(OTHER.get(name)).removeprefix('lists/')})",) if named else ()
     if name != "confidence":  # of which a comparison has only one
         assert comparison.compare(*runs).differing == words
     older = [dataclasses.replace(run, facts={**run.facts, "settings": dict(run.settings)}) for run in runs]

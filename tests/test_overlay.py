@@ -28,7 +28,7 @@ def tables(tmp_path: Path) -> list[Path]:
 def test_rates_and_differences_are_those_of_the_comparisons(tables: list[Path]) -> None:
     runs = [reading.read(table) for table in tables]
     found = Overlay.of(runs)
-    assert found.labels == ["A: protect None", "B: protect relu6", "C: protect nan"]
+    assert found.labels == ["A: protect none", "B: protect relu6", "C: protect nan"]
     assert found.rates()[1] == [row.rate for row in runs[1].layers]
     assert found.rates()[2][3:] == [None, None]
     for run, differences in zip(runs[1:], found.differences(), strict=True):
