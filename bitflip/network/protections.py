@@ -10,6 +10,7 @@ Cutting to a range is :func:`torch.clamp`, which lets NaN pass. To clip, and to 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from torch.nn.modules import activation
 from torch.overrides import TorchFunctionMode
 
 from bitflip.errors import BadInput
+from bitflip.network import bits
 from bitflip.network.layers import is_leaf
 from bitflip.network.names import printable
 from bitflip.settings.protection import Protection
@@ -61,6 +63,8 @@ class Guard(nn.Module):
         super().__init__()
         self.protection = protection
         self._one = (float(low[0]), float(high[0])) if len(low) == 1 else None  # cut to faster than by a tensor
+        ends = [*low, *high]
+        self._zeroes = protection.clip and all(map(math.isfinite, ends))  # NaN and infinity, as well
         self.register_buffer("low", torch.tensor(low, dtype=torch.float64).to(dtype), persistent=False)
         self.register_buffer("high", torch.tensor(high, dtype=torch.float64).to(dtype), persistent=False)
 
@@ -73,7 +77,7 @@ class Guard(nn.Module):
         return self._guarded(value, slice(channel, channel + 1))
 
     def _guarded(self, value: Tensor, channels: slice) -> Tensor:
-        if self.protection.nan:
+        if self.protection.nan and not self._zeroes:
             value = value.nan_to_num(0.0, 0.0, 0.0)
         if self.protection.range is None:
             return value
@@ -84,7 +88,11 @@ class Guard(nn.Module):
         else:
             low, high = (bound[channels].view(-1, *[1] * (value.dim() - 2)) for bound in (self.low, self.high))
         if self.protection.clip:
-            return value.masked_fill(value.clamp(low, high) != value, 0.0)  # NaN is not what it is cut to, either
+            cut = value.clamp(low, high)
+            inside = cut.clone().eq_(value)  # 1 or 0, and 0 for NaN; through bool it takes eight times as long on a CPU
+            kept = bits.as_integers(cut)
+            kept.bitwise_and_(inside.to(kept.dtype).neg_())
+            return cut
         return value.clamp(low, high)
 
     def extra_repr(self) -> str:
