@@ -24,7 +24,7 @@ from bitflip.statistics.intervals import Sums
 
 LAYERS, BITS = 12, 32
 LAYER, BIT = np.repeat(np.arange(LAYERS), BITS), np.tile(np.arange(BITS), LAYERS)
-USUAL = by_effect(32)
+RANK = np.array([by_effect(32).index(bit) for bit in BIT])
 
 
 # --- the choice, and what is left ---
@@ -63,7 +63,7 @@ def test_intervals_hold_and_no_budget_is_too_small(kind: type, target: str) -> N
             rate = np.minimum(rate, 0.5)
             whole, halves = budget.summed(cell, m, images, len(n)), budget.dealt(cell, m, images, len(n), random)
         for (ranking, rest), count in ((halves, held), ((whole, whole), flattered)):
-            order = budget.worst_first(ranking, LAYER, BIT, USUAL)
+            order = budget.worst_first(ranking, LAYER, BIT, RANK)
             curve = budget.curve(rest, LAYER, size, order, 0.95)
             left = ((rate * size).sum() - np.append(0, (rate * size)[order].cumsum())) / size.sum()
             count += (curve.low <= left + 1e-12)[list(places)] & (left <= curve.high + 1e-12)[list(places)]
@@ -105,12 +105,12 @@ def test_a_bit_that_few_faults_hit_is_taken_for_what_it_is_elsewhere() -> None:
     layer, bit = np.repeat(np.arange(3), 3), np.tile(np.arange(3), 3)
     m = np.array([0, 9, 0, 0, 9, 0, 0, 0, 0], dtype=np.float64)
     n = np.array([9, 9, 9, 9, 9, 9, 9, 0, 9], dtype=np.float64)
-    order = budget.worst_first(Sums.single(m, n), layer, bit, [2, 0, 1])
+    order = budget.worst_first(Sums.single(m, n), layer, bit, np.array([1, 2, 0])[bit])
     assert [(int(layer[i]), int(bit[i])) for i in order[:2]] == [(0, 1), (1, 1)]
     m[8] = 1  # so that the last layer is not known to be harmless
-    order = budget.worst_first(Sums.single(m, n), layer, bit, [2, 0, 1])
+    order = budget.worst_first(Sums.single(m, n), layer, bit, np.array([1, 2, 0])[bit])
     assert (layer[order[2]], bit[order[2]]) == (2, 1)
-    rest = [int(bit[i]) for i in budget.worst_first(Sums.single(m * 0, n), layer, bit, [2, 0, 1])]
+    rest = [int(bit[i]) for i in budget.worst_first(Sums.single(m * 0, n), layer, bit, np.array([1, 2, 0])[bit])]
     assert rest == [2, 2, 2, 0, 0, 0, 1, 1, 1], "nothing is known: the usual order"
 
 
@@ -222,6 +222,19 @@ def test_what_does_not_fit_is_a_sentence(
         table.with_suffix(".json").write_text(json.dumps(facts))
     assert program.main(["budget", str(table), *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_each_layer_has_the_order_of_its_own_values(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    """In a network of int8, the scales of batch normalisation are of 32 bits."""
+    few_digits(20)
+    done = run_script("weight.py", "--dataset=digits", "--seed=4", "--number-format=int8", f"--output-path={tmp_path}")
+    assert done.code == 0, done.err
+    (table,) = tmp_path.glob("*_4.csv")
+    cells = reported.of(reading.read(table), "position").cells
+    first = {cell.place.type: cell.bit for cell in reversed(cells)}
+    assert first == {"Conv2d": 0, "BatchNorm2d": 1, "Linear": 0}
 
 
 def test_faults_of_batches_are_needed_one_by_one(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def of(run: Run, ranked_by: By = None) -> Budget:
     bit = np.array([cell.bit for cell in cells])
     layers = {where: i for i, where in enumerate(dict.fromkeys(cell.place for cell in cells))}
     layer = np.array([layers[cell.place] for cell in cells])
-    usual = by_effect(max(int(bit.max()) + 1, run.width_of()), run.form)
+    rank = np.array([by_effect(run.width_of(cell.place), run.form).index(cell.bit) for cell in cells])
     if ranked_by is None:
         ranking, estimating = _halves(run, place)
         words = "half of the faults, chosen at random"
@@ -111,7 +111,7 @@ def of(run: Run, ranked_by: By = None) -> Budget:
         estimating = _whole(run, place)
         ranking = _whole(_other(run, ranked_by), place) if isinstance(ranked_by, Run) else _nothing(len(cells))
         words = ranked_by.title if isinstance(ranked_by, Run) else "the position of the bit"
-    order = budget.worst_first(ranking, layer, bit, usual)
+    order = budget.worst_first(ranking, layer, bit, rank)
     curve = budget.curve(estimating, _parts(run, cells, layer), bits, order, run.confidence)
     faults = int(np.minimum(estimating.flips, estimating.n).sum())
     return Budget(run, tuple(cells[i] for i in order), curve, words, faults)

@@ -8,7 +8,6 @@ docs/statistics.md says more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -68,7 +67,7 @@ def summed(cell: Ints, m: Ints, n: Ints, cells: int, chosen: Ints | None = None)
     return Sums(*(np.bincount(where, weights, cells).astype(np.float64) for weights in each))
 
 
-def worst_first(ranking: Sums[Floats], layer: Ints, bit: Ints, usual: Sequence[int]) -> Ints:
+def worst_first(ranking: Sums[Floats], layer: Ints, bit: Ints, rank: Ints) -> Ints:
     """Cells in the order in which to protect them: places, (C,).
 
     A cell with few faults is taken to be in part as its bit is in other layers, and its layer at other bits.
@@ -76,7 +75,7 @@ def worst_first(ranking: Sums[Floats], layer: Ints, bit: Ints, usual: Sequence[i
     Args:
         ranking: the faults of each cell that decide.
         layer, bit: of each cell, (C,).
-        usual: bits in the order that decides between cells of which nothing is known.
+        rank: of each cell among those of its layer, (C,), which decides between cells of which nothing is known.
     """
     rate = ranking.m.sum() / max(1.0, ranking.n.sum())
     of_layer, of_bit = (_pooled(ranking, group) for group in (layer, bit))
@@ -84,15 +83,7 @@ def worst_first(ranking: Sums[Floats], layer: Ints, bit: Ints, usual: Sequence[i
     own = np.divide(ranking.m, ranking.n, out=np.zeros(len(layer)), where=ranking.n > 0)
     known = ranking.flips
     score = (known * own + PRIOR_FAULTS * prior) / (known + PRIOR_FAULTS)
-    return np.lexsort((layer, by_place(bit, usual), -score)).astype(np.int64)
-
-
-def by_place(bit: Ints, usual: Sequence[int]) -> Ints:
-    """The rank of each bit, (C,), in an order of all bits."""
-    ranks = np.empty(len(usual), dtype=np.int64)
-    ranks[np.array(usual)] = np.arange(len(usual))
-    found: Ints = ranks[bit]
-    return found
+    return np.lexsort((layer, rank, -score)).astype(np.int64)
 
 
 def _pooled(of: Sums[Floats], group: Ints) -> Floats:
