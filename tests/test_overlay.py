@@ -40,6 +40,17 @@ def test_rates_and_differences_are_those_of_the_comparisons(tables: list[Path]) 
     assert titled.labels[0].startswith("A: net on digits: neuron faults")
 
 
+def test_a_table_has_all_of_many_runs(tables: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.csv"
+    assert program.main(["compare", *map(str, tables[:2] * 5), f"--csv={rows}"]) == 0
+    assert "J - A" in capsys.readouterr().out
+    with rows.open(newline="") as file:
+        found = [row["run"] for row in csv.DictReader(file)]
+    assert found == [name for name in "BCDEFGHIJ" for _ in HOSTILE]
+    assert program.main(["compare", *map(str, tables[:1] * 27)]) == 2
+    assert "expected at most 26 runs, one for each letter, got 27" in capsys.readouterr().err
+
+
 def test_a_page_and_a_plot(tables: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, rows = tmp_path / "out", tmp_path / "rows.csv"
     folder.mkdir()

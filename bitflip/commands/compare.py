@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bitflip.report.runs import Run
 
 CSV = "csv (--csv)"
+NAMES = string.ascii_uppercase  # of the runs
 HEAD = ("layer", "name", "path", "call", "parameter", "first", "second", "difference", "low", "high", "compared")
 
 
@@ -51,11 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None and (problems := files.check_place(CSV, arguments.csv)):
         raise BadInput(*problems)
     paths = (arguments.first, arguments.second, *arguments.more)
+    if len(paths) > len(NAMES):
+        raise BadInput(f"expected at most {len(NAMES)} runs, one for each letter, got {len(paths)}")
     runs = [reading.read(reading.table_of(_file(path))) for path in paths]
     against = [comparison.compare(runs[0], other) for other in runs[1:]]
-    names = string.ascii_uppercase
-    print(*(f"{name}: {one.files.folder / one.files.stem}" for name, one in zip(names, runs, strict=False)), sep="\n")
-    for name, found in zip(names[1:], against, strict=False):
+    print(*(f"{name}: {one.files.folder / one.files.stem}" for name, one in zip(NAMES, runs, strict=False)), sep="\n")
+    for name, found in zip(NAMES[1:], against, strict=False):
         print(*([""] if name != "B" else []), text(found, name), sep="\n")
     if arguments.csv is not None:
         write(arguments.csv, against)
@@ -128,7 +130,7 @@ def write(path: Path, against: Sequence[Comparison]) -> None:
         writer = csvs.Writer(file)
         several = len(against) > 1
         writer.writerow([*(["run"] if several else []), *HEAD])
-        each = [(name, *pair) for name, found in zip("BCDEFGH", against, strict=False) for pair in found.layers]
+        each = [(name, *pair) for name, found in zip(NAMES[1:], against, strict=False) for pair in found.layers]
         for name, place, difference in each:
             numbers = (difference.first, difference.second, difference.value, difference.low, difference.high)
             cells = ["" if number is None else f"{number:.6f}" for number in numbers]
