@@ -15,9 +15,9 @@ from synthetic import write_run
 from bitflip import BadInput
 from bitflip import __main__ as program
 from bitflip.faults.allocation import by_effect
+from bitflip.network.fields import REGIONS, regions
 from bitflip.report import budget as reported
 from bitflip.report import reading
-from bitflip.report.scale import REGIONS, regions
 from bitflip.statistics import budget
 from bitflip.statistics.budget import Floats
 from bitflip.statistics.intervals import Sums

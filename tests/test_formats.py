@@ -28,8 +28,8 @@ from bitflip.errors import BadInput
 from bitflip.faults import kinds
 from bitflip.faults.allocation import allocation
 from bitflip.network import calibration, formats
+from bitflip.network.fields import regions
 from bitflip.network.formats import NARROW, Stored
-from bitflip.report.scale import regions
 
 CODES = torch.arange(-128, 128, dtype=torch.int8)
 FLOATS = {"float8_e4m3fn": (4, 3, 7), "float8_e5m2": (5, 2, 15)}  # exponent, mantissa, bias

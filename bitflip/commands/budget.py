@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bitflip.commands import shared
 from bitflip.errors import BadInput
-from bitflip.network.names import printable
+from bitflip.network.names import printable, ranges
 from bitflip.terminal import aligned
 
 if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --help answers at once
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --he
     from bitflip.report.runs import Run
 
 SHARES = (0.0, 0.01, 0.1, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 20.0, 50.0, 100.0)  # percent, of the printed table
-POSITION = "position"
 WORST = 10  # cells that are named
 
 
@@ -60,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"output_path (--output-path): expected a folder that is there, got {arguments.output_path}")
     found = [reading.read(reading.table_of(path)) for path in arguments.runs]
     ranked_by: budget.By = None
-    if arguments.ranked_by == POSITION:
-        ranked_by = "position"
+    if arguments.ranked_by == budget.POSITION:
+        ranked_by = budget.POSITION
     elif arguments.ranked_by is not None:
         ranked_by = reading.read(reading.table_of(Path(arguments.ranked_by)))
     if ranked_by is None and len(found) > 1:
@@ -132,15 +131,4 @@ def _which(found: Budget, count: int) -> str:
     chosen = Counter(cell.bit for cell in found.cells[:count])
     full = [bit for bit in sorted(chosen) if chosen[bit] == whole[bit]]
     some = [f"{bit} in {chosen[bit]} of {whole[bit]}" for bit in sorted(chosen) if chosen[bit] < whole[bit]]
-    return "; ".join([*([_ranges(full)] if full else []), *some])
-
-
-def _ranges(numbers: list[int]) -> str:
-    """``0-3, 7`` of 0, 1, 2, 3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return "; ".join([*([", ".join(ranges(full))] if full else []), *some])

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitflip.network.fields import regions
+
 Number = Literal["float", "integer"]
 Stratum = tuple[tuple[int, ...], float]  # bits that are drawn equally often, and their share of all bits
 
@@ -51,10 +53,6 @@ def number(form: object) -> Number:
     return "integer" if form == "int8" else "float"
 
 
-EXPONENTS = {"float64": 11, "float32": 8, "float16": 5, "bfloat16": 8, "float8_e4m3fn": 4, "float8_e5m2": 5}
-"""Bits of the exponent, which come behind the sign."""
-
-
 def by_effect(bits: int, form: object = None) -> list[int]:
     """Bits in the order of what a flip does to a value: exponent, sign, mantissa, each from its most significant bit.
 
@@ -70,8 +68,5 @@ def by_effect(bits: int, form: object = None) -> list[int]:
         bits: width of a value.
         form: its number format; None for the usual one of the width.
     """
-    usual = {64: "float64", 32: "float32"}.get(bits)
-    known = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "int8": 8}
-    size = EXPONENTS.get(str(form) if known.get(str(form)) == bits else str(usual), 0)
-    exponent = range(1, 1 + size)
-    return [*exponent, *(bit for bit in range(bits) if bit not in exponent)]
+    first, last = next(((first, last) for name, first, last in regions(bits, form) if name == "exponent"), (0, -1))
+    return sorted(range(bits), key=lambda bit: (not first <= bit <= last, bit))

@@ -1,12 +1,31 @@
-"""The source of a user's model: its file, and the modules beside it that it imports."""
+"""A user's own code: how it is imported, and its source, with the modules beside it that it imports."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+
+
+def imported(file: Path) -> ModuleType:
+    """A module from its file, found anew at each call; like ``python FILE.py``, it finds the modules beside it.
+
+    Raises:
+        Exception: whatever its code raises.
+    """
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(file.parent.resolve()) not in sys.path:
+        sys.path.append(str(file.parent.resolve()))
+    spec.loader.exec_module(module)
+    return module
 
 
 def sha256(file: Path | None) -> str | None:

@@ -204,7 +204,7 @@ def _why_none(missing: Sequence[str], present: set[str]) -> str:
     scaled = any(name.endswith(SCALE) for name in present)
     if scaled and any(name.endswith(ZERO_POINT) for name in missing):
         return "; what has a scale only is symmetric, so that its zero point is 0 and is not stored"
-    if not scaled and any(name.endswith((SCALE, ZERO_POINT)) for name in missing):
+    if not scaled and any(map(is_beside, missing)):
         return "; scales are stored with number_format (--number-format) int8, float8_e4m3fn or float8_e5m2"
     return ""
 

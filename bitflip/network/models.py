@@ -237,16 +237,7 @@ def _custom(name: str, classes: int) -> Any:
     place, _, attribute = name.rpartition(":")
     path = Path(place)
     try:
-        if path.suffix == ".py":
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            if str(path.parent.resolve()) not in sys.path:
-                sys.path.append(str(path.parent.resolve()))  # as python FILE.py does, for the modules beside it
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
+        module = code.imported(path) if path.suffix == ".py" else importlib.import_module(place)
         factory: Callable[..., object] = getattr(module, attribute)
         takes = inspect.signature(factory).parameters
         model = factory(num_classes=classes) if "num_classes" in takes else factory()

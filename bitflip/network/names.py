@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import groupby
+
 
 def label(path: str, call: int = 0, parameter: str = "") -> str:
     """A layer's output, or one of its parameters, for people; the weight is the layer's, and is not named.
@@ -33,6 +36,19 @@ def named(number: int, kind: str, path: str, call: int = 0, parameter: str = "")
     """
     again = f", {ordinal(call + 1)} call" if call else ""
     return f"#{number} {kind} (path {label(path, 0, parameter)}{again})"
+
+
+def ranges(numbers: Iterable[int]) -> list[str]:
+    """Ascending numbers, those that follow each other as one.
+
+    >>> ranges([1, 2, 3, 7])
+    ['1-3', '7']
+    """
+    found = []
+    for _, members in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        first, *more = [number for _, number in members]
+        found.append(f"{first}-{more[-1]}" if more else str(first))
+    return found
 
 
 def ordinal(number: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitflip.errors import BadInput, first_line
+from bitflip.network import code
 from bitflip.network.names import label
 from bitflip.network.protections import Call
 from bitflip.settings.hyperparameters import Hyperparameters
@@ -47,16 +46,8 @@ def factory_of(name: str) -> Factory:
     Raises:
         BadInput: if it can't be imported.
     """
-    path, attribute = file_of(name), name.rpartition(":")[2]
     try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        if str(path.parent.resolve()) not in sys.path:
-            sys.path.append(str(path.parent.resolve()))  # as python FILE.py does, for the modules beside it
-        spec.loader.exec_module(module)
-        found: Factory = getattr(module, attribute)
+        found: Factory = getattr(code.imported(file_of(name)), name.rpartition(":")[2])
     except Exception as error:  # the user's code can raise anything
         raise BadInput(f"{SETTING}: {name} can't be imported: {type(error).__name__}: {first_line(error)}") from error
     return found

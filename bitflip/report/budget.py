@@ -23,7 +23,7 @@ from bitflip.statistics.intervals import Sums
 from bitflip.statistics.rates import Rate
 
 HEAD = ("rank", "layer", "name", "path", "call", "parameter", "bit", "bits", "protected", "rate", "low", "high")
-POSITION = "position"  # what ranks cells without looking at any fault
+POSITION: Literal["position"] = "position"  # what ranks cells without looking at any fault
 
 By = Run | Literal["position"] | None
 

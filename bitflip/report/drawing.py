@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 
+from bitflip.network.fields import regions
 from bitflip.report import shown
 from bitflip.report.runs import Run
 from bitflip.report.scale import (
@@ -17,7 +18,6 @@ from bitflip.report.scale import (
     number,
     percent,
     plain,
-    regions,
     scale_of,
     shape,
     slots,

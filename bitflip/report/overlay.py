@@ -222,7 +222,7 @@ def _findings(found: Overlay) -> Iterator[str]:
             yield f"The mean of the layers differs by {one.value:+.4f} ({one.low:+.4f} to {one.high:+.4f}) points."
         if sure:
             place, most = max(sure, key=lambda pair: abs(pair[1].value or 0.0))
-            yield f"Most at {place.label}: {most.value:+.4f} points."
+            yield f"Most at {place.named}: {most.value:+.4f} points."
         yield from (f"{sentence}, {name} being the second." for sentence in against.unmatched[:3])
 
 

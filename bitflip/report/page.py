@@ -14,10 +14,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bitflip.network.fields import regions
 from bitflip.report import drawing, shown
 from bitflip.report.damage import Worst, worst
 from bitflip.report.runs import Row, Run
-from bitflip.report.scale import percent, plain, regions, slots
+from bitflip.report.scale import percent, plain, slots
 from bitflip.report.summary import Bit, by_bit, due, means, spread, total
 from bitflip.report.words import again, command, findings, happening
 from bitflip.results.columns import CHANGE

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitflip.network.fields import regions
 from bitflip.report import shown
 from bitflip.report.runs import Run
 from bitflip.report.scale import (
@@ -18,7 +19,6 @@ from bitflip.report.scale import (
     number,
     percent,
     plain,
-    regions,
     scale_of,
     shape,
     slots,

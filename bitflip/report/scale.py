@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bitflip.network.fields import regions
 from bitflip.statistics.rates import Rate
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -33,20 +34,6 @@ SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
     ((1, 0), (-0.72, 0.92), (-0.72, -0.92)),
 )
 """Markers as polygons, x to the right and y downwards; the one without a corner is a circle of radius 0.8."""
-
-REGIONS = {
-    "float32": (1, 8, 23),
-    "float64": (1, 11, 52),
-    "float16": (1, 5, 10),
-    "bfloat16": (1, 8, 7),
-    "float8_e4m3fn": (1, 4, 3),
-    "float8_e5m2": (1, 5, 2),
-    "int8": (1, 7),
-}
-"""Bits of sign, exponent and mantissa of each number format, or of sign and magnitude."""
-
-PARTS = {3: ("sign", "exponent", "mantissa"), 2: ("sign", "magnitude")}
-USUAL = {32: "float32", 64: "float64"}  # formats of a width that stands for no other
 
 CROSSES = "\N{MULTIPLICATION SIGN}: DUE, the model raised an exception"  # what they mean in plots
 
@@ -132,23 +119,6 @@ def percent(value: float | None) -> str:
 def number(value: float) -> str:
     """A tick's label: 0.05, 20."""
     return f"{value:g}" if value < 1e6 else f"{value:.0f}"
-
-
-def regions(width: int, form: object = None) -> list[tuple[str, int, int]]:
-    """Name, first and last bit of each part of a number of this many bits, as far as it is known.
-
-    Args:
-        width: of the number.
-        form: its number format; None for the usual one of the width.
-    """
-    found, first = [], 0
-    sizes = REGIONS.get(str(form), ())
-    if sum(sizes) != width:
-        sizes = REGIONS.get(USUAL.get(width, ""), ())
-    for name, bits in zip(PARTS.get(len(sizes), ()), sizes, strict=True):
-        found.append((name, first, first + bits - 1))
-        first += bits
-    return found
 
 
 def bit_ticks(count: int, step: int, form: object = None) -> list[int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import get_args
 
+from bitflip.network.fields import regions
+from bitflip.network.names import ranges
 from bitflip.report.runs import Row, Run
-from bitflip.report.scale import percent, plain, regions
+from bitflip.report.scale import percent, plain
 from bitflip.report.shown import ranked
 from bitflip.report.summary import Bit, by_bit, due_of_all, means, parts_of, total
 from bitflip.statistics import sampling
@@ -54,7 +55,7 @@ def _about_layers(run: Run, rows: Sequence[Row]) -> list[str]:
         return [f"No flip in any of the {len(rows)} layers changed the class of any of {images:,} images{bound}."]
     sentence = (
         f"The most fragile layer is {first.place.named}: {with_interval(first.rate)} of the images "
-        f" that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
+        f"that are right without a fault change class, {first.misclassified:,} of {first.correct:,}."
     )
     if follow := [row for row in rest[:2] if row.rate.value]:
         names = " and ".join(f"{row.place.named} with {percent(row.rate.value)} %" for row in follow)
@@ -260,17 +261,8 @@ def command(run: Run) -> str | None:
     if len(run.seeds) == 1:
         return line
     if run.settings.get("margin") is None:
-        return f"{line} --seeds={_numbers(run.seeds)}"
+        return f"{line} --seeds={','.join(ranges(run.seeds))}"
     return f'for seed in {" ".join(map(str, run.seeds))}; do {line} "--seed=$seed"; done'  # each stops by itself
-
-
-def _numbers(seeds: Sequence[int]) -> str:
-    """Ascending numbers as ``--seeds`` takes them: ``1-3,7``."""
-    parts = []
-    for _, members in groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0]):
-        first, *more = [seed for _, seed in members]
-        parts.append(f"{first}-{more[-1]}" if more else str(first))
-    return ",".join(parts)
 
 
 def again(run: Run) -> str:
