@@ -22,8 +22,12 @@ from torch.utils.data import TensorDataset
 import bitflip
 from bitflip import __main__ as command_line
 from bitflip.data import digits
+from bitflip.engines import exactness, windows
+from bitflip.engines.exactness import Exactness
+from bitflip.engines.graph import Program
 from bitflip.engines.injection import Injector
 from bitflip.engines.invariance import Invariant
+from bitflip.engines.windows import Kind
 from bitflip.errors import BadInput
 from bitflip.faults import kinds
 from bitflip.faults.allocation import allocation
@@ -292,6 +296,25 @@ def test_scales_are_targets_of_their_own(form: str) -> None:
 def test_scales_that_there_are_not(form: Any, name: str, sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         campaign(form, "wave").run(bitflip.Sampled("weight", seed=3, parameters=[name]))
+
+
+def test_rounding_hides_no_kernel(monkeypatch: pytest.MonkeyPatch, no_verdicts: None) -> None:
+    """Whether windows have the bits of whole maps is found out before they are rounded, and holds for float32 too."""
+    model = network()
+    storage = formats.store(model, "int8", formats.observe(model, lambda: [OTHERS], Invariant))
+    injector = Injector(model, len(IMAGES), IMAGES, storage)
+    program = Program(injector.original_model, injector.modules, injector.layers, IMAGES)
+    step = next(step for step in program.steps if step.kind is Kind.SPREAD)
+    real = windows.unpadded
+
+    def slightly_other(module: nn.Module, patch: Tensor) -> Tensor:
+        with formats.unrounded(module):
+            found = real(module, patch)
+        return formats.after(module, found * (1 + 2**-20))
+
+    monkeypatch.setattr(exactness, "unpadded", slightly_other)
+    assert not Exactness(program).window(step, (1, 1), None, IMAGES)
+    assert all(len(program.module(step.node)._forward_hooks) == 1 for step in program.steps if step.layer is not None)
 
 
 @pytest.mark.parametrize("percentile", [99.0, 80.0])

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from bitflip import engines
 from bitflip.campaign.executor import portions
 from bitflip.data import digits
-from bitflip.engines import invariance, kernels, verdicts
+from bitflip.engines import invariance, kernels, rows, verdicts
 from bitflip.engines.agreement import differing, record
 from bitflip.engines.assumptions import uneven
 from bitflip.engines.injection import Injector, WithInput
 from bitflip.engines.invariance import Invariant
 from bitflip.engines.pool import Budget
+from bitflip.engines.probes import Like, cancelling
 from bitflip.engines.reference import Reference
 from bitflip.engines.verdicts import Verdicts
 from bitflip.engines.wave import Wave
@@ -133,6 +134,46 @@ def test_rows_have_the_same_bits_in_any_company(name: str, dtype: torch.dtype, t
             for start in (0, 130 - count):
                 some = operation(images[start : start + count].clone())
                 assert same_bits(some, whole[start : start + count]), f"{count} rows from {start}"
+
+
+@pytest.mark.parametrize("size", [8, 2], ids=["8x8", "2x2"])
+def test_a_convolution_keeps_pixels_apart(size: int, monkeypatch: pytest.MonkeyPatch, no_verdicts: None) -> None:
+    """A kernel that transforms maps, as cuDNN's do for many rows, is not used: it spreads one huge value over a map."""
+    real, transformed = kernels.execute, []
+
+    def execute(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if op is not aten.convolution.default or len(args[0]) < 200:
+            return real(op, args, kwargs)
+        transformed.append(len(args[0]))
+        whole = size + 2
+        image = torch.fft.rfft2(F.pad(args[0], (1, 1, 1, 1)))
+        kernel = torch.fft.rfft2(args[1], s=(whole, whole)).conj()
+        return torch.fft.irfft2(torch.einsum("bchw,ochw->bohw", image, kernel), s=(whole, whole))[..., :size, :size]
+
+    weight, images = random_images(4, 3, 3, 3), random_images(300, 3, size, size)
+    expected = F.conv2d(images, weight, padding=1)
+    monkeypatch.setattr(kernels, "execute", execute)
+    monkeypatch.setattr(rows, "transforms", lambda device: True)
+    monkeypatch.setattr(rows, "TILES", rows.TILES_ON_A_GPU)
+    with Invariant():
+        got = F.conv2d(images, weight, padding=1)
+        images[7, :, 0, 0] = 1e30
+        struck = F.conv2d(images, weight, padding=1)
+    assert {256, 512} <= set(transformed) and 128 not in transformed, "it was tried, and let go"
+    torch.testing.assert_close(got, expected)
+    changed = (struck != got).any(dim=1)
+    assert changed.sum() == 4 and changed[7, :2, :2].all()
+
+
+def test_probes_of_a_transposed_convolution_cancel() -> None:
+    call = [random_images(1, 16, 5, 5), random_images(16, 4, 3, 3), None, [2, 2], [1, 1], [1, 1], True, [0, 0], 2]
+    like = [Like(value, i == 0) if isinstance(value, Tensor) else value for i, value in enumerate(call)]
+    image, weight = cancelling(aten.convolution.default, like, torch.Generator().manual_seed(0))[:2]
+    found = [
+        F.conv_transpose2d(x[None].double(), w.double(), stride=2, padding=1, groups=2)
+        for x, w in ((image, weight), (image.abs(), weight.abs()))
+    ]
+    assert found[0].abs().max() < 1e-12 < 1 < found[1].min()
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -106,13 +106,12 @@ class Images:
             cast("Dataset[Any]", self.test_set),
             batch_sampler=cast("Any", spans),
             num_workers=self._workers,
-            pin_memory=torch.cuda.is_available(),
             collate_fn=self._collate,
             generator=torch.Generator(),  # else it draws from the one that everybody shares
         )
         try:
             for images, labels in loader:
-                yield inputs.of(images), labels
+                yield inputs.on_host(inputs.of(images)), labels.cpu()
         except BadInput as error:  # a worker process puts its whole traceback before the sentence
             raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None
 

@@ -78,6 +78,11 @@ def clone(batch: Batch) -> Batch:
     return _each(batch, Tensor.clone)
 
 
+def on_host(batch: Batch) -> Batch:
+    """The batch in the memory of the host."""
+    return _each(batch, Tensor.cpu)
+
+
 def to(batch: Batch, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> Batch:
     """The batch on a device, without gaps; floating-point values of a type, and maps of them channels last if asked."""
 

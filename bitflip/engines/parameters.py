@@ -155,7 +155,7 @@ class OfOutput:
             error = _after(flips, safe, original)
             after = replace(before, scale=error[0])
         else:
-            original = torch.tensor([float(before.zero)])
+            original = torch.tensor([float(before.zero)], device=before.scale.device)
             error = _after(flips, safe, original, CODE)
             after = replace(before, zero=int(error))
         try:

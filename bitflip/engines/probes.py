@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from bitflip.engines import strides
+from bitflip.engines import kernels, strides
 from bitflip.engines.kernels import aten, cycled
 
 FACTOR = 1.2345678  # of all products of a probe that cancels: they too are rounded then
@@ -59,20 +60,49 @@ def cancelling(op: OpOverload, like: list[Any], generator: torch.Generator) -> l
         values[last - 1] = (FACTOR * sign).expand(like[last - 1].shape)
         values[last] = _opposites(sign, like[last], generator)
         added = last - 2
-    elif like[6]:  # transposed
-        return values
     else:
-        added = 2
-        outputs, of_group, *kernel = like[1].shape
+        added, transposed, groups = 2, like[6], like[8]
+        of_group = like[0].shape[0] // groups
+        kernel = like[1].shape[2:]
         sign = _signs(of_group, generator)
-        groups = like[0].shape[0] // of_group
         values[0] = (FACTOR * sign).repeat(groups).reshape(-1, *[1] * len(kernel)).expand(like[0].shape)
-        flat = like[1].of_shape((of_group * math.prod(kernel), outputs))
-        weight = _opposites(sign.repeat_interleave(math.prod(kernel)), flat, generator)
-        values[1] = weight.t().reshape(like[1].shape)
+        if transposed:  # what is added up has the same place in the kernel
+            flat = like[1].of_shape((groups, of_group, math.prod(like[1].shape[1:])))
+            weight = _opposites(sign, flat, generator)
+        else:
+            flat = like[1].of_shape((of_group * math.prod(kernel), like[1].shape[0]))
+            weight = _opposites(sign.repeat_interleave(math.prod(kernel)), flat, generator).t()
+        values[1] = weight.reshape(like[1].shape)
     if added >= 0 and isinstance(values[added], Tensor):
         values[added] = values[added] * torch.finfo(like[added].dtype).eps  # as small as what is left
     return values
+
+
+def far_from_one_pixel(
+    op: OpOverload, like: Sequence[Any], generator: torch.Generator
+) -> tuple[list[Any], list[Any], Tensor]:
+    """A convolution of one row, the same with one huge pixel, and the pixels of the output that do not read it.
+
+    All of a kernel is 0 but for one place, so that a pixel of the output reads at most one, also on a small map.
+
+    Returns:
+        The inputs of both, and which pixels those are, flat.
+    """
+    values = [one.random(generator) if isinstance(one, Like) else one for one in like]
+    one_place, one_pixel = (_middle(like[i].shape[start:]) for i, start in ((1, 2), (0, 1)))
+    values[1] = values[1] * one_place
+    read = kernels.execute(op, [one_pixel[None, None], one_place[None, None], None, *like[3:8], 1], {}) != 0
+    struck = list(values)
+    huge = torch.finfo(like[0].dtype).max ** 0.75
+    struck[0] = torch.where(one_pixel != 0, huge, values[0])
+    return values, struck, ~read.flatten()
+
+
+def _middle(shape: Sequence[int]) -> Tensor:
+    """Zeros with a one in the middle."""
+    found = torch.zeros(*shape, dtype=torch.float64)
+    found[tuple(n // 2 for n in shape)] = 1
+    return found
 
 
 def _signs(count: int, generator: torch.Generator) -> Tensor:

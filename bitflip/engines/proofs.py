@@ -135,7 +135,13 @@ class Proof:
         return every[self._left(step, apart[every], chunk.fault[every], chunk.image[every], before=False)]
 
     def _left(self, step: Step, apart: Tensor, fault: Tensor, image: Tensor, *, before: bool) -> Tensor:
-        harmless = self._bounds.harmless(apart, step, image, self._reach) & ~self._audited[fault]
+        harmless = self._bounds.harmless(apart, step, image, self._reach)
+        if not self._audit:  # each number that the host asks a GPU for is a wait
+            left, gone = (~harmless).nonzero().squeeze(1), harmless.nonzero().squeeze(1)
+            if len(gone):
+                self._outcomes.let_go(fault[gone], before=before)
+            return left
+        harmless &= ~self._audited[fault]
         if harmless.any():
             found = fault[harmless]
             audited = self._chosen(found)
@@ -146,8 +152,6 @@ class Proof:
 
     def _chosen(self, fault: Tensor) -> Tensor:
         """Which faults are audited: a random share of them, the same in every run."""
-        if not self._audit:
-            return torch.zeros_like(fault, dtype=torch.bool)
         images = len(self._outcomes.labels)
         number = fault // images * 1_000_003 + self._outcomes.first + fault % images
         mixed = (number + 1) * _SPREAD

@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from bitflip.engines import kernels, strides
 from bitflip.engines.kernels import aten, equal, is_tensor
-from bitflip.engines.probes import Like, cancelling
+from bitflip.engines.probes import Like, cancelling, far_from_one_pixel
 from bitflip.engines.verdicts import Verdicts
 
 TILES = (48, 24, 16, 12, 8, 4, 2, 1)
 TILES_ON_A_GPU = (2048, 1024, 512, 256, 128, *TILES)
+FEWEST_ON_A_GPU = 32  # rows of a tile, below which a launch costs more than what it computes
 FILLED = (2, 4, 8, 12, 16, 24, 48, 128, 256, 512, 1024)  # numbers of rows to fill up to
 TILE_BYTES = 1 << 24
 TILE_BYTES_ON_A_GPU = 1 << 30
@@ -169,7 +170,26 @@ class Form:
         on_cpu = self._like[self._places[0]].device.type == "cpu"
         most = TILE_BYTES if on_cpu else TILE_BYTES_ON_A_GPU
         tiles = [n for n in (TILES if on_cpu else TILES_ON_A_GPU) if n * size <= most]
-        return next((n for n in tiles if all(_alike(_rows(self.run(probe), n)) for probe in self._probes(n))), 1)
+        if self._op is aten.convolution.default and transforms(self._like[0].device):
+            large = (n for n in tiles if n >= FEWEST_ON_A_GPU and self._keeps_pixels_apart(n))
+            if found := next((n for n in large if self._fits(n)), None):
+                return found
+        return next((n for n in tiles if self._fits(n)), 1)
+
+    def _fits(self, rows: int) -> bool:
+        """Whether all places of a tile of so many rows give a row the same bits."""
+        return all(_alike(_rows(self.run(probe), rows)) for probe in self._probes(rows))
+
+    def _keeps_pixels_apart(self, rows: int) -> bool:
+        """Whether a convolution of so many rows adds up products, and does not transform maps, or tiles of them.
+
+        A transform, such as FFT or Winograd, rounds a whole tile as its largest value has it: one huge value, which a
+        fault makes, changes pixels that do not read it.
+        """
+        clean, struck, apart = far_from_one_pixel(self._op, self._like, torch.Generator().manual_seed(0))
+        before, after = (self.run(self._made(self._placed(call), rows)) for call in (clean, struck))
+        same = (before == after).flatten(2).all(dim=1).all(dim=0).cpu()  # of each pixel, in all channels and rows
+        return bool(same[apart].all())
 
     def _holds(self, rows: int) -> bool:
         """Whether so many rows get the bits that they have in a tile."""
@@ -192,10 +212,14 @@ class Form:
         if not self._rows_of:
             self._rows_of = [self._drawn(variant) for variant in range(self._variants())]
         for drawn in self._rows_of:
-            made = list(drawn)
-            for i in self._places:
-                made[i] = self._like[i].made(drawn[i], rows)
-            yield made
+            yield self._made(drawn, rows)
+
+    def _made(self, drawn: Sequence[Any], rows: int) -> list[Any]:
+        """A call of so many rows with these values."""
+        made = list(drawn)
+        for i in self._places:
+            made[i] = self._like[i].made(drawn[i], rows)
+        return made
 
     def _variants(self) -> int:
         """Sums that cancel show other ways of adding up, other values show them if there are enough of them."""
@@ -210,10 +234,19 @@ class Form:
             values = cancelling(self._op, self._like, generator)
         else:
             values = [like.random(generator) if isinstance(like, Like) else like for like in self._like]
+        return self._placed(values)
+
+    def _placed(self, values: list[Any]) -> list[Any]:
+        """The values with those that are the same for all rows in the form in which the kernel gets them."""
         for i, like in enumerate(self._like):
             if isinstance(like, Like) and not like.rows:
                 values[i] = like.made(values[i], 0)
         return values
+
+
+def transforms(device: torch.device) -> bool:
+    """Whether convolutions may take transforms there: cuDNN's do, and those of the CPU are told not to."""
+    return device.type == "cuda"
 
 
 def _have_rows(leaves: Sequence[Any], rows: int) -> list[bool]:

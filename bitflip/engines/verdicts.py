@@ -24,7 +24,7 @@ import torch
 from bitflip.engines import memory
 from bitflip.files import replacing
 
-_FORM = 1  # of keys and values: to be raised when they change their meaning
+_FORM = 2  # of keys and values: to be raised when they change their meaning
 _CHOOSES = ("MKL_", "ONEDNN_", "DNNL_", "ATEN_", "OMP_", "KMP_", "OPENBLAS_", "CUBLAS_", "CUDNN_", "NVIDIA_TF32")
 """How the environment variables begin that make libraries choose other kernels."""
 

@@ -15,7 +15,8 @@ Parameters of one dimension (biases, normalisation) stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -170,6 +171,18 @@ class RoundingInputs:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
+
+
+@contextlib.contextmanager
+def unrounded(module: nn.Module) -> Iterator[None]:
+    """While open, a module returns what it computes, which its hooks do not round."""
+    rounding = {key: hook for key, hook in module._forward_hooks.items() if isinstance(hook, Rounding)}
+    for key in rounding:
+        del module._forward_hooks[key]
+    try:
+        yield
+    finally:
+        module._forward_hooks.update(rounding)
 
 
 def after(module: nn.Module, value: Tensor) -> Tensor:

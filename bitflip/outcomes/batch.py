@@ -173,16 +173,19 @@ class BatchOutcomes:
             self._progress(count - self._told)
             self._told = count
 
-    def let_go(self, faults: Tensor, audited: Tensor, *, before: bool) -> None:
+    def let_go(self, faults: Tensor, audited: Tensor | None = None, *, before: bool) -> None:
         """Take note that some faults, given by their numbers, (N,), can't change the top-1 class, as a bound shows.
 
         Args:
             faults: which.
-            audited: those that are run all the same, and reported like others, (N,) of bool.
+            audited: those that are run all the same, and reported like others, (N,) of bool; None for none of them.
             before: whether it was shown before they were run, and not on the way, where it depends on their company.
         """
-        self.effects.view(-1)[faults] |= int(Effect.PROVED) * before + int(Effect.AUDITED) * audited.to(torch.int16)
-        self._ended(len(faults) - int(audited.sum()))
+        if before:
+            self.effects.view(-1)[faults] |= int(Effect.PROVED)
+        if audited is not None:
+            self.effects.view(-1)[faults[audited]] |= int(Effect.AUDITED)
+        self._ended(len(faults) - (0 if audited is None else int(audited.sum())))
 
     def to_host(self) -> None:
         """Bring what was found to the host, and let go of what only engines need.
