@@ -87,6 +87,22 @@ def test_what_is_no_protection(text: str, run_script: RunScript, tmp_path: Path)
         assert done.errors[0].startswith("protect (--protect): expected relu6, clamp:LOW:HIGH, ranger")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("high", [0.0, 0.7, 6.0, math.inf])
+def test_clip_from_zero_on(high: float, dtype: torch.dtype) -> None:
+    """As it is defined, at the ends and at everything that is no number."""
+    end = torch.tensor(high, dtype=dtype)
+    edges = [0.0, -0.0, math.inf, -math.inf, math.nan, torch.finfo(dtype).max, -1.0, torch.finfo(dtype).tiny, end]
+    beyond = torch.nextafter(end, end * 0 + math.inf)
+    values = torch.cat(
+        [torch.tensor(edges, dtype=dtype), beyond[None], random_images(1, 1, 8, 8).flatten().to(dtype) * 3]
+    )
+    guard = Guard(Protection.of("clip"), [0.0], [high], dtype)
+    found = guard(values.reshape(2, -1).t()).t().flatten()
+    assert torch.equal(found, torch.where((values >= 0) & (values <= end), values, 0))
+    assert not found.signbit().any()
+
+
 # --- layers ---
 
 

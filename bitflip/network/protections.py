@@ -10,6 +10,7 @@ Cutting to a range is :func:`torch.clamp`, which lets NaN pass. To clip, and to 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,8 @@ class Guard(nn.Module):
             low, high = self._one
         else:
             low, high = (bound[channels].view(-1, *[1] * (value.dim() - 2)) for bound in (self.low, self.high))
+        if self.protection.clip and self._one is not None and low == 0:
+            return _up_to(value, high)
         if self.protection.clip:
             cut = value.clamp(low, high)
             inside = cut.clone().eq_(value)  # 1 or 0, and 0 for NaN; through bool it takes eight times as long on a CPU
@@ -98,6 +101,21 @@ class Guard(nn.Module):
     def extra_repr(self) -> str:
         """What is printed of it."""
         return str(self.protection)
+
+
+def _up_to(value: Tensor, high: float) -> Tensor:
+    """The values of a floating-point tensor that are in 0 ... high; 0 for others, and for NaN.
+
+    Such values, taken for signed integers, have the same order, numbers below 0 are below them, and NaN is above.
+    Without a mask it takes half as long on a CPU.
+    """
+    below = bits.as_integers(value).clamp_min(0).neg_()
+    return torch.threshold_(below, -_as_integer(high, value.dtype) - 1, 0).neg_().view(value.dtype)
+
+
+@functools.cache
+def _as_integer(number: float, dtype: torch.dtype) -> int:
+    return int(bits.as_integers(torch.tensor(number, dtype=dtype)))
 
 
 class Functions(TorchFunctionMode):
