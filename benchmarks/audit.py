@@ -1,7 +1,7 @@
 """Run what --prove would leave out, and look whether a class changes: it must not, once.
 
     python benchmarks/audit.py                    # nine networks, neurons and weights, a million faulty images
-    python benchmarks/audit.py --faults 2000      # a short one
+    python benchmarks/audit.py --faults 2000 --networks resnet20 convnext_tiny    # a short one
 
 Three networks are trained on digits, the others have random weights; all see the digits test part. A fault counts that
 a bound decides before it is run. Those that are decided on the way are run to the end as well, but not counted.
@@ -14,7 +14,7 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -43,12 +43,14 @@ def main() -> int:
     text = "audited for each network and target, at least; default 60000"
     parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N")
     parser.add_argument("--faults", type=engines.positive, default=60_000, help=text)
+    every = ("digits_vgg", *TRAINED, *RANDOM)
+    parser.add_argument("--networks", nargs="+", choices=every, default=every, metavar="NAME", help="default: all nine")
     options = parser.parse_args()
     test_set = torch.utils.data.Subset(digits.load("test"), range(IMAGES))
     everything = 0
     print("| network | target | faulty images | proved harmless and run | seconds |")
     print("| --- | --- | ---: | ---: | ---: |")
-    for name, build in models():
+    for name, build in models(options.networks):
         for target in ("neuron", "weight"):
             campaign = bitflip.Campaign(build(), test_set, batch_size=IMAGES, device=options.device)
             faulty, audited, before = 0, 0, time.perf_counter()
@@ -68,12 +70,13 @@ def main() -> int:
     return 0
 
 
-def models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def models(chosen: Collection[str]) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Names, and what makes the network."""
-    yield "digits_vgg, trained", trained_digits
-    for name in TRAINED:
+    if "digits_vgg" in chosen:
+        yield "digits_vgg, trained", trained_digits
+    for name in (name for name in TRAINED if name in chosen):
         yield f"{name}, trained", functools.partial(networks.trained, name, torch.device("cpu"))
-    for name in RANDOM:
+    for name in (name for name in RANDOM if name in chosen):
         yield name, functools.partial(random_weights, name)
 
 
