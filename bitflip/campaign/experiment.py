@@ -27,7 +27,7 @@ from bitflip.faults.kinds import Kind, Own
 from bitflip.faults.listed import Listed
 from bitflip.faults.sampled import Sampling
 from bitflip.faults.tasks import Cut, Tasks
-from bitflip.network import devices, formats, layers, layouts, models, quantised
+from bitflip.network import devices, formats, layers, layouts, models, programs, quantised
 from bitflip.network.calibration import Bounds
 from bitflip.network.devices import Placement
 from bitflip.network.formats import Storage
@@ -282,7 +282,7 @@ def ready(
     placement = Placement(device, classifier.dtype)
     model = placement.model(classifier.model)
     struck = WithInput(model, inputs.names(example)) if target == "neuron" else model
-    storage = _stored(struck, settings, calibration(), placement) if narrow else None
+    storage = _stored(struck, settings, calibration(), placement) if narrow else programs.storage(struck)
     injector = Injector(struck, settings.batch_size, example, storage)
     counted = f"; there are {classes} class folders in {settings.input_path}: is it the parent of the right one?"
     channels_first = layouts.suit(injector.modules, injector.layers)

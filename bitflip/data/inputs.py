@@ -169,6 +169,7 @@ class Given(nn.Module):
 
     def __init__(self, model: nn.Module, batch: Inputs) -> None:
         super().__init__()
+        self.first = nn.Parameter(torch.empty(0), requires_grad=False)  # whose type PyTorchFI gives what it calls with
         self.model = model
         self._batch = batch
 

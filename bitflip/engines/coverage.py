@@ -16,7 +16,7 @@ from bitflip.engines.reference import Reference
 from bitflip.engines.wave import Wave
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import Flips, TargetKind, neuron_flips, parameter_flip
-from bitflip.network import bits, forms
+from bitflip.network import bits, forms, programs
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Target, targets
 
@@ -170,7 +170,7 @@ def _fitting(model: nn.Module, sizes: Iterable[int]) -> tuple[int, Injector]:
     reason = ""
     for size in sizes:
         try:
-            return size, Injector(WithInput(model), IMAGES, torch.zeros(1, 3, size, size))
+            return size, Injector(WithInput(model), IMAGES, torch.zeros(1, 3, size, size), programs.storage(model))
         except BadInput as error:
             reason = first_line(error)
     raise BadInput(reason or "no image size to try")

@@ -34,7 +34,7 @@ from bitflip.faults.flips import Flips
 from bitflip.network import bits, formats, protections, quantised
 from bitflip.network.formats import Storage, Stored
 from bitflip.network.layers import Layer, Parameter, is_leaf, printable
-from bitflip.network.quantised import memory_of
+from bitflip.network.quantised import Quantised, memory_of
 from bitflip.network.state import State
 
 
@@ -259,12 +259,13 @@ class Injector(fault_injection):
         """The parameters that a module holds itself and that are not listed yet."""
         found = []
         for name, tensor in module._parameters.items():  # not one that is computed anew for each pass
-            if tensor is None or not bits.is_flippable(tensor.dtype) or tensor.numel() == 0:
+            codes = None if tensor is None else self._codes(tensor)
+            if tensor is None or not (bits.is_flippable(tensor.dtype) or codes) or tensor.numel() == 0:
                 continue
             key = self._own.get(id(tensor)) or _place(tensor)
             if key not in self._listed:
                 self._listed.add(key)
-                found += parameters.listed(name, tensor, self._stored_parameter(tensor))
+                found += parameters.listed(name, tensor, self._stored_parameter(tensor), codes)
         return tuple(found)
 
     def _find_holders(self) -> None:
@@ -306,7 +307,11 @@ class Injector(fault_injection):
         if formats.is_of_output(parameter):
             return parameters.of_output(self.modules[layer.path], kind)
         tensor = self.tensor_of(layer, parameter)
-        return parameters.of(tensor, kind, self._stored_parameter(tensor))
+        return parameters.of(tensor, kind, self._stored_parameter(tensor), self._codes(tensor))
+
+    def _codes(self, tensor: Tensor) -> Quantised | None:
+        found = quantised.of(tensor)
+        return found if found is not None or self._storage is None else self._storage.codes.get(id(tensor))
 
     def _stored_parameter(self, tensor: Tensor) -> Stored | None:
         return None if self._storage is None else self._storage.parameters.get(id(tensor))
@@ -366,7 +371,8 @@ class Injector(fault_injection):
 
 def _for_a_dummy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[int]]:
     """What PyTorchFI can profile, and the shape that it makes its dummy image in, of floating-point values."""
-    if isinstance(example, Tensor) and example.is_floating_point():
+    codes_first = next(model.parameters()).dtype == torch.int8  # in whose type it would make the image
+    if isinstance(example, Tensor) and example.is_floating_point() and not codes_first:
         return model, list(example.shape[1:])
     return Given(model, inputs.random(1, example)), [1]
 

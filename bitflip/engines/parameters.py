@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bitflip.faults.flips import Flips
-from bitflip.network import formats, quantised
+from bitflip.network import formats
 from bitflip.network.formats import CODE, Rounding, Stored
 from bitflip.network.layers import SCALE, ZERO_POINT, Parameter
+from bitflip.network.quantised import Quantised
 
 Safe = frozenset[int]  # bits of which a flip is corrected when the value is read
 
@@ -84,16 +85,16 @@ class InCodes:
     def struck(self, flips: Flips, safe: Safe = frozenset()) -> Iterator[Injected]:
         """See :class:`Values`."""
         element = torch.from_numpy(flips.element).to(self.codes.device)
-        flat, stored, change = self.codes.view(-1), self.how(element), flips.changes
-        before = flat[element].clone()
+        place, stored, change = torch.unravel_index(element, self.codes.shape), self.how(element), flips.changes
+        before = self.codes[place].clone()
         after = change.codes(before, torch.from_numpy(change.arrays).to(before.device), stored)
         after = _corrected(flips, safe, before, after)
         injected = Injected(stored.decode(before), stored.decode(after))
         try:
-            flat[element] = after
+            self.codes[place] = after
             yield injected
         finally:
-            flat[element] = before
+            self.codes[place] = before
 
     def at(self, element: Tensor) -> Stored:
         """See :class:`Values`."""
@@ -169,15 +170,15 @@ class OfOutput:
         return None if self.name == SCALE else CODE
 
 
-def of(tensor: Tensor, kind: str, stored: Stored | None) -> Values:
+def of(tensor: Tensor, kind: str, stored: Stored | None, found: Quantised | None) -> Values:
     """The values of a parameter tensor, or of what its codes are read with.
 
     Args:
         tensor: of the network.
         kind: ``.scale`` or ``.zero_point`` for those; empty for its own.
         stored: how its values are stored, where it is kept as what codes stand for.
+        found: what is stored of it, where codes are kept.
     """
-    found = quantised.of(tensor)
     if found is None:
         if not kind:
             return InTensor(tensor, stored)
@@ -202,9 +203,8 @@ def of_output(module: nn.Module, kind: str) -> Values:
     return OfOutput(rounding, kind)
 
 
-def listed(name: str, tensor: Tensor, stored: Stored | None) -> list[Parameter]:
-    """What of a parameter tensor of a name can be struck, given how it is stored."""
-    found = quantised.of(tensor)
+def listed(name: str, tensor: Tensor, stored: Stored | None, found: Quantised | None) -> list[Parameter]:
+    """What of a parameter tensor of a name can be struck, given how it is stored; see :func:`of`."""
     if found is None:
         return formats.of_parameter(name, tensor, stored)
     own = [Parameter(name, tuple(found.codes.shape), formats.WIDTH, found.form), formats.scale_of(name, found.scale)]

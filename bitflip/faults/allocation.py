@@ -50,7 +50,7 @@ def _top(bits: int, kind: Number) -> int:
 
 def number(form: object) -> Number:
     """The kind of the values of a number format, such as ``float32``."""
-    return "integer" if form == "int8" else "float"
+    return "integer" if form in ("int8", "uint8") else "float"
 
 
 def by_effect(bits: int, form: object = None) -> list[int]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bitflip.errors import BadInput
 from bitflip.network import bits
-from bitflip.network.formats import NARROW, Stored
+from bitflip.network.formats import NARROW, UNSIGNED, Stored
 from bitflip.settings.kind import kind_of_fault
 
 Ints = NDArray[np.int64]
@@ -159,7 +159,7 @@ class Kind:
         return self.at(np.array([struck]), width)
 
     def _given(self, form: str) -> _Given | None:
-        if form not in NARROW or self.name not in ("zero", "value") or self.value.startswith("0x"):
+        if form not in (*NARROW, UNSIGNED) or self.name not in ("zero", "value") or self.value.startswith("0x"):
             return None
         return _Given(self.value or "0")
 

@@ -10,10 +10,11 @@ REGIONS = {
     "float8_e4m3fn": (1, 4, 3),
     "float8_e5m2": (1, 5, 2),
     "int8": (1, 7),
+    "uint8": (8,),
 }
-"""Bits of sign, exponent and mantissa of each number format, or of sign and magnitude."""
+"""Bits of sign, exponent and mantissa of each number format, or of sign and magnitude, or of the latter."""
 
-PARTS = {3: ("sign", "exponent", "mantissa"), 2: ("sign", "magnitude")}
+PARTS = {3: ("sign", "exponent", "mantissa"), 2: ("sign", "magnitude"), 1: ("magnitude",)}
 USUAL = {32: "float32", 64: "float64"}  # formats of a width that stands for no other
 
 

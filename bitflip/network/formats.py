@@ -30,10 +30,13 @@ from bitflip.network import bits, calibration, protections
 from bitflip.network.calibration import Mode
 from bitflip.network.layers import SCALE, ZERO_POINT, Parameter, is_leaf
 from bitflip.network.protections import Call
+from bitflip.network.quantised import Quantised
 from bitflip.settings.hyperparameters import NARROW as NARROW
 
 FLOATS = {name: bits.named(name) for name in ("float64", "float32", "float16", "bfloat16")}
 WIDTH = 8
+UNSIGNED = "uint8"
+WHOLE = ("int8", UNSIGNED)
 OUTPUT = "output"  # in the names of what belongs to a layer's output: ``output.scale``
 
 Range = tuple[float, float]
@@ -44,10 +47,10 @@ class Stored:
     """How the values of a tensor are stored.
 
     Attributes:
-        form: one of :data:`NARROW`.
+        form: one of :data:`NARROW`, or ``uint8``, whose codes are kept as the same bits of int8.
         scale: what the number 1 of the format stands for: of each index of the first dimension, (C,), or of all, ().
-        zero: the code of ``int8`` that stands for 0, or one for each value.
-        lowest: code of ``int8``.
+        zero: the code of whole numbers that stands for 0, or one for each value.
+        lowest: code of them.
     """
 
     form: str
@@ -64,14 +67,17 @@ class Stored:
         numbers = values / self.scale
         if self.form == "int8":
             return (numbers.round() + self.zero).nan_to_num(0.0).clamp(self.lowest, 127).to(torch.int8)
+        if self.form == UNSIGNED:
+            return (numbers.round() + self.zero).nan_to_num(0.0).clamp(0, 255).to(torch.uint8).view(torch.int8)
         dtype = bits.named(self.form)
         largest = torch.finfo(dtype).max
         return numbers.clamp(-largest, largest).to(dtype).view(torch.int8)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The values that codes stand for."""
-        if self.form == "int8":
-            return (codes.to(self.scale.dtype) - self.zero) * self.scale
+        if self.form in WHOLE:
+            numbers = codes.view(torch.uint8) if self.form == UNSIGNED else codes
+            return (numbers.to(self.scale.dtype) - self.zero) * self.scale
         return codes.view(bits.named(self.form)).to(self.scale.dtype) * self.scale
 
     def rounded(self, values: Tensor) -> Tensor:
@@ -200,10 +206,12 @@ class Storage:
     Attributes:
         parameters: by the identity of the parameter.
         outputs: by the identity of the module.
+        codes: of parameters that the network keeps as codes, by their identity.
     """
 
     parameters: dict[int, Stored]
     outputs: dict[int, Stored]
+    codes: dict[int, Quantised] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from bitflip.errors import BadInput, first_line
-from bitflip.network import quantised
+from bitflip.network import programs, quantised
 
 _AROUND = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # whose ``module`` is the network
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -58,6 +58,8 @@ def inside(model: nn.Module) -> nn.Module:
         original = model._modules["_orig_mod"]
         assert original is not None
         return inside(original)
+    if isinstance(model, fx.GraphModule) and programs.is_converted(model):
+        return programs.modules_of(model)
     return inside(model.module) if isinstance(model, _AROUND) else model
 
 
@@ -69,6 +71,7 @@ def _compiled(module: nn.Module) -> Any:
 def instead_of(value: object) -> str:
     """What was expected and what was given, for what is no module."""
     hint = _AS_IT_WAS if type(value).__name__ in ("ExportedProgram", "ScriptFunction") else ""
+    hint = "; give its module()" if programs.is_converted(value) else hint
     return f"an nn.Module, got {type(value).__name__}{hint}"
 
 
@@ -84,13 +87,17 @@ def check(model: nn.Module, setting: str, name: str = "") -> None:
         BadInput: if it is none.
     """
     whose = f" in {name}" if name else ""
+    programs_in = [path for path, module in model.named_modules() if programs.is_converted(module)]
+    for path in programs_in:
+        if why := programs.problem(model.get_submodule(path)):
+            raise BadInput(f"{setting}: expected a program as convert_pt2e returns it, but {path or 'it'}{whose} {why}")
     for path, module in model.named_modules():
-        if what := _without_layers(module):
+        if not _is_in(path, programs_in) and (what := _without_layers(module)):
             raise BadInput(
                 f"{setting}: expected a network of modules, but {path or 'it'} is {what}{whose}, whose layers can't be "
                 f"struck{_AS_IT_WAS}"
             )
-    if other := _other_values(model):
+    if other := _other_values(model, programs_in):
         more = f"; of quantised models, those are taken that {_TAKEN}" if other.narrow else ""
         raise BadInput(
             f"{setting}: expected a model of float64, float32, float16 or bfloat16 values, but {other.text}{whose}"
@@ -110,13 +117,18 @@ class _Other:
     narrow: bool = False
 
 
-def _other_values(model: nn.Module) -> _Other | None:
-    """The first part of a model that holds other values than flips are made in."""
+def _is_in(path: str, parts: Sequence[str]) -> bool:
+    """Whether a path is in one of some parts of a model."""
+    return any(not part or f"{path}.".startswith(f"{part}.") for part in parts)
+
+
+def _other_values(model: nn.Module, but: Sequence[str]) -> _Other | None:
+    """The first part of a model, but for some, that holds other values than flips are made in."""
     for path, module in model.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
             return _Other(f"{path or 'it'} is a quantised {type(module).__name__}", narrow=True)
     for path, value in model.named_parameters():
-        if is_lazy(value):
+        if is_lazy(value) or _is_in(path, but):
             continue
         if quantised.is_torchaos(value):
             if why := quantised.unknown(value):

@@ -23,7 +23,7 @@ class Quantised:
 
     Attributes:
         codes: as int8, (...).
-        form: what they are codes of, one of :data:`NARROW`.
+        form: what they are codes of, one of :data:`NARROW`, or ``uint8``, of which these are the same bits.
         scale: of each block of codes, in as many dimensions.
         zero: the code that stands for 0, of each block; None if that is the code 0.
     """
@@ -91,5 +91,6 @@ def memory_of(tensor: Tensor) -> int:
 
 
 def first_in(model: nn.Module) -> str | None:
-    """The path of the first parameter of a model that torchao has quantised."""
-    return next((path for path, tensor in model.named_parameters() if is_torchaos(tensor)), None)
+    """The path of the first parameter of a model that is quantised."""
+    found = model.named_parameters()
+    return next((path for path, tensor in found if is_torchaos(tensor) or tensor.dtype == torch.int8), None)
