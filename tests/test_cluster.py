@@ -455,3 +455,20 @@ def test_the_settings_of_the_examples_are_settings(example: str) -> None:
 def test_the_slurm_example_is_a_script(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-n", ROOT / "docs" / "slurm.sh"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", ["main.py", "weight.py"])
+@needs_ray
+def test_bit_error_rates_lose_a_worker_and_change_no_byte(
+    script: str, slowly: Slowly, nodes: Any, two_nodes: list[Any]
+) -> None:
+    given = ["--no-detailed-log", "--no-fault-table", "--bit-error-rate", "1e-5,1e-3", "--repeats", "3", "--by-layer"]
+    assert ended(slowly.start(script, f"rates-alone-{script}", *given))[0] == 0
+    driver = slowly.start(script, f"rates-{script}", *given, "--ray", nodes.address, seconds=0.02)
+    wait_until(lambda: slowly.saved(f"rates-{script}") and all(map(actors_of, two_nodes)), driver)
+    for pid in actors_of(two_nodes[0]):
+        os.kill(pid, signal.SIGKILL)
+    code, errors = ended(driver)
+    assert code == 0, errors
+    assert "ray: lost a worker on node" in errors
+    assert slowly.files(f"rates-{script}") == slowly.files(f"rates-alone-{script}")

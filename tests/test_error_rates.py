@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import bitflip
-from bitflip.campaign.error_rates import ErrorRateCampaign
+from bitflip.campaign.patterned import Advance, Part, Patterned
 from bitflip.errors import BadInput
 from bitflip.faults import patterns
 from bitflip.faults.patterns import Hits
@@ -89,12 +89,18 @@ def test_all_bits_of_a_value_are_one_fault() -> None:
 # --- against a plain loop ---
 
 
-class Raises(nn.Module):
-    """Uses a value as an index, as a fault makes impossible."""
+class LooksUp(nn.Module):
+    """Uses a value as an index, which faults put out of range."""
 
     def forward(self, x: Tensor) -> Tensor:
-        table = torch.arange(8.0)
-        return x + table[(x[:, :1].clamp(-3, 3) + 3).long()] * (1 if bool((x.abs() < 1e6).all()) else table[9])
+        return x + torch.arange(8.0)[x[:, :1].abs().long()]
+
+
+class Divides(nn.Module):
+    """Makes infinite logits of some images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x[:, :1] > 0)
 
 
 def network() -> nn.Sequential:
@@ -175,15 +181,59 @@ def layers_of(campaign: bitflip.Campaign, target: Any) -> list[Layer]:
         return [item.layer for item in prepared.targets]
 
 
-def test_an_exception_of_the_model_is_counted_as_due() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), Raises(), nn.Linear(6, 5)).eval()
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_an_exception_of_the_model_is_counted_as_due(target: Any) -> None:
+    """By both engines; and logits that are not finite without a fault are so with faults that change nothing."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), LooksUp(), nn.Linear(6, 5), Divides()).eval()
     images = torch.randn(12, 1, 4, 4)
     data = TensorDataset(images, model(images).argmax(1))
-    campaign = bitflip.Campaign(model, data, batch_size=6, device="cpu", engine="reference")
-    (point,) = campaign.error_rates("neuron", [0.02], patterns=4, layer_type=["Linear"])
-    assert 0 < point.due < point.images == 48
-    assert point.accuracy.value is not None
-    assert point.accuracy.value <= 100 * (48 - point.due) / 48
+    assert 0 < int((~model(images).isfinite().all(1)).sum()) < 12
+    found = []
+    for engine in ("wave", "reference"):
+        campaign = bitflip.Campaign(model, data, batch_size=6, device="cpu", engine=engine)
+        found.append(campaign.error_rates(target, [1e-4, 0.02], patterns=4, layer_type=["Linear"], by_layer=True))
+    assert found[0] == found[1]
+    assert len(found[0]) == 2 * 3
+    for point in found[0]:
+        assert point.images == 48
+        assert point.accuracy.value is not None
+        assert point.accuracy.value <= 100 * (48 - point.due) / 48
+    assert found[0][2].nonfinite > 0  # of one layer, at a rate at which most faults are masked
+    assert 0 < found[0][3].due < 48
+
+
+def test_what_comes_before_the_struck_layer_is_run_once() -> None:
+    model, images = network(), torch.randn(30, 1, 4, 4)
+    data, calls = TensorDataset(images, torch.zeros(30, dtype=torch.int64)), Counter[str]()
+    for path in ("0", "5"):
+        model.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.update([path]))
+    campaign = bitflip.Campaign(model, data, batch_size=30, device="cpu")
+    seen = []
+    for count in (2, 22):
+        calls.clear()
+        campaign.error_rates("weight", [0.01], patterns=count, by_layer=True, layer_type=["Linear"])
+        seen.append(dict(calls))
+    more = {path: seen[1][path] - seen[0][path] for path in calls}
+    assert more["0"] == 2 * 20  # with all layers struck, and for each pattern one clean pass that its layers share
+    assert more["5"] > 3 * 20
+
+
+def test_images_that_must_be_run_alone_are() -> None:
+    """Where Python chooses a way by the values of a batch, each image has its own."""
+
+    class Chooses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return -x if bool((x.abs() > 100).any()) else x
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), Chooses(), nn.Linear(6, 5)).eval()
+    images = torch.randn(12, 1, 4, 4)
+    data = TensorDataset(images, model(images).argmax(1))
+    found = [
+        bitflip.Campaign(model, data, batch_size=size, device="cpu").error_rates("neuron", [0.01], patterns=6)
+        for size in (1, 12)
+    ]
+    assert found[0] == found[1]
+    assert found[0][0].misclassified > 0
 
 
 # --- the run ---
@@ -202,23 +252,20 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     given += ["--layer-type", "Linear", "--by-layer", "--batch-size", "20"]
     assert run_script(f"{target}.py", *given, "--output-path", tmp_path / "a").code == 0
     assert {path.name.partition("_ber")[2] for path in (tmp_path / "a").iterdir()} == {*(".csv", ".json", ".txt")}
-    usual, batches = ErrorRateCampaign._batch, []
+    usual, batches, seen = Patterned.counted, [], Counter[int]()
 
-    def stopping(self: ErrorRateCampaign, *args: Any) -> None:
-        batches.append(args)
-        if len(batches) == 2:
-            original, seen = self.counts.add, Counter[str]()
+    def stopping(self: Patterned, part: Part, batch: Any, advance: Advance) -> Any:
+        batches.append(part)
 
-            def add(*given: Any) -> None:
-                original(*given)
-                seen["cells"] += 1
-                if seen["cells"] == 5:
-                    raise KeyboardInterrupt
+        def advancing(count: int) -> None:
+            advance(count)
+            seen[len(batches)] += 1
+            if seen[2] == 5:
+                raise KeyboardInterrupt
 
-            monkeypatch.setattr(self.counts, "add", add)
-        usual(self, *args)
+        return usual(self, part, batch, advancing)
 
-    monkeypatch.setattr(ErrorRateCampaign, "_batch", stopping)
+    monkeypatch.setattr(Patterned, "counted", stopping)
     done = run_script(f"{target}.py", *given, "--output-path", tmp_path / "b")
     assert done.code == 130
     assert "goes on from the last finished batch" in "\n".join(done.errors)
@@ -227,11 +274,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     refused = run_script(f"{target}.py", *given, "--confidence", "0.9", "--output-path", tmp_path / "b")
     assert refused.code == 2
 
-    def counting(self: ErrorRateCampaign, *args: Any) -> None:
-        batches.append(args)
-        usual(self, *args)
+    def counting(self: Patterned, part: Part, *args: Any) -> Any:
+        batches.append(part)
+        return usual(self, part, *args)
 
-    monkeypatch.setattr(ErrorRateCampaign, "_batch", counting)
+    monkeypatch.setattr(Patterned, "counted", counting)
     assert run_script(f"{target}.py", *given, "--output-path", tmp_path / "b").code == 0
     assert len(batches) == 2 + 2  # of three batches, the second was begun again
     assert read(tmp_path / "b") == read(tmp_path / "a")

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.meter import Meter
-from bitflip.data.inputs import Inputs
-from bitflip.engines.simultaneous import Simultaneous
-from bitflip.faults import patterns
-from bitflip.faults.patterns import Hits
+from bitflip.campaign.patterned import Advance, Grid, Part, Patterned
 from bitflip.faults.tasks import Cut
 from bitflip.network.layers import Target
-from bitflip.outcomes.error_rates import ErrorRates
 from bitflip.statistics import falls
 from bitflip.statistics.falls import Point
 
 NETWORK = "network"
+
+
+class Runner(Protocol):
+    """Who runs parts: this process, :class:`~bitflip.campaign.patterned.Patterned`, or workers."""
+
+    def parts(self, batches: Sequence[range]) -> list[list[Part]]:
+        """How each of some batches is best cut."""
+
+    def run(self, parts: Sequence[Part], advance: Advance) -> Iterator[NDArray[np.int64]]:
+        """The counts of parts, in their order; see :meth:`bitflip.campaign.patterned.Patterned.counted`."""
 
 
 @dataclass
@@ -31,6 +39,7 @@ class ErrorRateCampaign:
     Args:
         experiment: what is struck, and by which settings.
         checkpoint: where it was, and is.
+        runner: who runs it; None for this process.
 
     Attributes:
         seconds: that it took.
@@ -38,15 +47,13 @@ class ErrorRateCampaign:
 
     experiment: Experiment
     checkpoint: Checkpoint
+    runner: Runner | None = None
     seconds: float = 0.0
-    _parameters: dict[tuple[int, int], Hits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        settings = self.experiment.settings
-        self.rates = settings.bit_error_rates
-        self.scopes: list[Target | None] = [None, *(self.experiment.targets if settings.by_layer else ())]
-        self.patterns = [(seed, repeat) for seed in settings.all_seeds for repeat in range(settings.repeats)]
-        self.counts = ErrorRates(len(self.scopes), len(self.rates), len(self.patterns))
+        grid = self._grid = Grid(self.experiment)
+        self.rates, self.scopes, self.patterns = grid.rates, grid.scopes, grid.patterns
+        self.counts = grid.counts(len(grid.patterns))
 
     @property
     def _spans(self) -> list[range]:
@@ -66,14 +73,17 @@ class ErrorRateCampaign:
         if checkpoint.resumed:
             checkpoint.restore({"rates": self.counts})
         progress.cut = Cut(self.experiment.settings.batch_size, 0)
-        engine = Simultaneous(self.experiment.network.injector)
-        each = len(self.scopes) * len(self.rates) * len(self.patterns)
-        spans = self._spans[progress.task :]
+        runner = Patterned(self.experiment) if self.runner is None else self.runner
+        each = self._grid.cells * len(self.patterns)
         count = self.experiment.images.count
         before = min(progress.task * self.experiment.settings.batch_size, count)
+        batches = runner.parts(self._spans[progress.task :])
         with Meter(each * count, each * before, bar=bar) as shown:
-            for span, (images, labels) in zip(spans, self.experiment.images.batches(spans), strict=True):
-                self._batch(engine, span, self.experiment.network.placement.inputs(images), labels, shown.advance)
+            tables = runner.run([part for batch in batches for part in batch], shown.advance)
+            for batch in batches:
+                found = [(part, next(tables)) for part in batch]  # a batch counts as a whole
+                for part, table in found:
+                    self.counts.table[:, :, part.patterns] += table
                 progress.task += 1
                 progress.seconds += time.monotonic() - began
                 began = time.monotonic()
@@ -83,48 +93,6 @@ class ErrorRateCampaign:
                     share = 100 * most["misclassified"].sum() / correct
                     shown.rate(f"misclassified {share:.3f} % at {self.rates[-1]:g}")
         self.seconds = progress.seconds
-
-    def _batch(
-        self, engine: Simultaneous, span: range, images: Inputs, labels: Tensor, advance: Callable[[int], object]
-    ) -> None:
-        clean = engine.classes(images)
-        before = self.counts.table.copy()
-        try:
-            for place in range(len(self.patterns)):
-                hits = {target: self._hits(target, place, span) for target in self.experiment.targets}
-                for number, scope in enumerate(self.scopes):
-                    struck = [hits[target] for target in ([scope] if scope else hits)]
-                    for rate, flips, found in self._found(engine, images, struck, clean):
-                        self.counts.add((number, rate, place), flips, found, clean[0], labels)
-                        advance(len(span))
-        except BaseException:
-            self.counts.table = before  # a batch counts as a whole
-            raise
-
-    def _found(
-        self, engine: Simultaneous, images: Inputs, struck: list[Hits], clean: tuple[Tensor, Tensor]
-    ) -> Iterator[tuple[int, int, tuple[Tensor, Tensor]]]:
-        """What becomes of a batch at each rate: the rate's place, bits that flip, and see ``Simultaneous.classes``.
-
-        Rates at which no other bits flip than at a lower one are not run again.
-        """
-        found, last = clean, 0
-        for place, rate in enumerate(self.rates):
-            now = [one.at(rate) for one in struck]
-            flips = sum(map(len, now))
-            if flips > last:  # patterns are nested
-                found, last = engine.classes(images, [one.flips() for one in now if len(one)]), flips
-            yield place, flips, found
-
-    def _hits(self, target: Target, place: int, span: range) -> Hits:
-        seed, repeat = self.patterns[place]
-        most = self.rates[-1]
-        if not target.parameter:
-            return patterns.of_outputs(seed, target, span.start, len(span), repeat, most)
-        key = place, self.experiment.targets.index(target)
-        if key not in self._parameters:
-            self._parameters[key] = patterns.of_parameter(seed, target, repeat, most)
-        return self._parameters[key]
 
     @property
     def clean(self) -> float:

@@ -12,17 +12,17 @@ import logging
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bitflip.campaign.executor import Progress
 from bitflip.campaign.experiment import Experiment
 from bitflip.cluster import joining, shards
-from bitflip.cluster.shards import Facts, Parcel, Refusal, Shard, Worker
+from bitflip.cluster.shards import Facts, Refusal, Shard, Worker
 from bitflip.engines.pool import CPU_POOL_BYTES
 from bitflip.errors import BadInput, first_line
 from bitflip.faults.flips import TargetKind
@@ -34,6 +34,9 @@ from bitflip.outcomes.batch import BatchOutcomes
 from bitflip.settings.hyperparameters import Hyperparameters
 
 log = logging.getLogger(__name__)
+
+Job = TypeVar("Job")
+Answer = tuple[Any, Refusal | None]  # what a worker made of a job, and why it can't go on, if it can't
 
 WAITING_S = 60.0  # without a worker, until a line says so
 LOOK_S = 2.0  # between two looks at which nodes there are
@@ -92,7 +95,7 @@ class Cluster:
                 self._needs = {"GPU": 1, "CPU": 1}
             self._arguments: tuple[Any, ...] = (shards.portable(settings, self.kind), target, threads)
             self._look()
-            if not self._places:
+            if not self.places:
                 raise BadInput(
                     f"ray (--ray): no node of the cluster has {self._needed}, which a worker takes; OMP_NUM_THREADS "
                     "sets its threads, and so its CPUs, pool_mib its memory"
@@ -149,7 +152,7 @@ class Cluster:
         cuts = [hand.facts.cut for hand in self._ready if hand.facts is not None]
         together, batch_size = min(cut.together for cut in cuts), experiment.settings.batch_size
         if isinstance(experiment.source, Sampling) and experiment.target == "neuron":
-            together = shards.together(experiment.images.count, batch_size, together, self._places)
+            together = shards.together(experiment.images.count, batch_size, together, self.places)
         return Cut(together, min(cut.rows for cut in cuts))
 
     def run(
@@ -168,39 +171,51 @@ class Cluster:
         """
         tasks = experiment.tasks(cut, turn, targets)
         best = min(hand.facts.best for hand in self._ready if hand.facts is not None)
-        each = shards.tasks_each(len(tasks) - start, cut, best, self._places)
+        each = shards.tasks_each(len(tasks) - start, cut, best, self.places)
         places = tuple(experiment.targets.index(item) for item in targets)
         todo = [
             Shard(cut, turn, places, first, min(first + each, len(tasks))) for first in range(start, len(tasks), each)
         ]
+        for shard, (parcels, refusal) in self.in_turn(todo, shards.TASKS):
+            for task, parcel in zip(tasks[shard.first : shard.stop], parcels, strict=False):  # fewer, if refused
+                progress(parcel.top1.size)
+                yield task, parcel.outcomes(task.flips)
+            if refusal is not None:
+                raise refusal.error()
+
+    def in_turn(self, todo: Sequence[Job], method: str) -> Iterator[tuple[Job, Answer]]:
+        """Have workers do jobs, and give each with what came of it, in their order.
+
+        Args:
+            todo: the jobs, which say in words what they are.
+            method: of :class:`bitflip.cluster.shards.Worker`, that does one.
+
+        Raises:
+            BadInput: if workers die again and again; what comes before was yielded.
+        """
         waiting = list(range(len(todo)))  # a heap
-        finished: dict[int, tuple[list[Parcel], Refusal | None]] = {}
+        finished: dict[int, Answer] = {}
         died: Counter[int] = Counter()
         try:
-            for number, shard in enumerate(todo):
+            for number, job in enumerate(todo):
                 while number not in finished:
                     self._hire(len(todo) - number)
-                    self._hand_out(todo, waiting, number)
+                    self._hand_out(todo, method, waiting, number)
                     for lost in self._attend(finished):
                         died[lost] += 1
                         heapq.heappush(waiting, lost)
                     if died[number] >= LOSSES:
                         raise BadInput(
-                            f"ray (--ray): {LOSSES} workers died over {shard}; what was finished before is kept, and "
+                            f"ray (--ray): {LOSSES} workers died over {job}; what was finished before is kept, and "
                             "a smaller batch_size or pool_mib needs less memory"
                         )
-                parcels, refusal = finished.pop(number)
-                for task, parcel in zip(tasks[shard.first : shard.stop], parcels, strict=False):  # fewer, if refused
-                    progress(parcel.top1.size)
-                    yield task, parcel.outcomes(task.flips)
-                if refusal is not None:
-                    raise refusal.error()
+                yield job, finished.pop(number)
         finally:
             for hand in self._hands:
                 hand.jobs = dict.fromkeys(hand.jobs, NOBODYS)
 
     @property
-    def _places(self) -> int:
+    def places(self) -> int:
         """Workers that the cluster has room for."""
         return sum(self._room.values())
 
@@ -254,16 +269,16 @@ class Cluster:
         }
         return self._ray.remote(Worker).options(**options).remote(*self._arguments)
 
-    def _hand_out(self, todo: list[Shard], waiting: list[int], turn_of: int) -> None:
+    def _hand_out(self, todo: Sequence[Job], method: str, waiting: list[int], turn_of: int) -> None:
         """Give workers shards, but none so far ahead of the one whose turn it is that finished ones pile up."""
         end = turn_of + AHEAD * len(self._ready)
         for under_way in range(UNDER_WAY):  # one each before anybody gets a second one
             for hand in self._ready:
                 if waiting and waiting[0] < end and len(hand.jobs) == under_way:
                     number = heapq.heappop(waiting)
-                    hand.jobs[hand.actor.run.remote(todo[number])] = number
+                    hand.jobs[getattr(hand.actor, method).remote(todo[number])] = number
 
-    def _attend(self, finished: dict[int, tuple[list[Parcel], Refusal | None]]) -> list[int]:
+    def _attend(self, finished: dict[int, Answer]) -> list[int]:
         """Wait a moment for workers, take what they finished, and return the numbers of the shards that were lost."""
         exceptions = self._ray.exceptions
         hand_of = {ref: hand for hand in self._hands for ref in [*hand.jobs, hand.loading] if ref is not None}
@@ -312,7 +327,7 @@ class Cluster:
         self._next_look = 0.0
         self._losses += 1
         name, numbers = self._names.get(hand.node, hand.node), [n for n in hand.jobs.values() if n != NOBODYS]
-        if self._losses > LOSSES * max(1, self._places, len(numbers)):
+        if self._losses > LOSSES * max(1, self.places, len(numbers)):
             raise BadInput(f"ray (--ray): workers die without finishing anything, the last one on node {name}: {error}")
         reason = textwrap.shorten(first_line(error), 100)
         log.warning("ray: lost a worker on node %s (%s); others take over", name, reason)

@@ -20,6 +20,7 @@ from torch import Tensor
 from bitflip.campaign import experiment
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
+from bitflip.campaign.patterned import Part, Patterned
 from bitflip.errors import BadInput
 from bitflip.faults.flips import Flips, TargetKind
 from bitflip.faults.listed import Listed
@@ -188,6 +189,7 @@ class Worker:
     ) -> None:
         self._settings, self._target, self._threads, self._bounds = settings, target, threads, bounds
         self._loaded: tuple[Experiment, Here] | None = None
+        self._patterned: Patterned | None = None
         self._running = threading.Lock()
 
     def load(self) -> Facts | Refusal:
@@ -220,6 +222,22 @@ class Worker:
             torch.set_num_threads(self._threads)  # each thread of a process has a number of its own
             ran = (here.outcomes(task, batch, lambda count: None) for task, batch in zip(tasks, batches, strict=False))
             return [Parcel.of(outcomes, values=wanted) for outcomes in ran], refusal
+
+    def patterns(self, part: Part) -> tuple[NDArray[np.int64] | None, Refusal | None]:
+        """Run part of a run with bit error rates: its counts; none, and why, if an image can't be read."""
+        assert self._loaded is not None
+        loaded, _ = self._loaded
+        try:
+            (batch,) = loaded.images.batches([part.images])
+        except BadInput as error:
+            return None, Refusal(platform.node(), error.problems)
+        with self._running:
+            torch.set_num_threads(self._threads)
+            self._patterned = self._patterned or Patterned(loaded)
+            return self._patterned.counted(part, batch, lambda count: None), None
+
+
+TASKS, PATTERNS = Worker.run.__name__, Worker.patterns.__name__
 
 
 def portable(settings: Hyperparameters, device: str) -> Hyperparameters:

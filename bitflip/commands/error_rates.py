@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bitflip import terminal
-from bitflip.campaign import experiment, identity, publishing
+from bitflip.campaign import identity, publishing
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.error_rates import NETWORK, ErrorRateCampaign
-from bitflip.campaign.executor import Here
+from bitflip.cluster.driver import Cluster
+from bitflip.cluster.patterned import OnCluster
+from bitflip.commands import shared
 from bitflip.faults.flips import TargetKind
 from bitflip.results import error_rates, provenance, tables, tracking
 from bitflip.results.paths import Paths
@@ -42,12 +44,13 @@ def run(settings: Hyperparameters, target: TargetKind, prefix: str, from_environ
     kept = "nothing was written"
     try:
         with ExitStack() as stack:
-            shared = identity.of_settings(settings, target)
-            checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), [paths], fresh=settings.fresh)
+            same = identity.of_settings(settings, target)
+            checkpoint = Checkpoint(paths.unfinished, same, provenance.now(), [paths], fresh=settings.fresh)
             stack.enter_context(checkpoint)
-            loaded = experiment.prepare(settings, target)
-            checkpoint.require(identity.of_experiment(loaded, Here(loaded)), loaded.device)
-            found = ErrorRateCampaign(loaded, checkpoint)
+            loaded, executor = shared.loaded(settings, target, stack)
+            checkpoint.require(identity.of_experiment(loaded, executor), executor.device)
+            runner = OnCluster(executor, loaded) if isinstance(executor, Cluster) else None
+            found = ErrorRateCampaign(loaded, checkpoint, runner)
             print(title(found) + words.asked(settings, target, from_environment), flush=True)
             publishing.warn_of_changes(loaded)
             kept = f"the same command with seed {settings.seeds or settings.seed} goes on from the last finished batch"

@@ -8,14 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from bitflip import terminal
-from bitflip.campaign import experiment, identity, loop, publishing, saving
+from bitflip.campaign import identity, loop, publishing, saving
 from bitflip.campaign.checkpoint import Checkpoint
-from bitflip.campaign.executor import Executor, Here
-from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.loop import Done
-from bitflip.cluster import joining
-from bitflip.cluster.driver import Cluster
-from bitflip.commands import checks, error_rates
+from bitflip.commands import checks, error_rates, shared
 from bitflip.commands.exits import Exit
 from bitflip.errors import BadInput, refuse
 from bitflip.faults.flips import TargetKind
@@ -86,13 +82,13 @@ def run(
     done: Done | None = None
     try:
         with ExitStack() as stack:
-            shared = identity.of_settings(settings, target)
+            same = identity.of_settings(settings, target)
             finals = Paths.of_results(settings, prefix)
-            checkpoint = Checkpoint(paths.unfinished, shared, provenance.now(), finals, fresh=settings.fresh)
+            checkpoint = Checkpoint(paths.unfinished, same, provenance.now(), finals, fresh=settings.fresh)
             stack.enter_context(checkpoint)
             if checkpoint.resumed:
                 kept = f"{again} goes on from where the run was"
-            loaded, executor = _loaded(settings, target, stack)
+            loaded, executor = shared.loaded(settings, target, stack)
             print(loaded.title + words.asked(settings, target, from_environment), flush=True)
             publishing.warn_of_changes(loaded)
             checkpoint.require(identity.of_experiment(loaded, executor), executor.device)
@@ -116,18 +112,3 @@ def run(
     if isinstance(done.stopped, BadInput):
         return Ended(refuse(done.stopped), done)
     return Ended(0 if done.complete else 130, done)
-
-
-def _loaded(settings: Hyperparameters, target: TargetKind, stack: ExitStack) -> tuple[Experiment, Executor]:
-    """The experiment, and who runs it: this process, or workers, which end with the stack."""
-    if settings.ray is None:
-        loaded = experiment.prepare(settings, target)
-        if note := joining.hint(settings, loaded.network.placement.device):
-            print(note, file=sys.stderr)
-        return loaded, Here(loaded)
-    cluster = stack.enter_context(Cluster(settings, target))
-    # The driver only counts; it may be on a machine without a GPU.
-    loaded = experiment.prepare(settings.model_copy(update={"device": "cpu"}), target)
-    cluster.meet(loaded)
-    print(f"ray: {cluster}", file=sys.stderr)
-    return replace(loaded, settings=settings, device=cluster.device), cluster

@@ -8,7 +8,7 @@ import io
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from bitflip.errors import BadInput
 from bitflip.settings import reading
 
 if TYPE_CHECKING:  # the commands import what is slow once they run, so that --help answers at once
+    from contextlib import ExitStack
+
+    from bitflip.campaign.executor import Executor
     from bitflip.campaign.experiment import Experiment
     from bitflip.faults.flips import TargetKind
     from bitflip.settings.hyperparameters import Hyperparameters
@@ -52,6 +55,26 @@ def prepared(arguments: argparse.Namespace, *flags: str) -> Experiment:
         ["--output-path", tempfile.gettempdir(), *flags, *reading.flags_of(arguments)], arguments.target
     )
     return experiment.prepare(settings, arguments.target)
+
+
+def loaded(settings: Hyperparameters, target: TargetKind, stack: ExitStack) -> tuple[Experiment, Executor]:
+    """The experiment, and who runs it: this process, or workers, which end with the stack."""
+    from bitflip.campaign import experiment
+    from bitflip.campaign.executor import Here
+    from bitflip.cluster import joining
+    from bitflip.cluster.driver import Cluster
+
+    if settings.ray is None:
+        found = experiment.prepare(settings, target)
+        if note := joining.hint(settings, found.network.placement.device):
+            print(note, file=sys.stderr)
+        return found, Here(found)
+    cluster = stack.enter_context(Cluster(settings, target))
+    # The driver only counts; it may be on a machine without a GPU.
+    found = experiment.prepare(settings.model_copy(update={"device": "cpu"}), target)
+    cluster.meet(found)
+    print(f"ray: {cluster}", file=sys.stderr)
+    return replace(found, settings=settings, device=cluster.device), cluster
 
 
 def run_quietly(settings: Hyperparameters, target: TargetKind, what: str, *, tracked: bool = True) -> tuple[int, Path]:

@@ -22,10 +22,12 @@ class Simultaneous:
 
     Args:
         injector: of the model.
+        most: images that may be run together; None for any number.
     """
 
-    def __init__(self, injector: Injector) -> None:
+    def __init__(self, injector: Injector, most: int | None = None) -> None:
         self._injector = injector
+        self._most = most
         self._mode = Invariant()
 
     def classes(self, images: Inputs, flips: Sequence[Flips] = ()) -> tuple[Tensor, Tensor]:
@@ -34,22 +36,24 @@ class Simultaneous:
         Returns:
             (B,) of int64, :data:`bitflip.outcomes.batch.NO_CLASS` where the model raises an exception; (B,) of bool.
         """
+        count = inputs.count(images)
+        if self._most is not None and count > self._most:
+            return self._in_parts(images, flips, self._most)
         try:
             logits = self._logits(images, flips)
         except Exception as error:  # the model's own code can raise anything
             if not memory.may_be_due(error) or not flips:
                 raise
-            return self._alone(images, flips)
+            if count == 1:
+                return torch.tensor([NO_CLASS]), torch.tensor([False])
+            return self._in_parts(images, flips, 1)
         return top1(logits).cpu(), (~logits.isfinite().all(dim=1)).cpu()
 
-    def _alone(self, images: Inputs, flips: Sequence[Flips]) -> tuple[Tensor, Tensor]:
-        """The same, an image at a time, as the model raises an exception for one of them."""
-        count = inputs.count(images)
-        if count == 1:
-            return torch.tensor([NO_CLASS]), torch.tensor([False])
+    def _in_parts(self, images: Inputs, flips: Sequence[Flips], size: int) -> tuple[Tensor, Tensor]:
+        """The same, so many images at a time; one, where the model raises an exception for one of them."""
         parts = []
-        for image in range(count):
-            part = slice(image, image + 1)
+        for first in range(0, inputs.count(images), size):
+            part = slice(first, first + size)
             own = [one.of(part) for one in flips]
             parts.append(self.classes(inputs.rows(images, part), [one for one in own if len(one)]))
         return torch.cat([top for top, _ in parts]), torch.cat([odd for _, odd in parts])

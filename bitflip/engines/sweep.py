@@ -125,7 +125,7 @@ class Sweep:
             self.outcomes.finished(chunk.fault, chunk.values[self.program.logits][: len(chunk)])
 
     def _rows(self, slot: int) -> int:
-        rows = self.outcomes.flips[slot].rows
+        rows = self.outcomes.flips[slot].hit
         return len(self.outcomes.labels) if rows is None else len(rows)
 
     def _worked(self, work: float) -> None:
@@ -186,7 +186,7 @@ class Sweep:
     def _forked(self, slot: int, step: Step, clean: dict[fx.Node, Any]) -> Chunk | None:
         """The rows of a slot; None if none is left, or if the step raises under a flip of its parameter."""
         count, device = len(self.outcomes.labels), self.outcomes.labels.device
-        rows = self.outcomes.flips[slot].rows
+        rows = self.outcomes.flips[slot].hit
         image = torch.arange(count, device=device) if rows is None else torch.from_numpy(rows).to(device)
         try:
             value, image, faulty = self.fork(slot, step, clean, image)

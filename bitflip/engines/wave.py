@@ -106,7 +106,7 @@ class Wave:
     def _fork_neurons(
         self, slot: int, step: Step, clean: Clean, image: Tensor, outcomes: BatchOutcomes, proof: Proof | None
     ) -> tuple[Any, Tensor, int]:
-        """The rows of a slot whose neurons flip: a copy of the clean output, with a flip for each image."""
+        """The rows of a slot whose neurons flip: a copy of the clean output, with flips, mostly one for each image."""
         output, flips = clean[step.node], outcomes.flips[slot]
         struck = strike(
             flippable_part(self.program.module(step.node), output), flips, self.injector.stored(flips.layer)
@@ -120,7 +120,8 @@ class Wave:
                 struck, image = struck.only(left), image[left]
             if not count:
                 return None, image, 0
-        if self.windows and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
+        single = len(struck.original) == count
+        if self.windows and single and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
             return Window.around(output, struck), image, count
         faulty = flip_rows(output, struck)
         return faulty if whole else take(faulty, step.layout, image), image, count
@@ -133,6 +134,7 @@ class Wave:
         entry = self.entry(*flips.where)
         assert isinstance(entry, Entry)
         own = step.layer == (flips.layer.path, flips.layer.call) and flips.parameter in OF_A_CHANNEL
+        own = own and len(flips) == 1
         read, count = clean[step.inputs[0]], len(image)
         with self.injector.injected(flips) as injected:
             outcomes.struck(slot, injected.original, injected.error)

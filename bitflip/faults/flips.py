@@ -41,7 +41,8 @@ class Flips:
         bit: counted from the most significant bit; int64, shape (N,). Of several, the first; 0 of a whole value.
         parameter: name of the parameter tensor; empty for neurons.
         seed: that drew the flips; 0 for flips that were not drawn.
-        rows: the images of the batch that neurons flip for, each once; int64, shape (N,). None for all, in order.
+        rows: the images of the batch that neurons flip for, each once unless several flip in one; int64, shape (N,).
+            None for all, in order.
         change: what becomes of each value; None if its bit flips.
         repeat: number of the flip, where an image or batch gets several; int64, shape (N,). None for 0.
     """
@@ -67,6 +68,14 @@ class Flips:
     def images(self) -> NDArray[np.int64]:
         """The images of the batch that neurons flip for, (N,)."""
         return np.arange(len(self)) if self.rows is None else self.rows
+
+    @property
+    def hit(self) -> NDArray[np.int64] | None:
+        """The images of the batch that neurons flip for, each once; None for all."""
+        if self.rows is None:
+            return None
+        every = np.unique(self.rows)
+        return every if len(every) < len(self.rows) else self.rows
 
     def of(self, images: slice) -> Flips:
         """Those of some images of the batch: their own, if any, or the one that hits all."""

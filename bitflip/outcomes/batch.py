@@ -95,6 +95,7 @@ class BatchOutcomes:
 
     Attributes:
         clean_top1: predictions without a fault, (B,).
+        clean_nonfinite: whether a logit is not finite without a fault, (B,) of bool.
         top1: predictions under each slot's fault, (L, B); -1 where there is none.
         effects: what each fault did, the bits of :class:`Effect`, (L, B) of int16.
         change: by how much the probability of the clean top-1 class changed, 0 to 1, (L, B) of float32.
@@ -108,8 +109,9 @@ class BatchOutcomes:
         self.first = first
         self._progress = progress
         self._known, self._told = 0, 0
-        self._every = sum(len(labels) if one.rows is None else len(one.rows) for one in flips if len(one))
+        self._every = sum(len(labels) if one.hit is None else len(one.hit) for one in flips if len(one))
         self.clean_top1 = labels  # until clean() is called
+        self.clean_nonfinite = torch.zeros_like(labels, dtype=torch.bool)
         self._clean_logits = torch.empty(0)
         self._clean_probability = torch.empty(0)
         self.top1 = torch.full(shape, AS_CLEAN, dtype=torch.int64, device=device)
@@ -121,6 +123,7 @@ class BatchOutcomes:
     def clean(self, logits: Tensor) -> None:
         """Take the logits of the batch without a fault, (B, classes); comes before any fault is finished."""
         self.clean_top1 = top1(logits)
+        self.clean_nonfinite = ~logits.isfinite().all(dim=1)
         self._clean_logits = logits
         self._clean_probability = probability(logits, self.clean_top1)
 
@@ -197,6 +200,7 @@ class BatchOutcomes:
         predictions = torch.cat([self.labels[None], self.clean_top1[None], found]).cpu()
         self.labels, self.clean_top1, self.top1 = predictions[0], predictions[1], predictions[2:]
         self.effects, self.change = self.effects.cpu(), self.change.cpu()
+        self.clean_nonfinite = self.clean_nonfinite.cpu()
         self.original, self.error = _on_host(self.original), _on_host(self.error)
         wrong = (self.having(Effect.AUDITED) & self.having(Effect.SDC1)).nonzero().tolist()
         if wrong:
@@ -248,6 +252,7 @@ def join(parts: Sequence[BatchOutcomes], flips: list[Flips]) -> BatchOutcomes:
         return parts[0]
     whole = BatchOutcomes(torch.cat([part.labels for part in parts]), flips, parts[0].first, _nothing)
     whole.clean_top1 = torch.cat([part.clean_top1 for part in parts])
+    whole.clean_nonfinite = torch.cat([part.clean_nonfinite for part in parts])
     whole.top1, whole.effects, whole.change = (
         torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("top1", "effects", "change")
     )

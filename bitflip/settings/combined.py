@@ -104,7 +104,6 @@ def check_error_rate(settings: Hyperparameters) -> list[str]:
         "detailed_log (--detailed-log): expected none": settings.detailed_log,
         "fault_table (--fault-table): expected none": settings.fault_table,
         "save_faults (--save-faults): expected none": settings.save_faults is not None,
-        "ray (--ray): expected none": settings.ray is not None,
     }
     reason = "with bit_error_rate (--bit-error-rate), whose patterns have all bits of the chosen layers"
     return [f"{words} {reason}" for words, wrong in others.items() if wrong]
