@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import re
 import runpy
@@ -44,6 +45,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="of torch in the tests; small tensors are faster with one")
     parser.addoption("--device", default="cpu", help="that the tests of the engines compute on, such as cuda")
     parser.addoption("--all-models", action="store_true", help="also try every classifier of torchvision (an hour)")
+
+
+def of_torchao(name: str) -> Any:
+    """A module of torchao; without it, the tests of a file are skipped.
+
+    It does not go with every PyTorch that is allowed (0.18 can't be imported with 2.6); with the one that CI has, it
+    does.
+    """
+    try:
+        return importlib.import_module(name)
+    except (ImportError, AttributeError) as error:
+        pytest.skip(f"pip install -r requirements-dev.txt, and a PyTorch for it ({error})", allow_module_level=True)
 
 
 @pytest.hookimpl(optionalhook=True)

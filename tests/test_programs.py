@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RunScript
+from conftest import RunScript, of_torchao
 from torch import Tensor, fx, nn
 from torch.utils.data import TensorDataset
 
@@ -21,10 +21,9 @@ from bitflip.engines.invariance import Invariant
 from bitflip.errors import BadInput
 from bitflip.network import programs
 
-# It does not come with every PyTorch that is allowed; with the ones that CI has, it does.
-pt2e: Any = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e", reason="pip install -r requirements-dev.txt")
-x86: Any = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-xnnpack: Any = pytest.importorskip("torchao.testing.pt2e._xnnpack_quantizer")
+pt2e = of_torchao("torchao.quantization.pt2e.quantize_pt2e")
+x86 = of_torchao("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+xnnpack = of_torchao("torchao.testing.pt2e._xnnpack_quantizer")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 

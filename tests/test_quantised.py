@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RunScript
+from conftest import RunScript, of_torchao
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -19,8 +19,7 @@ from bitflip.engines.invariance import Invariant
 from bitflip.errors import BadInput
 from bitflip.network import models
 
-# It does not come with every PyTorch that is allowed; with the ones that CI has, it does.
-torchao: Any = pytest.importorskip("torchao.quantization", reason="pip install -r requirements-dev.txt")
+torchao = of_torchao("torchao.quantization")
 
 CONFIGS = {
     "int8": torchao.Int8WeightOnlyConfig(),
