@@ -170,6 +170,16 @@ def test_tasks_are_whole_batches_and_no_larger_than_a_worker_takes(
 
 
 @pytest.mark.parametrize(
+    ("patterns", "batches", "workers", "expected"),
+    [(30, 3, 4, 2), (1, 20, 2, 1), (7, 1, 100, 1), (4, 2, 1, 1), (30, 40, 2, 30)],
+)
+def test_each_worker_gets_several_parts_of_some_patterns(
+    patterns: int, batches: int, workers: int, expected: int
+) -> None:
+    assert shards.patterns_each(patterns, batches, workers) == expected
+
+
+@pytest.mark.parametrize(
     ("tasks", "together", "best", "workers", "expected"),
     [(100, 10, 100, 2, 6), (1000, 10, 100, 2, 10), (100, 100, 100, 2, 1), (3, 10, 100, 2, 1), (100, 256, 100, 1, 1)],
 )
@@ -457,18 +467,15 @@ def test_the_slurm_example_is_a_script(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["main.py", "weight.py"])
 @needs_ray
-def test_bit_error_rates_lose_a_worker_and_change_no_byte(
-    script: str, slowly: Slowly, nodes: Any, two_nodes: list[Any]
-) -> None:
-    given = ["--no-detailed-log", "--no-fault-table", "--bit-error-rate", "1e-5,1e-3", "--repeats", "3", "--by-layer"]
-    assert ended(slowly.start(script, f"rates-alone-{script}", *given))[0] == 0
-    driver = slowly.start(script, f"rates-{script}", *given, "--ray", nodes.address, seconds=0.02)
-    wait_until(lambda: slowly.saved(f"rates-{script}") and all(map(actors_of, two_nodes)), driver)
+def test_bit_error_rates_lose_a_worker_and_change_no_byte(slowly: Slowly, nodes: Any, two_nodes: list[Any]) -> None:
+    given = ["--no-detailed-log", "--no-fault-table", "--bit-error-rate", "1e-4,1e-3", "--repeats", "3", "--by-layer"]
+    assert ended(slowly.start("weight.py", "rates-alone", *given))[0] == 0
+    driver = slowly.start("weight.py", "rates", *given, "--ray", nodes.address, seconds=0.02)
+    wait_until(lambda: slowly.saved("rates") and all(map(actors_of, two_nodes)), driver)
     for pid in actors_of(two_nodes[0]):
         os.kill(pid, signal.SIGKILL)
     code, errors = ended(driver)
     assert code == 0, errors
     assert "ray: lost a worker on node" in errors
-    assert slowly.files(f"rates-{script}") == slowly.files(f"rates-alone-{script}")
+    assert slowly.files("rates") == slowly.files("rates-alone")

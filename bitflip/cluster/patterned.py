@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.patterned import Advance, Grid, Part
+from bitflip.cluster import shards
 from bitflip.cluster.driver import Cluster
-from bitflip.cluster.shards import PATTERNS, SHARDS_EACH
 
 
 class OnCluster:
@@ -26,9 +26,9 @@ class OnCluster:
         self._grid = Grid(experiment)
 
     def parts(self, batches: Sequence[range]) -> list[list[Part]]:
-        """The patterns of each batch in so many parts that each worker gets several; a part has one at least."""
+        """The patterns of each batch in parts."""
         count = len(self._grid.patterns)
-        each = max(1, count * len(batches) // (self._cluster.places * SHARDS_EACH))
+        each = shards.patterns_each(count, len(batches), self._cluster.places)
         chunks = [range(first, min(first + each, count)) for first in range(0, count, each)]
         return [[Part(span, chunk) for chunk in chunks] for span in batches]
 
@@ -38,7 +38,7 @@ class OnCluster:
         Raises:
             BadInput: if an image can't be read, or workers die again and again.
         """
-        for part, (table, refusal) in self._cluster.in_turn(parts, PATTERNS):
+        for part, (table, refusal) in self._cluster.in_turn(parts, shards.PATTERNS):
             if refusal is not None:
                 raise refusal.error()
             advance(len(part.images) * len(part.patterns) * self._grid.cells)

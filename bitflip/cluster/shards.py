@@ -263,6 +263,11 @@ def together(images: int, batch_size: int, best: int, workers: int) -> int:
     return max(1, min(best, fair) // batch_size) * batch_size
 
 
+def patterns_each(patterns: int, batches: int, workers: int) -> int:
+    """Patterns of a part of a run with bit error rates: all of a batch's, but so few that each gets several parts."""
+    return min(patterns, max(1, patterns * batches // (workers * SHARDS_EACH)))
+
+
 def tasks_each(tasks: int, cut: Cut, best: int, workers: int) -> int:
     """Tasks of a shard: as many images as are best for a worker, but so few that each gets several shards."""
     return max(1, min(best // cut.together, tasks // (workers * SHARDS_EACH)))
