@@ -108,38 +108,39 @@ class Patterned:
         counts = self._grid.counts(len(part.patterns))
         for place, pattern in enumerate(part.patterns):
             hits = {target: self._hits(target, pattern, part.images) for target in self._experiment.targets}
-            runs: list[list[Flips]] = []
+            found: list[Found] = []
+            alone: dict[int, Flips] = {}  # where one layer is struck: those go through the wave together
             cells = []
             for scope, target in enumerate(self._grid.scopes):
                 bits, run = 0, -1
                 for rate, value in enumerate(self._grid.rates):
                     now = [one.at(value) for one in ([hits[target]] if target else hits.values())]
                     if sum(map(len, now)) > bits:  # patterns are nested: as many are the same ones
-                        bits, run = sum(map(len, now)), len(runs)
-                        runs.append([one.flips() for one in now if len(one)])
+                        bits, run = sum(map(len, now)), len(found)
+                        flips = [one.flips() for one in now if len(one)]
+                        if self._portions is not None and len(flips) == 1:
+                            alone[run] = flips[0]
+                            found.append(clean)
+                        else:
+                            found.append(self._whole.classes(self._placed(images), flips))
                     cells.append((scope, rate, bits, run))
-            found = [*self._found(runs, batch, part.images.start), clean]
+            for run, one in zip(alone, self._shared(list(alone.values()), batch, part.images.start), strict=True):
+                found[run] = one
+            found.append(clean)
             for scope, rate, bits, run in cells:
                 counts.add((scope, rate, place), bits, found[run], clean[0], labels)
                 advance(len(labels))
         return counts.table
 
-    def _found(self, runs: Sequence[list[Flips]], batch: Batch, first: int) -> list[Found]:
-        """What becomes of a batch in each run, with all of its flips."""
-        alone = [place for place, run in enumerate(runs) if len(run) == 1] if self._portions else []
-        found: dict[int, Found] = {}
-        if self._portions and alone:
-            images, labels = batch
-            outcomes = self._portions.run(
-                images, labels, [runs[place][0] for place in alone], first, lambda count: None
-            )
-            same = ~outcomes.having(Effect.CHANGED | Effect.DUE)  # its logits are the clean ones
-            nonfinite = outcomes.having(Effect.NONFINITE) | (same & outcomes.clean_nonfinite)
-            found = dict(zip(alone, zip(outcomes.top1, nonfinite, strict=True), strict=True))
-        for place, run in enumerate(runs):
-            if place not in found:
-                found[place] = self._whole.classes(self._placed(batch[0]), run)
-        return [found[place] for place in range(len(runs))]
+    def _shared(self, flips: list[Flips], batch: Batch, first: int) -> list[Found]:
+        """What becomes of a batch with each of some flips, which share all that comes before them."""
+        if self._portions is None or not flips:
+            return []
+        images, labels = batch
+        outcomes = self._portions.run(images, labels, flips, first, lambda count: None)
+        same = ~outcomes.having(Effect.CHANGED | Effect.DUE)  # its logits are the clean ones
+        nonfinite = outcomes.having(Effect.NONFINITE) | (same & outcomes.clean_nonfinite)
+        return list(zip(outcomes.top1, nonfinite, strict=True))
 
     def _placed(self, images: Inputs) -> Inputs:
         return self._experiment.network.placement.inputs(images)
