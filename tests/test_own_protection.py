@@ -153,6 +153,23 @@ def test_what_does_not_fit_is_a_sentence(
     assert sentence in done.err
 
 
+def test_a_list_of_what_a_code_does_not_correct_is_refused_by_line(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(4)
+    listed = tmp_path / "list.csv"
+    kinds = {"1": "stuck1", "1;9": "flip", "1;2": "stuck0", "": "value:2"}
+    rows = [f"weight,features.0,0,3;0;2;1,{bit},all,{kind}" for bit, kind in kinds.items()]
+    listed.write_text("\n".join(["target,layer,call,index,bit,image,fault", *rows, ""]))
+    done = run_script(
+        "weight.py", "--dataset=digits", f"--faults={listed}", "--protect=ecc:0.1", f"--output-path={tmp_path}"
+    )
+    assert done.code == 2
+    said = "bit: expected one with protect (--protect) ecc, which corrects one bit, got"
+    for (line, got), error in zip({3: "1;9", 4: "1;2", 5: "value:2"}.items(), done.errors, strict=True):
+        assert error.endswith(f"line {line}: {said} {got}")
+
+
 # --- the user's own ---
 
 FILE = """
