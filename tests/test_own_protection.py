@@ -99,6 +99,12 @@ def test_a_run_ranks_what_another_one_protects(run_script: RunScript, few_digits
     assert inside.any()
     assert corrected[inside].all()
     assert not (found["error"] == found["original"])[~inside].any()
+    head, none, *lines = ranking.read_text().splitlines()
+    other = tmp_path / "of_int8.csv"
+    other.write_text("\n".join([head, none, *(line for line in lines if int(line.split(",")[6]) < 8), ""]))
+    done = run_script("weight.py", "--dataset=digits", f"--protect=ecc:0.2:{other}", f"--output-path={tmp_path}")
+    assert done.code == 2
+    assert "expected a ranking of all 32 bits of features.0.weight, got 8 of them in" in done.err
 
 
 def test_bits_come_by_position_as_long_as_they_fit() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from bitflip import csvs
 from bitflip.errors import BadInput
 from bitflip.faults.allocation import by_effect, strata
+from bitflip.network.fields import regions
 from bitflip.report import comparison, record
 from bitflip.report.runs import Place, Run, parameters_of
 from bitflip.report.summary import sums
@@ -100,10 +101,11 @@ def of(run: Run, ranked_by: By = None) -> Budget:
     cells = _cells(run)
     place = {(cell.place, cell.bit): i for i, cell in enumerate(cells)}
     bits = np.array([cell.bits for cell in cells], dtype=np.float64)
-    bit = np.array([cell.bit for cell in cells])
+    kinds = [(str(run.form_of(cell.place)), cell.bit) for cell in cells]  # a bit is another one in another format
+    bit = np.unique(kinds, axis=0, return_inverse=True)[1].ravel()
     layers = {where: i for i, where in enumerate(dict.fromkeys(cell.place for cell in cells))}
     layer = np.array([layers[cell.place] for cell in cells])
-    rank = np.array([by_effect(run.width_of(cell.place), run.form).index(cell.bit) for cell in cells])
+    rank = np.array([by_effect(run.width_of(cell.place), run.form_of(cell.place)).index(cell.bit) for cell in cells])
     if ranked_by is None:
         ranking, estimating = _halves(run, place)
         words = "half of the faults, chosen at random"
@@ -123,12 +125,7 @@ def _cells(run: Run) -> list[Cell]:
     Raises:
         BadInput: if the files do not say it.
     """
-    kind = str(run.settings.get("fault") or "flip")
-    if kind.partition(":")[0] not in SINGLE or not run.bits:
-        raise BadInput(
-            f"{run.files.table}: expected a run whose faults change one bit each ({', '.join(SINGLE)}), with its "
-            f"{run.files.bits.name}, got fault {kind}"
-        )
+    _require_single(run)
     values = _values(run)
     fixed = int(run.settings.get("bit_flip_pos", -1))
     cells = []
@@ -138,6 +135,25 @@ def _cells(run: Run) -> list[Cell]:
         known = [fixed] if fixed >= 0 and run.listed is None else range(run.width_of(row.place))
         cells += [Cell(row.place, bit, count) for bit in known]
     return cells
+
+
+def _require_single(run: Run) -> None:
+    """See that faults change one bit each, and that it is known which.
+
+    Raises:
+        BadInput: if not.
+    """
+    kind = str(run.settings.get("fault") or "flip")
+    if run.listed and run.files.listed_faults.exists():
+        table = csvs.Table(run.files.listed_faults, ended=True)
+        table.require(("bit",), table.header)
+        several = (bits for _, bits in table.values(lambda row: row["bit"]) if not bits.isdecimal())
+        kind = next((f"a fault of bits {bits}" if bits else "a fault of a whole value" for bits in several), kind)
+    if kind.partition(":")[0] not in SINGLE or not run.bits:
+        raise BadInput(
+            f"{run.files.table}: expected a run whose faults change one bit each ({', '.join(SINGLE)}), with its "
+            f"{run.files.bits.name}, got {kind if ' ' in kind else f'fault {kind}'}"
+        )
 
 
 def _values(run: Run) -> dict[tuple[int, str], int]:
@@ -181,6 +197,15 @@ def _other(run: Run, ranking: Run) -> Run:
             "ranked_by (--ranked-by): expected a run with other faults, such as of another seed; faults that "
             "choose which bits come first can't also say what is left"
         )
+    _require_single(ranking)
+    forms = {_key(row.place): (ranking.width_of(row.place), ranking.form_of(row.place)) for row in ranking.layers}
+    for row in run.layers:
+        mine = run.width_of(row.place), run.form_of(row.place)
+        if (its := forms.get(_key(row.place), mine)) != mine and regions(*its) != regions(*mine):
+            raise BadInput(
+                "ranked_by (--ranked-by): expected a run in the same number format, in which bits are the same, got "
+                f"{its[1]} for {row.place.label} in {ranking.files.table.name}, {mine[1]} in {run.files.table.name}"
+            )
     return ranking
 
 
