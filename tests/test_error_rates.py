@@ -24,6 +24,7 @@ from bitflip.errors import BadInput
 from bitflip.faults import patterns
 from bitflip.faults.patterns import Hits
 from bitflip.network.layers import Layer, Parameter, Target
+from bitflip.report import reading
 from bitflip.statistics.falls import falls
 
 LAYER = Layer(3, "a", 0, "Linear", (40,), True, 32, (Parameter("weight", (25, 4), 32),))
@@ -314,6 +315,9 @@ def test_the_plot_shows_the_network_and_the_layers(
         assert f"<!-- {words}" in drawn.read_text(), words
     (picture,) = tmp_path.glob("*_ber.png")
     assert picture.read_bytes()[:4] == b"\x89PNG"
+    for place in (tmp_path, next(tmp_path.glob("*_ber.json"))):
+        with pytest.raises(BadInput, match="expected a run of single faults, got bit error rates"):
+            reading.find(place) if place.is_dir() else reading.read(reading.table_of(place))
 
 
 def test_the_time_of_a_rate() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.settings import reading
+from bitflip.settings.combined import SINGLE
 from bitflip.settings.hyperparameters import NARROW, NumberFormat
 from bitflip.terminal import aligned
 
@@ -116,5 +117,7 @@ def lines(found: list[Measured]) -> list[str]:
             )
         )
     title = f"{found[0].run.title.partition(':')[0]}, the same network in each number format"
-    what = "The rate is the mean of the layers' misclassification rates under a fault in one random bit, in percent."
+    fault = str(found[0].run.settings.get("fault"))
+    under = "a fault in one random bit" if fault in SINGLE else f"fault {fault}"
+    what = f"The rate is the mean of the layers' misclassification rates under {under}, in percent."
     return [title, *aligned(rows, words=[0, 1, 4, 5]), what]

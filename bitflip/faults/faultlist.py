@@ -195,7 +195,7 @@ class _Check:
         if fault.images is not None and fault.images[-1] >= self.images:
             found.append(f"image: expected 0 to {self.images - 1}, or all, got {fault.image_text}")
         if self.single and len(fault.bits) != 1:
-            got = ";".join(map(str, fault.bits)) or fault.kind
+            got = "several" if fault.bits else "a whole value"
             found.append(f"bit: expected one with protect (--protect) ecc, which corrects one bit, got {got}")
         return found
 

@@ -18,7 +18,7 @@ HEAD = (
     *("format", "target", "clean_correct", "images", "scope", "layer", "name", "path", "call", "parameter", "bit"),
     *("rate", "low", "high"),
 )
-"""A row per format, target and scope: ``network`` (the mean over the layers), ``layer``, or ``bit`` (of all layers)."""
+"""A row per format, target and scope: ``network`` (the mean over the layers), ``layer``, or ``bit`` (of all in it)."""
 
 NAMES = {"neuron": "neurons", "weight": "weights"}
 WIDTH, HEIGHT = 7.0, 4.4  # inches
@@ -48,8 +48,9 @@ class Measured:
 
     @property
     def bits(self) -> list[Bit]:
-        """Over all layers."""
-        return by_bit(self.run)
+        """Over all layers whose values are of the format; some parameters are of another."""
+        alike = (of for of in self.run.by_format if of.form == self.form)
+        return by_bit(next(alike, self.run))
 
 
 def measured(tables: Mapping[tuple[str, str], Path]) -> list[Measured]:
