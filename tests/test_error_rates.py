@@ -187,6 +187,25 @@ def test_an_exception_of_the_model_is_counted_as_due() -> None:
     assert point.accuracy.value <= 100 * (48 - point.due) / 48
 
 
+def raising() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), Raises(), nn.Linear(8, 10))
+
+
+def test_exceptions_are_in_the_printed_table(tmp_path: Path, few_digits: FewDigits, run_script: RunScript) -> None:
+    few_digits(12)
+    given = ["--dataset=digits", "--seed=3", "--bit-error-rate=1e-9,1e-3", "--layer-num=1", "--repeats=3"]
+    done = run_script("weight.py", *given, f"--model-name={__file__}:raising", f"--output-path={tmp_path}")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(read(tmp_path).splitlines()))
+    lines = done.out.splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.endswith("exceptions (DUE)"))
+    assert [line.split()[-2] for line in lines[start + 1 : start + 3]] == [
+        f"{100 * int(row['due']) / int(row['images']):.2f}" for row in rows
+    ]
+    assert int(rows[0]["due"]) == 0 < int(rows[1]["due"])
+
+
 # --- the run ---
 
 
