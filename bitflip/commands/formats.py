@@ -116,7 +116,7 @@ def lines(found: list[Measured]) -> list[str]:
                 ", ".join(f"{bit.bit} ({bit.rate.value:.2f} %)" for bit in worst),
             )
         )
-    title = f"{found[0].run.title.partition(':')[0]}, the same network in each number format"
+    title = f"{found[0].run.name}, the same network in each number format"
     fault = str(found[0].run.settings.get("fault"))
     under = "a fault in one random bit" if fault in SINGLE else f"fault {fault}"
     what = f"The rate is the mean of the layers' misclassification rates under {under}, in percent."
