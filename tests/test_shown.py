@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from pathlib import Path
@@ -144,3 +145,28 @@ def test_formats_are_of_a_model_in_a_file(tmp_path: Path) -> None:
     assert head == "own.py:build on digits, the same network in each number format"
     drawn = formats.picture([formats.Measured("float32", run)])["svg"].decode()
     assert "<!-- own.py:build on digits in 1 number formats -->" in drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "One bit of one weight flipped at a time"),
+        ({"number_format": "float32"}, "One bit of one weight (float32) flipped at a time"),
+        ({"number_format": "int8"}, "One bit of one weight in a network of int8 flipped at a time"),
+        ({"protect": "ecc:0.1"}, "One bit of one weight flipped at a time, protected by ecc:0.1"),
+        (
+            {"fault": "burst:3", "parameters": "weight,bias"},
+            "3 neighbouring bits of one value of weight, bias flipped at a time",
+        ),
+        ({"fault": "zero", "parameters": "all"}, "One value of all parameters at a time replaced by 0"),
+        ({"faults": "list.csv"}, "One weight at a time struck as a list says"),
+    ],
+)
+def test_what_happened_in_words(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """What was struck are values of float32, whatever the network is stored in."""
+    table = write_run(tmp_path, layers=layers_like(2), target="weight", prefix="weight_", **settings)
+    facts = json.loads(table.with_suffix(".json").read_text())
+    for layer in facts["layers"]:
+        layer["parameters"][0]["format"] = "float32"
+    table.with_suffix(".json").write_text(json.dumps(facts))
+    assert words.happening(report.read(table)) == said

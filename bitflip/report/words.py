@@ -234,19 +234,28 @@ def script(run: Run) -> str:
 
 
 def happening(run: Run) -> str:
-    """What happened to the bits."""
+    """What happened to the bits, and what protected the network."""
     name, _, more = str(run.settings.get("fault", "flip")).partition(":")
-    setting = run.settings.get("number_format")
-    form = "" if setting is None else f" ({setting})"
-    struck = f"one {run.target}{form}"
+    setting, protection = (run.settings.get(name) for name in ("number_format", "protect"))
+    form = "" if setting is None else f" ({setting})" if run.form == setting else f" in a network of {setting}"
+    others = str(run.settings.get("parameters") or "weight") if run.target == "weight" else "weight"
+    what = (
+        run.target
+        if others == "weight"
+        else f"value of {'all parameters' if others == 'all' else others.replace(',', ', ')}"
+    )
+    struck = f"one {what}{form}"
     value = {"random": "random bits", "zero": "0", "own": f"what {more.partition(':')[0]} returns"}.get(name, more)
-    return {
+    found = {
         "flip": f"One bit of {struck} flipped at a time",
         "stuck0": f"One bit of {struck} stuck at 0",
         "stuck1": f"One bit of {struck} stuck at 1",
         "flips": f"{more} bits of {struck} flipped at a time",
         "burst": f"{more} neighbouring bits of {struck} flipped at a time",
-    }.get(name, f"One {run.target}{form} at a time replaced by {value}")
+    }.get(name, f"One {what}{form} at a time replaced by {value}")
+    if run.listed:
+        found = f"One {run.target}{form} at a time struck as a list says"
+    return found if protection is None else f"{found}, protected by {protection}"
 
 
 def command(run: Run) -> str | None:
