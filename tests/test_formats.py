@@ -317,6 +317,16 @@ def test_rounding_hides_no_kernel(monkeypatch: pytest.MonkeyPatch, no_verdicts: 
     assert all(len(program.module(step.node)._forward_hooks) == 1 for step in program.steps if step.layer is not None)
 
 
+def test_a_fault_that_is_drawn_twice_is_two() -> None:
+    """A zero point has 8 bits, so that 12 faults of a batch can't all be others."""
+    sampled = bitflip.Sampled("weight", seed=3, repeats=12, parameters=["weight", "output.zero_point"])
+    found = campaign("int8", "wave").run(sampled, fault_table=True)
+    against = bitflip.compare(found, found)
+    assert len({(difference.low, difference.high) for _, difference in against.layers}) == 1
+    faults = sum(row.flips for row in found.layers)
+    assert abs(found.budget().flips - faults / 2) <= len(found.budget().cells) / 2
+
+
 @pytest.mark.parametrize("percentile", [99.0, 80.0])
 def test_ranges_leave_out_what_lies_beyond_a_percentile(percentile: float) -> None:
     model, seen = network(), dict[nn.Module, Tensor]()

@@ -245,10 +245,10 @@ def _halves(run: Run, place: Places) -> tuple[Sums[Any], Sums[Any]]:
     whole = _whole(run, place)
     if np.array_equal(whole.nn, whole.n) and np.array_equal(whole.mm, whole.m):  # one image each
         return budget.thinned(whole.m.astype(np.int64), whole.n.astype(np.int64), random)
-    if run.files.faults.exists():
-        cell, m, n = _of_table(run, place)
-    elif run.files.listed_faults.exists():
+    if run.files.listed_faults.exists():
         cell, m, n = _of_list(run, place)
+    elif run.files.faults.exists():
+        cell, m, n = _of_table(run, place)
     else:
         raise BadInput(
             f"{run.files.table}: expected a run with fault_table (--fault-table), since half of the faults, one by "
@@ -260,16 +260,15 @@ def _halves(run: Run, place: Places) -> tuple[Sums[Any], Sums[Any]]:
 
 def _of_table(run: Run, place: Places) -> tuple[Ints, Ints, Ints]:
     """Cell, broken and clean-correct images of each flip of a fault table."""
-    size = None if run.listed else int(run.settings.get("batch_size") or 1)
+    size = int(run.settings.get("batch_size") or 1)
     by_number = {(where.layer, where.parameter): where for where, _ in place}
     found = []
     for where, table in comparison.faults_by_layer(run.files.faults).items():
         correct = table["label"] == table["clean_top1"]
         broken = record.misclassified(table["label"], table["clean_top1"], table["top1"])
-        batch = np.zeros_like(table["image"]) if size is None else table["image"] // size
-        flips, flip = np.unique(np.stack([batch, table["element"], table["bit"]]), axis=1, return_inverse=True)
-        m, n = (np.bincount(flip.ravel(), true, flips.shape[1]) for true in (broken, correct))
-        found.append((np.array([place[by_number[where], bit] for bit in flips[2].tolist()]), m, n))
+        bits, flip = comparison.flips_of(table, size)
+        m, n = (np.bincount(flip, true, len(bits)) for true in (broken, correct))
+        found.append((np.array([place[by_number[where], bit] for bit in bits.tolist()]), m, n))
     cell, m, n = (np.concatenate(each).astype(np.int64) for each in zip(*found, strict=True))
     return cell, m, n
 
