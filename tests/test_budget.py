@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import FewDigits, RunScript
-from synthetic import write_run
+from synthetic import layers_like, write_run
 
 from bitflip import BadInput
 from bitflip import __main__ as program
 from bitflip.faults.allocation import by_effect
 from bitflip.network.fields import REGIONS, regions
 from bitflip.report import budget as reported
-from bitflip.report import reading
+from bitflip.report import drawing, reading, words
+from bitflip.report.runs import Run
+from bitflip.report.summary import by_bit
 from bitflip.statistics import budget
 from bitflip.statistics.budget import Floats
 from bitflip.statistics.intervals import Sums
@@ -118,7 +120,7 @@ def test_a_bit_that_few_faults_hit_is_taken_for_what_it_is_elsewhere() -> None:
 def test_the_usual_order(form: str) -> None:
     width, parts = sum(REGIONS[form]), regions(sum(REGIONS[form]), form)
     part = {bit: name for name, first, last in parts for bit in range(first, last + 1)}
-    names = ["sign", "magnitude"] if form == "int8" else ["exponent", "sign", "mantissa"]
+    names = ["sign", "magnitude"] if form in ("int8", "uint8") else ["exponent", "sign", "mantissa"]
     order = by_effect(width, form)
     assert order == sorted(range(width), key=lambda bit: (names.index(part[bit]), bit))
 
@@ -245,3 +247,49 @@ def test_faults_of_batches_are_needed_one_by_one(tmp_path: Path) -> None:
     several = reading.read(write_run(tmp_path / "several", fault="burst:3"))
     with pytest.raises(BadInput, match="expected a run whose faults change one bit each"):
         reported.of(several)
+
+
+def test_a_list_of_several_bits_of_a_value_says_nothing_of_one(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(20)
+    listed = tmp_path / "list.csv"
+    rows = [f"neuron,features.0,0,{i};2;1,{bit},{i}" for i, bit in enumerate(("1", "3", "1;9"))]
+    listed.write_text("\n".join(["target,layer,call,index,bit,image", *rows, ""]))
+    done = run_script("neuron.py", "--dataset=digits", f"--faults={listed}", f"--output-path={tmp_path}")
+    assert done.code == 0, done.err
+    run = reading.read(next(tmp_path.glob("*_list-list.csv")))
+    with pytest.raises(BadInput, match=r"whose faults change one bit each .* got a fault of bits 1;9"):
+        reported.of(run)
+    with pytest.raises(BadInput, match="got a fault of bits 1;9"):
+        reported.of(of_formats(tmp_path / "other", 1, ("float32", "float32")), run)
+
+
+def of_formats(folder: Path, seed: int, forms: tuple[str, str]) -> Run:
+    """A run of neurons of two formats; in the first layer bit 5 is fragile, in the second bit 0."""
+    table = write_run(
+        folder, seed, layers_like(2), lambda layer, bit: (bit == (5, 0)[layer]) * (0.9, 0.3)[layer], bits=range(8)
+    )
+    facts = json.loads(table.with_suffix(".json").read_text())
+    for layer, form in zip(facts["layers"], forms, strict=True):
+        layer.update(shape=[100], format=form, bits=sum(REGIONS[form]))
+    table.with_suffix(".json").write_text(json.dumps(facts))
+    return reading.read(table)
+
+
+def test_a_bit_is_another_one_in_another_format(tmp_path: Path) -> None:
+    mixed = of_formats(tmp_path / "mixed", 1, ("float32", "int8"))
+    cells = reported.of(mixed).cells
+    assert [cell.bit for cell in cells if cell.place.layer == 1] == [*range(8)]
+    assert (cells[0].place.layer, cells[0].bit) == (0, 5)
+    plain = of_formats(tmp_path / "plain", 2, ("float32", "float32"))
+    with pytest.raises(BadInput, match=r"the same number format, .* got float32 for features.1 in .* int8 in"):
+        reported.of(mixed, plain)
+    assert reported.of(plain, of_formats(tmp_path / "again", 3, ("float32", "float32"))).cells
+    said = words.findings(mixed)
+    (fragile,) = (row for row in mixed.bits if (row.place.layer, row.bit) == (0, 5))
+    assert any(
+        f"bit 5 (exponent) of float32 values: {words.with_interval(fragile.rate)} of its" in text for text in said
+    )
+    assert any(text.endswith("though values differ (float32, int8).") for text in said)
+    assert "exponent" not in drawing.bits(mixed, by_bit(mixed)).replace('class="bar exponent"', "")

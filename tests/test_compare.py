@@ -261,7 +261,9 @@ def run_raising(make: Make, tmp_path: Path) -> Callable[..., Path]:
 
 
 @SCRIPTS
-def test_an_exception_is_no_misclassification(script: str, run_raising: Callable[..., Path]) -> None:
+def test_an_exception_is_no_misclassification(
+    script: str, run_raising: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The rates are those of each run's own table, though many faults end without a class in one of them."""
     first, second = run_raising(script, "strict"), run_raising(script, "patient")
     found = compared(first, second)
@@ -272,6 +274,14 @@ def test_an_exception_is_no_misclassification(script: str, run_raising: Callable
         assert difference.compared == int(rows[0]["correct"]) == int(rows[1]["correct"])
         assert difference.first == pytest.approx(float(rows[0]["seed_5"]), abs=1e-5)
         assert difference.second == pytest.approx(float(rows[1]["seed_5"]), abs=1e-5)
+    due, whole = ([sum(int(row[name]) for row in rows) for rows in tables] for name in ("due", "injections"))
+    for given, said in (
+        (["compare", str(first), str(second)], f"A {due[0]:,} of {whole[0]:,}, B {due[1]:,} of {whole[1]:,}."),
+        (["budget", str(first), "--ranked-by=position"], f"{due[0]:,} of {whole[0]:,}."),
+    ):
+        assert program.main(given) == 0
+        line = f"Not counted: faulty inferences in which the model raised an exception (DUE), {said}\n"
+        assert line in capsys.readouterr().out
 
 
 @SCRIPTS

@@ -24,6 +24,7 @@ from bitflip.errors import BadInput
 from bitflip.faults import patterns
 from bitflip.faults.patterns import Hits
 from bitflip.network.layers import Layer, Parameter, Target
+from bitflip.report import reading
 from bitflip.statistics.falls import falls
 
 LAYER = Layer(3, "a", 0, "Linear", (40,), True, 32, (Parameter("weight", (25, 4), 32),))
@@ -236,6 +237,25 @@ def test_images_that_must_be_run_alone_are() -> None:
     assert found[0][0].misclassified > 0
 
 
+def raising() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), LooksUp(), nn.Linear(8, 10))
+
+
+def test_exceptions_are_in_the_printed_table(tmp_path: Path, few_digits: FewDigits, run_script: RunScript) -> None:
+    few_digits(12)
+    given = ["--dataset=digits", "--seed=3", "--bit-error-rate=1e-9,1e-3", "--layer-num=1", "--repeats=3"]
+    done = run_script("weight.py", *given, f"--model-name={__file__}:raising", f"--output-path={tmp_path}")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(read(tmp_path).splitlines()))
+    lines = done.out.splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.endswith("exceptions (DUE)"))
+    assert [line.split()[-2] for line in lines[start + 1 : start + 3]] == [
+        f"{100 * int(row['due']) / int(row['images']):.2f}" for row in rows
+    ]
+    assert int(rows[0]["due"]) == 0 < int(rows[1]["due"])
+
+
 # --- the run ---
 
 
@@ -361,6 +381,9 @@ def test_the_plot_shows_the_network_and_the_layers(
         assert f"<!-- {words}" in drawn.read_text(), words
     (picture,) = tmp_path.glob("*_ber.png")
     assert picture.read_bytes()[:4] == b"\x89PNG"
+    for place in (tmp_path, next(tmp_path.glob("*_ber.json"))):
+        with pytest.raises(BadInput, match="expected a run of single faults, got bit error rates"):
+            reading.find(place) if place.is_dir() else reading.read(reading.table_of(place))
 
 
 def test_the_time_of_a_rate() -> None:

@@ -317,6 +317,16 @@ def test_rounding_hides_no_kernel(monkeypatch: pytest.MonkeyPatch, no_verdicts: 
     assert all(len(program.module(step.node)._forward_hooks) == 1 for step in program.steps if step.layer is not None)
 
 
+def test_a_fault_that_is_drawn_twice_is_two() -> None:
+    """A zero point has 8 bits, so that 12 faults of a batch can't all be others."""
+    sampled = bitflip.Sampled("weight", seed=3, repeats=12, parameters=["weight", "output.zero_point"])
+    found = campaign("int8", "wave").run(sampled, fault_table=True)
+    against = bitflip.compare(found, found)
+    assert len({(difference.low, difference.high) for _, difference in against.layers}) == 1
+    faults = sum(row.flips for row in found.layers)
+    assert abs(found.budget().flips - faults / 2) <= len(found.budget().cells) / 2
+
+
 @pytest.mark.parametrize("percentile", [99.0, 80.0])
 def test_ranges_leave_out_what_lies_beyond_a_percentile(percentile: float) -> None:
     model, seen = network(), dict[nn.Module, Tensor]()
@@ -474,8 +484,9 @@ def test_formats_side_by_side(tmp_path: Path, few_digits: FewDigits, capsys: pyt
     """The table has the rates of the runs, which lie beside it; the plot has every format."""
     few_digits(40)
     given = ["formats", "--dataset=digits", "--seed=3", "--with=float32,int8", f"--output-path={tmp_path}"]
-    assert command_line.main([*given, "--layer-type=Conv2d,Linear"]) == 0
+    assert command_line.main([*given, "--layer-type=BatchNorm2d,Linear", "--fault=stuck1"]) == 0
     printed = capsys.readouterr().out
+    assert "rates under a fault in one random bit, in percent" in printed
     (table,) = tmp_path.glob("*_formats.csv")
     rows = list(csv.DictReader(table.open()))
     assert {(row["format"], row["target"]) for row in rows} == {
@@ -496,9 +507,18 @@ def test_formats_side_by_side(tmp_path: Path, few_digits: FewDigits, capsys: pyt
             assert float(network["rate"]) == pytest.approx(mean["rate"], abs=1e-6)
             assert re.search(rf"{form} +{target} +{network['clean_correct']}/40 ", printed)
             bits = [int(row["bit"]) for row in mine if row["scope"] == "bit"]
-            assert max(bits) < (32 if form == "float32" else 8)
+            assert max(bits) < (32 if form == "float32" else 8), "batch normalisation's float32 beside int8 is not int8"
     drawn = table.with_suffix(".svg").read_text()
     assert all(f"<!-- {words} -->" in drawn for words in ("float32", "int8", "neurons", "weights"))
+
+
+def test_whole_values_are_no_random_bits(
+    tmp_path: Path, few_digits: FewDigits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few_digits(8)
+    given = ["formats", "--dataset=digits", "--with=int8", "--target=neuron", "--layer-type=Linear", "--fault=value:3"]
+    assert command_line.main([*given, f"--output-path={tmp_path}"]) == 0
+    assert "misclassification rates under fault value:3, in percent" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["int8,int4", ""])

@@ -99,6 +99,12 @@ def test_a_run_ranks_what_another_one_protects(run_script: RunScript, few_digits
     assert inside.any()
     assert corrected[inside].all()
     assert not (found["error"] == found["original"])[~inside].any()
+    head, none, *lines = ranking.read_text().splitlines()
+    other = tmp_path / "of_int8.csv"
+    other.write_text("\n".join([head, none, *(line for line in lines if int(line.split(",")[6]) < 8), ""]))
+    done = run_script("weight.py", "--dataset=digits", f"--protect=ecc:0.2:{other}", f"--output-path={tmp_path}")
+    assert done.code == 2
+    assert "expected a ranking of all 32 bits of features.0.weight, got 8 of them in" in done.err
 
 
 def test_bits_come_by_position_as_long_as_they_fit() -> None:
@@ -151,6 +157,23 @@ def test_what_does_not_fit_is_a_sentence(
     done = run_script(script, "--dataset=digits", *arguments, f"--output-path={tmp_path}")
     assert done.code == 2
     assert sentence in done.err
+
+
+def test_a_list_of_what_a_code_does_not_correct_is_refused_by_line(
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+) -> None:
+    few_digits(4)
+    listed = tmp_path / "list.csv"
+    kinds = {"1": "stuck1", "1;9": "flip", "1;2": "stuck0", "": "value:2"}
+    rows = [f"weight,features.0,0,3;0;2;1,{bit},all,{kind}" for bit, kind in kinds.items()]
+    listed.write_text("\n".join(["target,layer,call,index,bit,image,fault", *rows, ""]))
+    done = run_script(
+        "weight.py", "--dataset=digits", f"--faults={listed}", "--protect=ecc:0.1", f"--output-path={tmp_path}"
+    )
+    assert done.code == 2
+    said = "bit: expected one with protect (--protect) ecc, which corrects one bit, got"
+    for (lines, got), error in zip({"3 and 1 more": "several", "5": "a whole value"}.items(), done.errors, strict=True):
+        assert error.endswith(f"line {lines}: {said} {got}")
 
 
 # --- the user's own ---

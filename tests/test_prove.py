@@ -183,6 +183,30 @@ def test_the_command(target: str, few_digits: FewDigits, tmp_path: Path, capsys:
         assert all(float(row["everywhere"]) <= float(row["proved"]) + 1e-6 for row in rows)
 
 
+def test_what_a_code_corrects_is_harmless(few_digits: FewDigits, tmp_path: Path) -> None:
+    few_digits(5)
+    found = []
+    for more in ([], ["--protect=ecc:0.04"]):  # of 2 x 32 bits, the first of the exponent
+        table = tmp_path / f"{len(more)}.csv"
+        given = ["--dataset=digits", "--layer-type=Linear", f"--csv={table}"]
+        assert command_line.main(["prove", *given, *more]) == 0
+        found.append(list(csv.DictReader(table.read_text().splitlines())))
+    for bare, coded in zip(*found, strict=True):
+        if int(bare["bit"]) != 1:
+            assert coded == bare
+        else:
+            assert float(bare["proved"]) < 100
+            assert coded == {**bare, "proved": coded["proved"], "everywhere": coded["everywhere"]}
+            assert float(coded["proved"]) == float(coded["everywhere"]) == 100
+
+
+@pytest.mark.parametrize(("command", "flag"), [("prove", "--fault"), ("prove", "--by-layer"), ("plan", "--by-layer")])
+def test_what_means_nothing_here_is_no_flag(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main([command, "--help"])
+    assert not re.search(rf"^ +{flag}\b", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_model_without_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--dataset", "digits", "--model-name", f"{__file__}:changes_what_it_reads"]
     assert command_line.main(["prove", *flags]) == 2

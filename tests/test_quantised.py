@@ -99,6 +99,24 @@ def test_what_is_stored_is_struck(config: str) -> None:
     assert max(row["bit"] for row in tables[0] if row["parameter"] == "weight.scale") > 7
 
 
+def test_bits_that_were_drawn_unequally_weigh_as_what_is_stored() -> None:
+    """A third of the faults of codes are in the sign, which is an eighth of their bits."""
+    images = TensorDataset(IMAGES, network()(IMAGES).argmax(1))
+    campaign = bitflip.Campaign(quantised("int8"), images, batch_size=4, device="cpu")
+    found = campaign.run(
+        bitflip.Sampled("weight", seed=1, repeats=20, bit_sampling="importance", layer_type=["Linear"]),
+        fault_table=True,
+    )
+    rows = pq.read_table(found.files.faults).to_pylist()
+    for layer in found.layers:
+        rate = {True: 0.0, False: 0.0}
+        for top in rate:
+            own = [row for row in rows if row["layer"] == layer.layer and (row["bit"] == 0) == top]
+            rate[top] = sum(row["top1"] != row["label"] for row in own) / len(own)
+        assert layer.rate == pytest.approx(100 * (rate[True] + 7 * rate[False]) / 8)
+    assert found.budget().cells
+
+
 @pytest.mark.parametrize("config", ["int8", "dynamic"])
 def test_outputs_of_its_layers_are_struck(config: str) -> None:
     tables = [table(quantised(config), engine, bitflip.Sampled("neuron", seed=1)) for engine in ("wave", "reference")]

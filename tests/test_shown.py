@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from synthetic import layers_like, write_run
 
 from bitflip import report
-from bitflip.report import page, plots, shown, words
+from bitflip.commands import formats as command
+from bitflip.report import formats, page, plots, protections, shown, words
 from bitflip.report.runs import Run
 
 DEEP = [("Identity", "input"), ("Conv2d", "features.conv0"), ("BatchNorm2d", "features.norm0")]
@@ -117,3 +119,54 @@ def test_layers_whose_paths_tell_no_blocks_are_cut_into_equal_ones(path: str, tm
     assert sum(sizes) == 163
     assert len(blocks) in shown.BLOCKS
     assert len(set(sizes[:-1])) == 1
+
+
+@pytest.mark.parametrize("layers", [shown.CROWDED, 200])
+def test_protections_are_drawn_where_the_network_is_most_fragile(layers: int, tmp_path: Path) -> None:
+    run = report.read(write_run(tmp_path, layers=layers_like(layers), shares=lambda layer, bit: layer % 7 / 20))
+    drawn = protections._drawn(run)
+    rates = {row.place: row.rate.value or 0.0 for row in run.layers}
+    assert len(drawn) == (layers if layers <= shown.CROWDED else 2 * shown.WORST)
+    assert min(rates[place] for place in drawn) >= max((rates[at] for at in rates if at not in drawn), default=0.0)
+
+
+def test_a_long_title_loses_no_word() -> None:
+    title = (
+        "net on digits: bit error rates in the neurons of 24 layers, 30 patterns for each image, 600 images, seed 12"
+    )
+    lines = plots.wrapped(title, 3.5).split("\n")
+    assert " ".join(lines) == title
+    assert max(map(len, lines)) <= 80
+
+
+def test_formats_are_of_a_model_in_a_file(tmp_path: Path) -> None:
+    run = report.read(write_run(tmp_path, model="own.py:build"))
+    head, *_ = command.lines([formats.Measured("float32", run)])
+    assert head == "own.py:build on digits, the same network in each number format"
+    drawn = formats.picture([formats.Measured("float32", run)])["svg"].decode()
+    assert "<!-- own.py:build on digits in 1 number formats -->" in drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "One bit of one weight flipped at a time"),
+        ({"number_format": "float32"}, "One bit of one weight (float32) flipped at a time"),
+        ({"number_format": "int8"}, "One bit of one weight in a network of int8 flipped at a time"),
+        ({"protect": "ecc:0.1"}, "One bit of one weight flipped at a time, protected by ecc:0.1"),
+        (
+            {"fault": "burst:3", "parameters": "weight,bias"},
+            "3 neighbouring bits of one value of weight, bias flipped at a time",
+        ),
+        ({"fault": "zero", "parameters": "all"}, "One value of all parameters at a time replaced by 0"),
+        ({"faults": "list.csv"}, "One weight at a time struck as a list says"),
+    ],
+)
+def test_what_happened_in_words(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """What was struck are values of float32, whatever the network is stored in."""
+    table = write_run(tmp_path, layers=layers_like(2), target="weight", prefix="weight_", **settings)
+    facts = json.loads(table.with_suffix(".json").read_text())
+    for layer in facts["layers"]:
+        layer["parameters"][0]["format"] = "float32"
+    table.with_suffix(".json").write_text(json.dumps(facts))
+    assert words.happening(report.read(table)) == said

@@ -130,4 +130,13 @@ def _of_file(path: Path, sizes: Mapping[tuple[str, str], Parameter]) -> Iterator
     found = [cell for _, cell in table.values(read) if cell is not None]
     if not found:
         raise BadInput(f"{SETTING}: expected a ranking of parameters that are struck here, got none in {path}")
+    known: dict[tuple[str, str], set[int]] = {}
+    for module, parameter, bit in found:
+        known.setdefault((module, parameter), set()).add(bit)
+    for where, bits in known.items():  # a run of one bit ranks that alone
+        if len(bits) not in (1, sizes[where].bits):
+            raise BadInput(
+                f"{SETTING}: expected a ranking of all {sizes[where].bits} bits of {printable('.'.join(where))}, got "
+                f"{len(bits)} of them in {path}, as of another number format"
+            )
     return iter(dict.fromkeys(found))

@@ -334,7 +334,8 @@ def _listed(
     Raises:
         BadInput: with all rows that are no faults of this model and test set.
     """
-    listed.check(found, images, target == "neuron")
+    coded = settings.protection is not None and settings.protection.ecc > 0
+    listed.check(found, images, target == "neuron", single=coded)
     if settings.limit is not None:
         listed = listed.only(faultlist.stratified(listed.faults, settings.limit, settings.seed))
     return Listed(listed, found)

@@ -102,6 +102,7 @@ def lines(found: Budget, target: float | None) -> list[str]:
         "Share of all bits that are protected, and the misclassification rate of a flip of any bit, in percent, if it "
         f"does nothing in those ({100 * confidence:g} % confidence):",
         *aligned(table, words=[3]),
+        *shared.raised([found.run]),
         f"Worst first: {', '.join(worst)}{', ...' if len(found.cells) > WORST else ''}.",
         *([] if target is None else [_enough(found, target)]),
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitflip import csvs, files
+from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.network.names import printable
 from bitflip.terminal import aligned
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(*(f"{name}: {one.files.folder / one.files.stem}" for name, one in zip(NAMES, runs, strict=False)), sep="\n")
     for name, found in zip(NAMES[1:], against, strict=False):
         print(*([""] if name != "B" else []), text(found, name), sep="\n")
+    for line in shared.raised(runs, NAMES):
+        print(line)
     if arguments.csv is not None:
         write(arguments.csv, against)
     if folder is not None:

@@ -81,19 +81,23 @@ def title(found: ErrorRateCampaign) -> str:
 
 def lines(found: ErrorRateCampaign) -> list[str]:
     """The table for people."""
-    rows = [("scope", "bit error rate", "flips", "accuracy", "", "misclassified", "")]
-    for point in found.points():
+    points = found.points()
+    rows: list[tuple[str, ...]] = [("scope", "bit error rate", "flips", "accuracy", "", "misclassified", "")]
+    if any_due := any(point.due for point in points):
+        rows = [(*rows[0], "exceptions (DUE)")]
+    for point in points:
         name = NETWORK if point.scope is None else point.scope.named
         cells = (*_cells(point.accuracy), *_cells(point.misclassification))
-        rows.append((name, f"{point.rate:g}", f"{point.flips:.4g}", *cells))
+        due = [f"{100 * point.due / point.images:.2f} %"] if any_due else []
+        rows.append((name, f"{point.rate:g}", f"{point.flips:.4g}", *cells, *due))
     said = [f"Accuracy without a fault: {found.clean:.2f} %", *terminal.aligned(rows, words=[0])]
     if found.experiment.target == "weight" and len(found.patterns) < 5:
         said.append(f"An interval needs several patterns; this is of {len(found.patterns)}: --repeats 30 draws 30.")
-    for points in FALLS:
-        at = found.falls(points)[NETWORK]
-        where = f"stays within {points} point{'s' * (points > 1)} of that up to {found.rates[-1]:g}"
+    for lost in FALLS:
+        at = found.falls(lost)[NETWORK]
+        where = f"stays within {lost} point{'s' * (lost > 1)} of that up to {found.rates[-1]:g}"
         if at is not None:
-            where = f"is {points} point{'s' * (points > 1)} below that at a bit error rate of {at:.2g}"
+            where = f"is {lost} point{'s' * (lost > 1)} below that at a bit error rate of {at:.2g}"
             where += " or less" if at == found.rates[0] else ""
         said.append(f"Accuracy {where}")
     return said

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from bitflip.commands import shared
 from bitflip.errors import BadInput
 from bitflip.settings import reading
+from bitflip.settings.combined import SINGLE
 from bitflip.settings.hyperparameters import NARROW, NumberFormat
 from bitflip.terminal import aligned
 
@@ -115,6 +116,8 @@ def lines(found: list[Measured]) -> list[str]:
                 ", ".join(f"{bit.bit} ({bit.rate.value:.2f} %)" for bit in worst),
             )
         )
-    title = f"{found[0].run.title.partition(':')[0]}, the same network in each number format"
-    what = "The rate is the mean of the layers' misclassification rates under a fault in one random bit, in percent."
+    title = f"{found[0].run.name}, the same network in each number format"
+    fault = str(found[0].run.settings.get("fault"))
+    under = "a fault in one random bit" if fault in SINGLE else f"fault {fault}"
+    what = f"The rate is the mean of the layers' misclassification rates under {under}, in percent."
     return [title, *aligned(rows, words=[0, 1, 4, 5]), what]

@@ -85,7 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags: its own and those settings of the scripts that matter."""
     shared.add_arguments(parser, "neuron", "the table of layers")
     margin = f"half the width of the interval, in percentage points; default {MARGIN:g}"
-    reading.add_flags(parser, hyperparameters.names(lambda role: not role.planned), margin=margin)
+    without = *hyperparameters.names(lambda role: not role.planned), "bit_error_rate", "by_layer"
+    reading.add_flags(parser, without, margin=margin)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:  # the command imports what is slow once it runs, so that --he
     from bitflip.engines.exhaustive import Proved
 
 # have no meaning here
-OWN = ("faults", "seed", "margin", "bit_sampling", "bit_flip_pos", "engine", "prove", "audit", "confidence")
+OWN = (
+    *("faults", "seed", "margin", "bit_sampling", "bit_flip_pos", "engine", "prove", "audit", "confidence"),
+    *("fault", "bit_error_rate", "by_layer"),
+)
 
 
 @dataclass(frozen=True)

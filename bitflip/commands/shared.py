@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the commands import what is slow once they run, so that --h
     from bitflip.campaign.executor import Executor
     from bitflip.campaign.experiment import Experiment
     from bitflip.faults.flips import TargetKind
+    from bitflip.report.runs import Run
     from bitflip.settings.hyperparameters import Hyperparameters
 
 CSV = "csv (--csv)"
@@ -120,6 +121,18 @@ def write_together(
     for path, content in zip(written[1:], picture.values(), strict=True):
         path.write_bytes(content)
     print("Written:", *written, sep="\n  ")
+
+
+def raised(runs: Sequence[Run], names: Sequence[str] = ("",)) -> list[str]:
+    """A line on exceptions of the model, which are no misclassifications, if there are any in runs of these names."""
+    if not any(one.any_due for one in runs):
+        return []
+    each = []
+    for name, one in zip(names, runs, strict=False):
+        known = [row.outcomes for row in one.layers if row.outcomes]
+        due, whole = sum(found["due"] or 0 for found in known), sum(found.injections for found in known)
+        each.append(f"{name} {due:,.0f} of {whole:,}".strip())
+    return [f"Not counted: faulty inferences in which the model raised an exception (DUE), {', '.join(each)}."]
 
 
 def write(path: Path | None, kind: type[Any], rows: Iterable[Any]) -> None:

@@ -28,8 +28,8 @@ class Proved:
         target: the layer's output, or one of its parameters.
         values: that it has; of an output, for each image.
         images: that were looked at.
-        pairs: faults x images that are proved harmless, by bit, (bits,).
-        everywhere: of a parameter, faults that are proved harmless for all images, by bit, (bits,).
+        pairs: faults x images that are proved harmless, or corrected by a code, by bit, (bits,).
+        everywhere: of a parameter, faults that are so for all images, by bit, (bits,).
     """
 
     target: Target
@@ -119,6 +119,11 @@ class Exhaustive:
             values = self._by_column(one.target, len(least))
             hits = [(_changes(values, bit) < least[:, None]).sum() for bit in range(one.target.bits)]
             one.everywhere = torch.stack(hits).double().cpu()
+        for one in self.found:
+            for bit in self._wave.injector.corrected.get((one.target.layer.path, one.target.parameter), ()):
+                one.pairs[bit] = float(one.values * one.images)
+                one.everywhere = torch.zeros(one.target.bits).double() if one.everywhere is None else one.everywhere
+                one.everywhere[bit] = float(one.values)
         return self.found
 
     def _by_column(self, target: Target, columns: int) -> Tensor:

@@ -151,19 +151,20 @@ class FaultList:
         faults, lines = tuple(self.faults[i] for i in chosen), tuple(self.lines[i] for i in chosen)
         return replace(self, faults=faults, lines=lines, published=published)
 
-    def check(self, layers: Sequence[Layer], images: int, neurons: bool) -> None:
+    def check(self, layers: Sequence[Layer], images: int, neurons: bool, *, single: bool = False) -> None:
         """See that every fault can be injected.
 
         Args:
             layers: of the model.
             images: in the test set.
             neurons: whether neuron faults are to be run, or faults of parameters.
+            single: whether each has to be of one bit, which is what a code corrects.
 
         Raises:
             BadInput: with all bad rows, those that :func:`read` found among them.
         """
         problems = list(self.problems)
-        check = _Check(layers, images, neurons)
+        check = _Check(layers, images, neurons, single)
         for line, fault in zip(self.lines, self.faults, strict=True):
             problems += [(line, sentence) for sentence in check(fault)]
         if problems:
@@ -173,11 +174,12 @@ class FaultList:
 class _Check:
     """What is wrong with a fault, given the model and the test set."""
 
-    def __init__(self, layers: Sequence[Layer], images: int, neurons: bool) -> None:
+    def __init__(self, layers: Sequence[Layer], images: int, neurons: bool, single: bool) -> None:
         self.layers = {(layer.path, layer.call): layer for layer in layers}
         self.paths = {layer.path for layer in layers}
         self.images = images
         self.neurons = neurons
+        self.single = single
         self.unknown: dict[str, str] = {}
 
     def __call__(self, fault: Fault) -> list[str]:
@@ -192,6 +194,9 @@ class _Check:
             found += self._place(fault)
         if fault.images is not None and fault.images[-1] >= self.images:
             found.append(f"image: expected 0 to {self.images - 1}, or all, got {fault.image_text}")
+        if self.single and len(fault.bits) != 1:
+            got = "several" if fault.bits else "a whole value"
+            found.append(f"bit: expected one with protect (--protect) ecc, which corrects one bit, got {got}")
         return found
 
     def _place(self, fault: Fault) -> list[str]:

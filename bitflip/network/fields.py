@@ -15,6 +15,7 @@ REGIONS = {
 """Bits of sign, exponent and mantissa of each number format, or of sign and magnitude, or of the latter."""
 
 PARTS = {3: ("sign", "exponent", "mantissa"), 2: ("sign", "magnitude"), 1: ("magnitude",)}
+SEVERAL = "several"  # stands for the format of values that are of different ones, whose bits have no parts in common
 USUAL = {32: "float32", 64: "float64"}  # formats of a width that stands for no other
 
 
@@ -23,9 +24,12 @@ def regions(width: int, form: object = None) -> list[tuple[str, int, int]]:
 
     Args:
         width: of the number.
-        form: its number format; None for the usual one of the width.
+        form: its number format; None for the usual one of the width; :data:`SEVERAL` for none.
     """
-    found, first = [], 0
+    found: list[tuple[str, int, int]] = []
+    first = 0
+    if form == SEVERAL:
+        return found
     sizes = REGIONS.get(str(form), ())
     if sum(sizes) != width:
         sizes = REGIONS.get(USUAL.get(width, ""), ())

@@ -12,6 +12,7 @@ import numpy as np
 from bitflip import csvs
 from bitflip.errors import BadInput
 from bitflip.faults.allocation import by_effect, strata
+from bitflip.network.fields import regions
 from bitflip.report import comparison, record
 from bitflip.report.runs import Place, Run, parameters_of
 from bitflip.report.summary import sums
@@ -100,10 +101,11 @@ def of(run: Run, ranked_by: By = None) -> Budget:
     cells = _cells(run)
     place = {(cell.place, cell.bit): i for i, cell in enumerate(cells)}
     bits = np.array([cell.bits for cell in cells], dtype=np.float64)
-    bit = np.array([cell.bit for cell in cells])
+    kinds = [(str(run.form_of(cell.place)), cell.bit) for cell in cells]  # a bit is another one in another format
+    bit = np.unique(kinds, axis=0, return_inverse=True)[1].ravel()
     layers = {where: i for i, where in enumerate(dict.fromkeys(cell.place for cell in cells))}
     layer = np.array([layers[cell.place] for cell in cells])
-    rank = np.array([by_effect(run.width_of(cell.place), run.form).index(cell.bit) for cell in cells])
+    rank = np.array([by_effect(run.width_of(cell.place), run.form_of(cell.place)).index(cell.bit) for cell in cells])
     if ranked_by is None:
         ranking, estimating = _halves(run, place)
         words = "half of the faults, chosen at random"
@@ -123,12 +125,7 @@ def _cells(run: Run) -> list[Cell]:
     Raises:
         BadInput: if the files do not say it.
     """
-    kind = str(run.settings.get("fault") or "flip")
-    if kind.partition(":")[0] not in SINGLE or not run.bits:
-        raise BadInput(
-            f"{run.files.table}: expected a run whose faults change one bit each ({', '.join(SINGLE)}), with its "
-            f"{run.files.bits.name}, got fault {kind}"
-        )
+    _require_single(run)
     values = _values(run)
     fixed = int(run.settings.get("bit_flip_pos", -1))
     cells = []
@@ -138,6 +135,25 @@ def _cells(run: Run) -> list[Cell]:
         known = [fixed] if fixed >= 0 and run.listed is None else range(run.width_of(row.place))
         cells += [Cell(row.place, bit, count) for bit in known]
     return cells
+
+
+def _require_single(run: Run) -> None:
+    """See that faults change one bit each, and that it is known which.
+
+    Raises:
+        BadInput: if not.
+    """
+    kind = str(run.settings.get("fault") or "flip")
+    if run.listed and run.files.listed_faults.exists():
+        table = csvs.Table(run.files.listed_faults, ended=True)
+        table.require(("bit",), table.header)
+        several = (bits for _, bits in table.values(lambda row: row["bit"]) if not bits.isdecimal())
+        kind = next((f"a fault of bits {bits}" if bits else "a fault of a whole value" for bits in several), kind)
+    if kind.partition(":")[0] not in SINGLE or not run.bits:
+        raise BadInput(
+            f"{run.files.table}: expected a run whose faults change one bit each ({', '.join(SINGLE)}), with its "
+            f"{run.files.bits.name}, got {kind if ' ' in kind else f'fault {kind}'}"
+        )
 
 
 def _values(run: Run) -> dict[tuple[int, str], int]:
@@ -181,6 +197,15 @@ def _other(run: Run, ranking: Run) -> Run:
             "ranked_by (--ranked-by): expected a run with other faults, such as of another seed; faults that "
             "choose which bits come first can't also say what is left"
         )
+    _require_single(ranking)
+    forms = {_key(row.place): (ranking.width_of(row.place), ranking.form_of(row.place)) for row in ranking.layers}
+    for row in run.layers:
+        mine = run.width_of(row.place), run.form_of(row.place)
+        if (its := forms.get(_key(row.place), mine)) != mine and regions(*its) != regions(*mine):
+            raise BadInput(
+                "ranked_by (--ranked-by): expected a run in the same number format, in which bits are the same, got "
+                f"{its[1]} for {row.place.label} in {ranking.files.table.name}, {mine[1]} in {run.files.table.name}"
+            )
     return ranking
 
 
@@ -220,10 +245,10 @@ def _halves(run: Run, place: Places) -> tuple[Sums[Any], Sums[Any]]:
     whole = _whole(run, place)
     if np.array_equal(whole.nn, whole.n) and np.array_equal(whole.mm, whole.m):  # one image each
         return budget.thinned(whole.m.astype(np.int64), whole.n.astype(np.int64), random)
-    if run.files.faults.exists():
-        cell, m, n = _of_table(run, place)
-    elif run.files.listed_faults.exists():
+    if run.files.listed_faults.exists():
         cell, m, n = _of_list(run, place)
+    elif run.files.faults.exists():
+        cell, m, n = _of_table(run, place)
     else:
         raise BadInput(
             f"{run.files.table}: expected a run with fault_table (--fault-table), since half of the faults, one by "
@@ -235,16 +260,15 @@ def _halves(run: Run, place: Places) -> tuple[Sums[Any], Sums[Any]]:
 
 def _of_table(run: Run, place: Places) -> tuple[Ints, Ints, Ints]:
     """Cell, broken and clean-correct images of each flip of a fault table."""
-    size = None if run.listed else int(run.settings.get("batch_size") or 1)
+    size = int(run.settings.get("batch_size") or 1)
     by_number = {(where.layer, where.parameter): where for where, _ in place}
     found = []
     for where, table in comparison.faults_by_layer(run.files.faults).items():
         correct = table["label"] == table["clean_top1"]
         broken = record.misclassified(table["label"], table["clean_top1"], table["top1"])
-        batch = np.zeros_like(table["image"]) if size is None else table["image"] // size
-        flips, flip = np.unique(np.stack([batch, table["element"], table["bit"]]), axis=1, return_inverse=True)
-        m, n = (np.bincount(flip.ravel(), true, flips.shape[1]) for true in (broken, correct))
-        found.append((np.array([place[by_number[where], bit] for bit in flips[2].tolist()]), m, n))
+        bits, flip = comparison.flips_of(table, size)
+        m, n = (np.bincount(flip, true, len(bits)) for true in (broken, correct))
+        found.append((np.array([place[by_number[where], bit] for bit in bits.tolist()]), m, n))
     cell, m, n = (np.concatenate(each).astype(np.int64) for each in zip(*found, strict=True))
     return cell, m, n
 

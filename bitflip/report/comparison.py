@@ -343,13 +343,25 @@ def _by_image(a: Mapping[str, Ints], b: Mapping[str, Ints]) -> _Pairs:
 def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int | None) -> _Pairs:
     """The images of each flip in each batch, or in all batches together if there is no ``batch_size``.
 
-    Two faults of a list that flip the same bit of the same value are taken as one: the table does not tell them apart.
+    Two faults of a list that change the same bit of the same value, on different images, are taken as one: the table
+    does not tell them apart.
     """
-    batch = np.zeros_like(a["image"]) if batch_size is None else a["image"] // batch_size
-    flips, flip = np.unique(np.stack([batch, a["element"], a["bit"]]), axis=1, return_inverse=True)
-    shape = flips.shape[1]
-    size, *counts = (np.bincount(flip.ravel(), true, shape).astype(np.int64) for true in _broken(a, b))
-    return _Pairs(size, counts[0], counts[1], counts[2], counts[3], flips[2])
+    bit, flip = flips_of(a, batch_size)
+    size, *counts = (np.bincount(flip, true, len(bit)).astype(np.int64) for true in _broken(a, b))
+    return _Pairs(size, counts[0], counts[1], counts[2], counts[3], bit)
+
+
+def flips_of(table: Mapping[str, Ints], batch_size: int | None) -> tuple[Ints, Ints]:
+    """The bit of each flip, and which one each row of a table is of; for ``batch_size`` see :func:`_by_flip`.
+
+    What was drawn more than once, as the few bits of a zero point are, is so many flips.
+    """
+    keys = np.stack([table[name] for name in ("image", "element", "bit")])  # rows that are alike follow each other
+    starts = np.flatnonzero(np.r_[True, (np.diff(keys) != 0).any(axis=0)][: keys.shape[1]])
+    copy = np.arange(keys.shape[1]) - np.repeat(starts, np.diff(np.r_[starts, keys.shape[1]]))
+    batch = np.zeros_like(keys[0]) if batch_size is None else keys[0] // batch_size
+    flips, flip = np.unique(np.stack([batch, *keys[1:], copy]), axis=1, return_inverse=True)
+    return flips[2], flip.ravel()
 
 
 def faults_by_layer(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:

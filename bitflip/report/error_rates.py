@@ -100,5 +100,5 @@ def _figure(title: str, clean: float, points: Sequence[Point], confidence: float
     axes.set_ylim(bottom=0, top=min(100.0, axes.get_ylim()[1]) if clean < 97 else 102)
     axes.set_xlabel(f"bit error rate; whiskers: {confidence * 100:g} % interval")
     axes.set_ylabel("accuracy, %")
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
     return figure

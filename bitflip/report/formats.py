@@ -9,7 +9,7 @@ from typing import Any
 
 from bitflip.report import reading
 from bitflip.report.runs import Run
-from bitflip.report.scale import OKABE_ITO
+from bitflip.report.scale import OKABE_ITO, plain
 from bitflip.report.style import GREY, saved, styled
 from bitflip.report.summary import Bit, by_bit
 from bitflip.statistics.rates import Rate
@@ -18,7 +18,7 @@ HEAD = (
     *("format", "target", "clean_correct", "images", "scope", "layer", "name", "path", "call", "parameter", "bit"),
     *("rate", "low", "high"),
 )
-"""A row per format, target and scope: ``network`` (the mean over the layers), ``layer``, or ``bit`` (of all layers)."""
+"""A row per format, target and scope: ``network`` (the mean over the layers), ``layer``, or ``bit`` (of all in it)."""
 
 NAMES = {"neuron": "neurons", "weight": "weights"}
 WIDTH, HEIGHT = 7.0, 4.4  # inches
@@ -48,8 +48,9 @@ class Measured:
 
     @property
     def bits(self) -> list[Bit]:
-        """Over all layers."""
-        return by_bit(self.run)
+        """Over all layers whose values are of the format; some parameters are of another."""
+        alike = (of for of in self.run.by_format if of.form == self.form)
+        return by_bit(next(alike, self.run))
 
 
 def measured(tables: Mapping[tuple[str, str], Path]) -> list[Measured]:
@@ -90,9 +91,7 @@ def picture(found: Sequence[Measured]) -> dict[str, bytes]:
         figure = Figure(figsize=(WIDTH, HEIGHT), layout=layout)
         axes = figure.subplots(2, len(targets), squeeze=False)
         first = found[0].run
-        figure.suptitle(
-            f"{first.title.partition(':')[0]} in {len(colour)} number formats", x=0.01, ha="left", color=GREY
-        )
+        figure.suptitle(f"{plain(first.name, 60)} in {len(colour)} number formats", x=0.01, ha="left", color=GREY)
         for column, target in enumerate(targets):
             above, below = axes[0][column], axes[1][column]
             for one in (one for one in found if one.run.target == target):
@@ -109,7 +108,7 @@ def picture(found: Sequence[Measured]) -> dict[str, bytes]:
             for one_axes in (above, below):
                 one_axes.set_ylabel("misclassified, %")
                 seen = [float(y) for line in one_axes.get_lines() for y in line.get_ydata()]
-                one_axes.set_ylim(0, max(1.0, 1.5 * max(seen, default=0.0)))  # whiskers may go beyond
+                one_axes.set_ylim(0, min(105.0, max(1.0, 1.5 * max(seen, default=0.0))))  # whiskers may go beyond
         axes[0][0].legend(loc="best")
         pictures = saved(figure)
     assert pictures is not None

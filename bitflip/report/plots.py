@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,13 @@ def _figure(run: Run, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def wrapped(text: str, width: float) -> str:
-    """A title in two lines, if one is not enough."""
+    """A title in two lines, if one is not enough, or more."""
     room = round(width * 24)
     text = plain(text)
     if len(text) <= room:
         return text
     head, separator, rest = text.partition(": ")
-    return f"{plain(head, room)}{separator.strip()}\n{plain(rest, room)}"
+    return "\n".join([f"{plain(head, room)}{separator.strip()}", *textwrap.wrap(rest, room - 6)])
 
 
 def _note(run: Run, lines: Sequence[Line]) -> str:

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bitflip.report import comparison, reading, record
+from bitflip.report import comparison, reading, record, shown
 from bitflip.report.comparison import Comparison, Difference
 from bitflip.report.runs import Outcomes, Place, Row, Run
 from bitflip.report.scale import OKABE_ITO, plain, scale_of
-from bitflip.report.shown import brief_place
 from bitflip.report.style import GREY, saved, styled
 from bitflip.statistics.rates import Rate
 
@@ -155,26 +154,33 @@ def picture(found: Sequence[Measured]) -> dict[str, bytes]:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layers = found[0].run.layers
+    layers = _drawn(found[0].run)
     with styled():
         height = max(3.0, 0.9 + LAYER_HEIGHT * len(layers))
         figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04))
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
         figure.suptitle(plain(found[0].run.title, 150), x=0.01, ha="left", fontsize=6, color=GREY)
-        _by_layer(left, found)
+        _by_layer(left, found, layers)
         _gain(right, found)
         made = saved(figure)
     assert made is not None
     return made
 
 
-def _by_layer(axes: Axes, found: Sequence[Measured]) -> None:
-    layers = [row.place for row in found[0].run.layers]
+def _drawn(bare: Run) -> list[Place]:
+    """All layers, or of very many those that are most fragile without a protection."""
+    few = len(bare.layers) <= shown.CROWDED
+    return [row.place for row in (bare.layers if few else shown.ranked(bare)[: 2 * shown.WORST])]
+
+
+def _by_layer(axes: Axes, found: Sequence[Measured], layers: Sequence[Place]) -> None:
     scale = scale_of([row.rate for one in found for row in one.run.layers])
     if scale.linear_to is not None:
         axes.set_xscale("symlog", linthresh=scale.linear_to, linscale=1.0)
     axes.set_xlim(0, scale.top)
-    axes.set_xlabel("misclassification rate (%), with confidence intervals")
+    count = len(found[0].run.layers)
+    which = "" if len(layers) == count else f"\nthe {len(layers)} most fragile of {count} layers"
+    axes.set_xlabel(f"misclassification rate (%), with confidence intervals{which}")
     step = 0.8 / len(found)
     for number, one in enumerate(found):
         known = {row.place: row.rate for row in one.run.layers if row.rate.value is not None}
@@ -195,7 +201,7 @@ def _by_layer(axes: Axes, found: Sequence[Measured]) -> None:
             label=plain(one.name, 30),
         )
     axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set_yticks(range(len(layers)), [brief_place(place, 36) for place in layers])
+    axes.set_yticks(range(len(layers)), [shown.brief_place(place, 36) for place in layers])
     axes.grid(axis="x", color="#ececec", linewidth=0.5)
     axes.legend(loc="best")
 

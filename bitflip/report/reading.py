@@ -17,6 +17,8 @@ from bitflip.results import columns
 from bitflip.results.paths import Paths
 from bitflip.statistics.rates import Rate
 
+ERROR_RATES = "expected a run of single faults, got bit error rates, which have no rates by layer and bit"
+
 
 def find(folder: Path) -> list[Path]:
     """The tables (``.csv``) of the runs in a folder, or, if there is none, in its immediate subfolders.
@@ -35,6 +37,8 @@ def find(folder: Path) -> list[Path]:
         except OSError as error:
             raise BadInput(f"{folder}: expected a folder that can be read ({error.strerror})") from error
         found = [table for path in inner for table in _tables(path)]
+    if not found and any(folder.glob("*_ber.csv")):
+        raise BadInput(f"{folder}: {ERROR_RATES}")
     if not found:
         raise BadInput(f"{folder}: expected the result files of a run (MODEL_DATASET_SEED.csv), found none")
     return found
@@ -120,6 +124,8 @@ def _outcomes(row: csvs.Row) -> Outcomes | None:
 
 def _read_table(path: Path) -> tuple[int, tuple[Row, ...]]:
     table = csvs.Table(path, ended=True)
+    if "bit_error_rate" in table.header:
+        raise BadInput(f"{path}: {ERROR_RATES}")
     seeds = [name for name in table.header if name.startswith("seed_")]
     if len(seeds) != 1 or not seeds[0][5:].isdecimal() or len(seeds[0]) > 30:
         raise BadInput(f"{path}: expected the table of one seed, with a column seed_N, got {table.got}")

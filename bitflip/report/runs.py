@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bitflip.faults.allocation import Number, number
+from bitflip.network.fields import SEVERAL
 from bitflip.network.names import label, named
 from bitflip.results import columns
 from bitflip.results.paths import Paths
@@ -173,22 +174,44 @@ class Run:
 
     @property
     def form(self) -> object:
-        """Number format of the values, if it is a setting."""
-        return self.settings.get("number_format")
+        """Number format of all values that were struck, or :data:`SEVERAL`; None if it is not known."""
+        found = {self.form_of(row.place) for row in self.layers}
+        return found.pop() if len(found) == 1 else SEVERAL
+
+    @property
+    def by_format(self) -> list[Run]:
+        """The run of each number format, for bits mean something else in each; the order of the first layers."""
+        forms = list(dict.fromkeys(self.form_of(row.place) for row in self.layers))
+        if len(forms) == 1:
+            return [self]
+
+        def of(rows: tuple[Row, ...], form: object) -> tuple[Row, ...]:
+            return tuple(row for row in rows if self.form_of(row.place) == form)
+
+        return [replace(self, layers=of(self.layers, form), bits=of(self.bits, form)) for form in forms]
+
+    def form_of(self, place: Place) -> object:
+        """Number format of the values of a layer; in a network of ``int8``, some parameters are of another."""
+        setting = self.settings.get("number_format")
+        return next((item["format"] for item in self._values(place) if item.get("format")), setting)
 
     def number_of(self, place: Place) -> Number:
-        """Kind of the values of a layer; in a network of ``int8``, some parameters are not."""
-        return number(self.form) if self.width_of(place) == 8 else "float"
+        """Kind of the values of a layer."""
+        return number(self.form_of(place)) if self.width_of(place) == 8 else "float"
+
+    def _values(self, place: Place | None) -> list[dict[str, Any]]:
+        """What the ``.json`` says of the values of a layer, or of all."""
+        layers = [item for item in self.facts.get("layers", []) if isinstance(item, dict)]
+        chosen = [item for item in layers if place is None or item.get("number") == place.layer]
+        if self.target != "weight":
+            return chosen
+        name = None if place is None else place.parameter or "weight"
+        tensors = [tensor for item in chosen for tensor in parameters_of(item)]
+        return [tensor for tensor in tensors if name in (None, tensor.get("name"))]
 
     def width_of(self, place: Place | None = None) -> int:
         """Bits of the values of a layer, or of the widest; at least as many as a flip has hit."""
-        layers = [item for item in self.facts.get("layers", []) if isinstance(item, dict)]
-        chosen = [item for item in layers if place is None or item.get("number") == place.layer]
-        known = [item.get("bits") for item in chosen]
-        if self.target == "weight":
-            tensors = [tensor for item in chosen for tensor in parameters_of(item)]
-            name = None if place is None else place.parameter or "weight"
-            known = [tensor.get("bits") for tensor in tensors if name in (None, tensor.get("name"))]
+        known = [item.get("bits") for item in self._values(place)]
         widest = max([bits for bits in known if isinstance(bits, int) and bits <= 64], default=0)
         hit = [row.bit for row in self.bits if row.bit is not None and place in (None, row.place)]
         seen = max(hit, default=0) + 1

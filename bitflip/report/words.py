@@ -165,25 +165,29 @@ def bit_name(bit: int, width: int, form: object = None) -> str:
 
 
 def _about_bits(run: Run) -> list[str]:
-    found = by_bit(run)
+    alike = run.by_format
+    found = [(of, item) for of in alike for item in by_bit(of)]
     # Of misclassifications by random bits; by counting them where bits were drawn alike.
-    weights = {item.bit: (item.rate.value or 0) if run.weighted else item.misclassified for item in found}
-    wrong = sum(weights.values())
-    if len(found) < 2 or not wrong:
+    weights = [(item.rate.value or 0) if run.weighted else item.misclassified for _, item in found]
+    wrong = sum(weights)
+    if len({item.bit for _, item in found}) < 2 or not wrong:
         return []
-    most = max(found, key=lambda item: item.rate.value or 0)
-    share = 100 * weights[most.bit] / wrong
-    width = run.width_of()
-    name = bit_name(most.bit, width, run.form)
+    place = max(range(len(found)), key=lambda i: found[i][1].rate.value or 0)
+    (of, most), share = found[place], 100 * weights[place] / wrong
+    width = of.width_of(of.layers[0].place)
+    whose = f" of {of.form} values" if len(alike) > 1 else ""
     sentences = [
-        f"The most fragile bit is {name}: {with_interval(most.rate)} of its flips' images change class, "
-        f"and it accounts for {percent(share)} % of all misclassifications."
+        f"The most fragile bit is {bit_name(most.bit, width, of.form)}{whose}: {with_interval(most.rate)} of its "
+        f"flips' images change class, and it accounts for {percent(share)} % of all misclassifications."
     ]
-    for region, first, last in regions(width, run.form):
-        inside = [item for item in found if first <= item.bit <= last]
+    if len(alike) > 1:
+        names = ", ".join(str(one.form) for one in alike)
+        return [*sentences, f"Plots by bit count bits of the same number together, though values differ ({names})."]
+    for region, first, last in regions(width, of.form):
+        inside = [i for i, (_, item) in enumerate(found) if first <= item.bit <= last]
         if region == "mantissa" and inside:
-            share = 100 * sum(weights[item.bit] for item in inside) / wrong
-            sentences.append(_about_mantissa(inside, share))
+            share = 100 * sum(weights[i] for i in inside) / wrong
+            sentences.append(_about_mantissa([found[i][1] for i in inside], share))
     return sentences
 
 
@@ -197,8 +201,8 @@ def _about_outcomes(run: Run) -> list[str]:
     whole = total(row.outcomes for row in run.layers if row.outcomes)
     if run.weighted:
         return [
-            f"A third of the flips were drawn from {'the sign' if run.form == 'int8' else 'the top exponent bit'}; the "
-            "rates are those of random bits, the counts are not."
+            f"A third of the flips were drawn from {' or '.join(dict.fromkeys(map(_top, run.by_format)))}; the rates "
+            "are those of random bits, the counts are not."
         ]
     if whole is None or not whole.injections:
         return []
@@ -219,24 +223,39 @@ def _about_outcomes(run: Run) -> list[str]:
     return [f"{'; '.join(found)}."] if found else []
 
 
+def _top(run: Run) -> str:
+    """The bit that importance sampling draws most, of a run of values that are alike."""
+    return "the sign" if run.number_of(run.layers[0].place) == "integer" else "the top exponent bit"
+
+
 def script(run: Run) -> str:
     """The entry script that made a run."""
     return next((name for prefix, name in SCRIPTS.items() if run.files.stem.startswith(prefix)), "main.py")
 
 
 def happening(run: Run) -> str:
-    """What happened to the bits."""
+    """What happened to the bits, and what protected the network."""
     name, _, more = str(run.settings.get("fault", "flip")).partition(":")
-    form = "" if run.form is None else f" ({run.form})"
-    struck = f"one {run.target}{form}"
+    setting, protection = (run.settings.get(name) for name in ("number_format", "protect"))
+    form = "" if setting is None else f" ({setting})" if run.form == setting else f" in a network of {setting}"
+    others = str(run.settings.get("parameters") or "weight") if run.target == "weight" else "weight"
+    what = (
+        run.target
+        if others == "weight"
+        else f"value of {'all parameters' if others == 'all' else others.replace(',', ', ')}"
+    )
+    struck = f"one {what}{form}"
     value = {"random": "random bits", "zero": "0", "own": f"what {more.partition(':')[0]} returns"}.get(name, more)
-    return {
+    found = {
         "flip": f"One bit of {struck} flipped at a time",
         "stuck0": f"One bit of {struck} stuck at 0",
         "stuck1": f"One bit of {struck} stuck at 1",
         "flips": f"{more} bits of {struck} flipped at a time",
         "burst": f"{more} neighbouring bits of {struck} flipped at a time",
-    }.get(name, f"One {run.target}{form} at a time replaced by {value}")
+    }.get(name, f"One {what}{form} at a time replaced by {value}")
+    if run.listed:
+        found = f"One {run.target}{form} at a time struck as a list says"
+    return found if protection is None else f"{found}, protected by {protection}"
 
 
 def command(run: Run) -> str | None:
