@@ -289,7 +289,8 @@ def ready(
     injector.require_logits(classes, counted if settings.dataset == "folder" else "")
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     audit = settings.audit if settings.prove else None
-    engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes, audit)
+    inputs_here, again = placement.inputs(example), settings.margin is not None
+    engine, note = engines.build(settings.engine, injector, inputs_here, pool_bytes, audit, again=again)
     return Network(classifier, placement, injector, engine, note, channels_first, protected)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Program, Rows, Step, by_image, bytes_of, copied, is_data, take
+from bitflip.engines.passes import Results
 from bitflip.engines.pool import Budget, Chunk, Packer
 from bitflip.engines.proofs import Proof
 from bitflip.engines.windows import (
@@ -50,6 +51,7 @@ class Sweep:
         fork: makes their rows.
         exact: knows where windows are exact.
         alive: counts the rows that left each step.
+        known: results of the clean pass, where it was made before.
         proof: what shows that rows need not be run; None to run them all.
 
     Attributes:
@@ -65,9 +67,11 @@ class Sweep:
         fork: Fork,
         exact: Exactness,
         alive: Counter[int],
+        known: Results,
         proof: Proof | None,
     ) -> None:
         self.program = program
+        self.known = known
         self.proof = proof
         self.packer = Packer(program.layouts, budget)
         self.budget = budget
@@ -135,8 +139,8 @@ class Sweep:
             self.outcomes.under_way(min(1.0, self._done / self._work) * self._share)
 
     def _clean(self, step: Step, clean: dict[fx.Node, Any]) -> Any:
-        if self.proof is not None and step.node in self.proof.clean:
-            return self.proof.clean[step.node]
+        if step.node in self.known:
+            return self.known[step.node]
         return self.program.run(step.node, clean.__getitem__)
 
     def _affordable(self, step: Step, pool: list[Chunk], clean: dict[fx.Node, Any]) -> list[list[Chunk]]:
