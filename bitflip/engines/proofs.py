@@ -11,7 +11,7 @@ from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines.bounds import Bounds, Reach, distance
 from bitflip.engines.capture import Untraceable
-from bitflip.engines.graph import Program, Step
+from bitflip.engines.graph import Program, Rows, Step
 from bitflip.engines.injection import Injector
 from bitflip.engines.parameters import Injected
 from bitflip.engines.passes import Passes, Results
@@ -97,13 +97,20 @@ class Proof:
         fault = image + slot * len(self._outcomes.labels)
         return self._left(step, change * apart[image], fault, image, before=True)
 
-    def left(self, step: Step, chunk: Chunk, clean: object, rows: Tensor | None = None) -> Tensor:
-        """Which of some rows of a chunk, (N,), have to be run further; they differ from clean in one value alone."""
-        every = torch.arange(len(chunk), device=chunk.fault.device) if rows is None else rows
-        apart = distance(chunk.values[step.node], clean, chunk.image, step)
-        if apart is None:
-            return every
-        return every[self._left(step, apart[every], chunk.fault[every], chunk.image[every], before=False)]
+    def left(self, step: Step, chunk: Chunk, value: Tensor, clean: Tensor, rows: Tensor) -> Tensor:
+        """Which of some rows of a chunk, (N,), have to be run further.
+
+        Args:
+            step: that made the one value in which they differ from clean.
+            chunk: of the rows.
+            value: what they have there, or the part of it that may differ, (S, ...).
+            clean: what their images have there.
+            rows: places in the chunk.
+        """
+        if step.layout != Rows(0, 1):  # there is no distance
+            return rows
+        apart = distance(value, clean)
+        return rows[self._left(step, apart[rows], chunk.fault[rows], chunk.image[rows], before=False)]
 
     def _left(self, step: Step, apart: Tensor, fault: Tensor, image: Tensor, *, before: bool) -> Tensor:
         harmless = self._bounds.harmless(apart, step, image, self._reach) & ~self._audited[fault]

@@ -205,7 +205,10 @@ class Sweep:
         chunk = Chunk(image[:faulty] + slot * count, image, {step.node: value})
         if self.proof is None or not self.outcomes.flips[slot].parameter:
             return chunk
-        left = self.proof.left(step, chunk, clean[step.node])
+        beside = self._beside(step, chunk, clean[step.node])
+        if beside is None:
+            return chunk
+        left = self.proof.left(step, chunk, *beside, torch.arange(len(chunk), device=device))
         return None if not len(left) else chunk if len(left) == len(chunk) else self.packer.only(chunk, left)
 
     def _advance(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> list[Chunk]:
@@ -323,16 +326,14 @@ class Sweep:
         if chunk.checks_to_skip:
             chunk.checks_to_skip -= 1
             return [chunk]
-        value = chunk.values[step.node]
+        beside = self._beside(step, chunk, clean)
+        assert beside is not None
         assert isinstance(step.layout, Rows)
-        if isinstance(value, Window):
-            differs = bits.exact(value.contents) != bits.exact(value.crop(clean, chunk.image))
-        else:
-            differs = bits.exact(value) != bits.exact(take(clean, step.layout, chunk.image))
+        differs = torch.ne(*map(bits.exact, beside))
         rows = by_image(differs, step.layout)[: len(chunk)].any(dim=1).nonzero().squeeze(1)
         same = len(chunk) - len(rows)
         if self.proof is not None and len(rows):
-            rows = self.proof.left(step, chunk, clean, rows)
+            rows = self.proof.left(step, chunk, *beside, rows)
         gone = len(chunk) - len(rows)
         if gone * FEW < len(chunk):  # rows that have come so far rarely become identical later: look less often
             chunk.patience = min(2 * chunk.patience + 1, MAX_PATIENCE)
@@ -341,6 +342,17 @@ class Sweep:
             return [chunk]
         self.outcomes.masked(same)
         return [self.packer.only(chunk, rows)] if len(rows) else []
+
+    def _beside(self, step: Step, chunk: Chunk, clean: Any) -> tuple[Tensor, Tensor] | None:
+        """What rows have behind a step, or the part of it that may differ, and what their images have there without a
+        fault; None where it is not one tensor.
+        """
+        value = chunk.values[step.node]
+        if isinstance(value, Window):
+            return value.contents, value.crop(clean, chunk.image)
+        if isinstance(value, Tensor) and isinstance(step.layout, Rows):
+            return value, take(clean, step.layout, chunk.image)
+        return None
 
     def _gone(self, chunk: Chunk) -> list[Chunk]:
         self.outcomes.masked(len(chunk))
