@@ -93,10 +93,17 @@ class Experiment:
     source: Sampling | Listed
     device: str
 
-    def estimates(self, counts: Counts, seed: int | None = None) -> list[LayerEstimate]:
-        """What was found out about each layer, by the place of a seed; None for all seeds together."""
+    def estimates(self, counts: Counts, seed: int | None = None, *, by_bit: bool = True) -> list[LayerEstimate]:
+        """What was found out about each layer, and each of its bits if wanted.
+
+        Args:
+            counts: of the campaign.
+            seed: place of a seed; None for all seeds together.
+            by_bit: whether the bits are wanted.
+        """
         weighted = isinstance(self.source, Sampling) and self.source.importance
-        return rates.of_layers(counts, self.target, self.settings.confidence, seed, weighted=weighted)
+        confidence = self.settings.confidence
+        return rates.of_layers(counts, self.target, confidence, seed, weighted=weighted, by_bit=by_bit)
 
     def tasks(self, cut: Cut, turn: int, targets: Sequence[Target]) -> Tasks:
         """The tasks of a round through the test set."""

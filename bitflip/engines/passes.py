@@ -33,11 +33,14 @@ class Passes:
         again: whether the same images are run several times. Which of them come first is kept as long as there is
             memory, and never replaced: rounds through a test set ask for all batches in turn, for which the one that
             was not asked for longest is the one that is needed next.
+
+    Attributes:
+        bytes: of the results of an image.
     """
 
     def __init__(self, injector: Injector, program: Program, most: int, *, again: bool = False) -> None:
         self._injector, self._program, self._most, self._again = injector, program, most, again
-        self._bytes = sum(step.bytes for step in program.steps)  # of an image
+        self.bytes = sum(step.bytes for step in program.steps)
         self._left = most if again else 0
         self._kept: dict[tuple[int, int], tuple[Inputs, Results]] = {}
 
@@ -64,7 +67,7 @@ class Passes:
             return self._kept[place][1]
         found = self._made(images)
         if place not in self._kept and self._fits(images, self._left):
-            self._left -= self._bytes * inputs.count(images)
+            self._left -= self.bytes * inputs.count(images)
             self._kept[place] = inputs.clone(images), found
         return found
 
@@ -73,7 +76,7 @@ class Passes:
         self._kept, self._left = {}, 0
 
     def _fits(self, images: Inputs, most: int) -> bool:
-        return self._bytes * inputs.count(images) <= most
+        return self.bytes * inputs.count(images) <= most
 
     def _made(self, images: Inputs) -> Results:
         """The results of a pass, as none changes in place."""

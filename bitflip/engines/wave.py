@@ -37,6 +37,8 @@ from bitflip.outcomes.batch import BatchOutcomes
 
 OF_A_CHANNEL = ("weight", "weight.scale", "bias")  # one value of these changes one channel of a convolution's output
 
+PROVED_PER_ROW = 8  # images that are best run together where bounds leave few rows of each layer to run
+
 
 class Wave:
     """All layers in one sweep.
@@ -74,6 +76,8 @@ class Wave:
         self.alive: Counter[int] = Counter()
         self.most: int | None = None
         self.best: int | None = budget.images(injector.layers)
+        if prover is not None:
+            self.best = max(self.best, min(PROVED_PER_ROW * budget.rows, budget.bytes // (2 * self._passes.bytes)))
         self._exact = Exactness(program)
         self._step_of = {step.layer: i for i, step in enumerate(program.steps) if step.layer is not None}
         self._reference = Reference(injector)
