@@ -7,7 +7,8 @@
 
 Our runs are whole: ``main.py`` or ``weight.py``, with --margin. PyTorchFI has no intervals and draws bits uniformly, so
 it needs as many faulty images as our plain run did; its time is that number times its seconds for one, measured on some
-layers. Everything runs in a process of its own, one at a time; with --repeats they take turns.
+layers. Everything runs in a process of its own, one at a time; with --repeats they take turns. Seconds are those of the
+processor, all threads together, which other work on the machine changes little; with --device cuda, use --wall.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Answer:
 
     Attributes:
         faults: faulty images that it counted, over all layers.
-        seconds: of its campaign, without loading.
+        seconds: of its campaign, without loading, by the clock or of the processor.
         widest: half the width of the widest interval of a layer, in points.
     """
 
@@ -86,6 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=engines.positive, default=3, help="measurements of each way; default 3")
     text = "measure PyTorchFI on so many layers, evenly spaced; default 4"
     parser.add_argument("--pytorchfi-layers", type=engines.positive, default=4, help=text)
+    parser.add_argument("--wall", action="store_true", help="seconds by the clock instead of the processor's")
     parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--markdown", type=Path, nargs="+", metavar="FILE", help="only print the tables of JSON files")
@@ -104,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             task = Task("pytorchfi", options.model, options.target, IMAGES, options.pytorchfi_layers,
                         options.batch_size, seed, options.device)  # fmt: skip
             measured = engines.Runner(Path(folder)).run(task)[0]
-            each.append(measured.seconds / measured.faults)
+            each.append((measured.seconds if options.wall else measured.cpu_seconds) / measured.faults)
             machine = measured.machine
             engines.say(f"PyTorchFI, {seed + 1} of {options.repeats}: {1 / each[-1]:,.0f} faulty images a second")
             for way, flags in WAYS.items():
@@ -117,6 +119,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "target": options.target,
         "margin": options.margin,
         "machine": machine,
+        "clock": "the clock" if options.wall else "the processor",
         "pytorchfi": [one * plain.faults for one, plain in zip(each, found["plain"], strict=True)],
         "ways": {way: [asdict(answer) for answer in answers] for way, answers in found.items()},
     }
@@ -130,15 +133,17 @@ def ours(options: argparse.Namespace, flags: Sequence[str], seed: int, folder: P
         model = [f"--model-name={networks.__file__}:{options.model}", f"--weights={weights}"]
     own = [f"--margin={options.margin}", f"--batch-size={options.batch_size}", f"--seed={seed}", *flags]
     places = [f"--output-path={folder}", f"--device={options.device}", "--no-plots"]
-    script = ROOT / ("weight.py" if options.target == "weight" else "main.py")
-    command = [sys.executable, str(script), "--dataset=digits", *model, *own, *places]
+    script, taken = "weight.py" if options.target == "weight" else "main.py", folder.with_suffix(".seconds")
+    timed = [str(ROOT / "benchmarks" / "timed.py"), str(taken), script]
+    command = [sys.executable, *timed, "--dataset=digits", *model, *own, *places]
     subprocess.run(command, check=True, env=engines.environment(), stdout=subprocess.DEVNULL, cwd=ROOT)
     (facts,) = folder.glob("*.json")
     with facts.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     widest = max((float(row["high"]) - float(row["low"])) / 2 for row in rows)
     faults = sum(int(row["injections"]) for row in rows)
-    return Answer(faults, json.loads(facts.read_text())["campaign_seconds"], widest)
+    seconds = json.loads(facts.read_text())["campaign_seconds"] if options.wall else json.loads(taken.read_text())
+    return Answer(faults, seconds, widest)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -154,7 +159,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"`python {' '.join(report['command'])}`",
         "",
-        "| | faulty images | seconds, least | median | times faster: least, median |",
+        f"| | faulty images | seconds of {report['clock']}, least | median | times faster: least, median |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for way, count, taken in rows:

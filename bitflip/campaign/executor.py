@@ -118,8 +118,8 @@ class Here:
         cut, count = experiment.cut, experiment.images.count
         if isinstance(experiment.source, Listed):  # its blocks are of a size of their own
             return cut
-        each = self._seconds(experiment) * experiment.source.inferences(experiment.targets, 1)
-        together = cut.together
+        together, inferences = cut.together, experiment.source.inferences(experiment.targets, 1)
+        each = self._seconds(experiment, PORTION / (min(together, count) * inferences)) * inferences
         if experiment.target == "neuron" and not experiment.settings.detailed_log:
             while together > LEAST and min(together, count) * each > PORTION:
                 together = -(-together // 2)
@@ -128,16 +128,18 @@ class Here:
             log.info(f"the first {first} images take about {duration(first * each)}; only then is anything kept")
         return replace(cut, together=together)
 
-    def _seconds(self, experiment: Experiment) -> float:
-        """What a faulty image takes, roughly."""
+    def _seconds(self, experiment: Experiment, most: float) -> float:
+        """What a faulty image takes, roughly, or anything below ``most``, below which it makes no difference."""
+        share = PROVED if experiment.settings.prove else SHARE[experiment.network.engine.name]
         [(images, labels)] = experiment.images.batches([range(min(TRIED, experiment.images.count))])
         seconds = []
         for _ in range(3):  # the first is slow, and any may be disturbed
             began = time.monotonic()
             self._portions.run(images, labels, [], 0, lambda faulty: None)
-            seconds.append(time.monotonic() - began)
-        share = PROVED if experiment.settings.prove else SHARE[experiment.network.engine.name]
-        return share * min(seconds) / len(labels)
+            seconds.append(share * (time.monotonic() - began) / len(labels))
+            if seconds[-1] < most:
+                break
+        return min(seconds)
 
     def run(
         self,

@@ -93,10 +93,17 @@ class Experiment:
     source: Sampling | Listed
     device: str
 
-    def estimates(self, counts: Counts, seed: int | None = None) -> list[LayerEstimate]:
-        """What was found out about each layer, by the place of a seed; None for all seeds together."""
+    def estimates(self, counts: Counts, seed: int | None = None, *, by_bit: bool = True) -> list[LayerEstimate]:
+        """What was found out about each layer, and each of its bits if wanted.
+
+        Args:
+            counts: of the campaign.
+            seed: place of a seed; None for all seeds together.
+            by_bit: whether the bits are wanted.
+        """
         weighted = isinstance(self.source, Sampling) and self.source.importance
-        return rates.of_layers(counts, self.target, self.settings.confidence, seed, weighted=weighted)
+        confidence = self.settings.confidence
+        return rates.of_layers(counts, self.target, confidence, seed, weighted=weighted, by_bit=by_bit)
 
     def tasks(self, cut: Cut, turn: int, targets: Sequence[Target]) -> Tasks:
         """The tasks of a round through the test set."""
@@ -289,7 +296,8 @@ def ready(
     injector.require_logits(classes, counted if settings.dataset == "folder" else "")
     pool_bytes = None if settings.pool_mib is None else settings.pool_mib << 20
     audit = settings.audit if settings.prove else None
-    engine, note = engines.build(settings.engine, injector, placement.inputs(example), pool_bytes, audit)
+    inputs_here, again = placement.inputs(example), settings.margin is not None
+    engine, note = engines.build(settings.engine, injector, inputs_here, pool_bytes, audit, again=again)
     return Network(classifier, placement, injector, engine, note, channels_first, protected)
 
 

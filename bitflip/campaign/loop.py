@@ -150,7 +150,7 @@ def _open(experiment: Experiment, tallies: Tallies, turn: int, start: int) -> li
     if turn == 0:
         return experiment.targets
     before = turn * experiment.flips_per_round
-    estimates = experiment.estimates(tallies.counts)
+    estimates = experiment.estimates(tallies.counts, by_bit=False)
     if start > 0:  # it was decided when the round began
         return [found.item for found in estimates if found.tally.flips > before]
     margin = experiment.settings.margin

@@ -90,7 +90,8 @@ class Cluster:
                 raise BadInput(*problems)
             threads = torch.get_num_threads()
             pool = CPU_POOL_BYTES if settings.pool_mib is None else settings.pool_mib << 20
-            self._needs = {"CPU": threads, "memory": pool + CPU_WORKER_BYTES}
+            clean = pool if settings.prove or settings.margin is not None else 0  # for clean passes that are kept
+            self._needs = {"CPU": threads, "memory": pool + clean + CPU_WORKER_BYTES}
             if self.kind == "cuda":
                 self._needs = {"GPU": 1, "CPU": 1}
             self._arguments: tuple[Any, ...] = (shards.portable(settings, self.kind), target, threads)

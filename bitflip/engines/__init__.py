@@ -11,6 +11,7 @@ from bitflip.engines import assumptions, strides
 from bitflip.engines.capture import Untraceable
 from bitflip.engines.graph import Program
 from bitflip.engines.injection import Injector
+from bitflip.engines.passes import Passes
 from bitflip.engines.pool import Budget
 from bitflip.engines.proofs import Prover
 from bitflip.engines.reference import Reference
@@ -46,6 +47,8 @@ def build(
     images: Inputs,
     pool_bytes: int | None = None,
     audit: float | None = None,
+    *,
+    again: bool = False,
 ) -> tuple[Engine, str | None]:
     """The engine of a name, and one sentence if the model needs another one.
 
@@ -55,6 +58,7 @@ def build(
         images: a batch of those that will be run, such as (B, C, H, W), or one of their form and device.
         pool_bytes: memory for the faulty rows of the wave; None for a default that fits the device.
         audit: if bounds are to show which faults need not be run, the share of those that are run all the same.
+        again: whether the same images will be run several times, with other faults.
 
     Raises:
         BadInput: if the model is not what the method is for, see :mod:`bitflip.engines.assumptions`.
@@ -74,11 +78,11 @@ def build(
             budget = Budget.of(inputs.device(images), pool_bytes)
         except Untraceable as error:
             return Reference(injector), f"the wave engine can't run this model: {error}; using the reference engine"
-        prover = None
+        prover, passes = None, Passes(injector, program, budget.bytes, again=again)
         if audit is not None:
             try:
-                prover = Prover(injector, program, images, audit, budget.bytes)
+                prover = Prover(injector, program, images, passes, audit)
             except Untraceable as error:
                 why = f"there are no bounds for this model, so all faults are run: {error}"
-        return Wave(injector, program, budget, prover=prover), why
+        return Wave(injector, program, budget, prover=prover, passes=passes), why
     return Reference(injector), None

@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 from bitflip.data.inputs import Inputs
 from bitflip.engines import norms
 from bitflip.engines.capture import Untraceable
-from bitflip.engines.graph import Program, Rows, Step, is_data, take
-from bitflip.engines.windows import Window, function_name, is_plain, pair
+from bitflip.engines.graph import Program, Rows, Step, by_image, is_data
+from bitflip.engines.windows import function_name, is_plain, pair
 from bitflip.network.protections import Guard
 
 SLACK = 64  # times the largest difference of a logit between passes in float64 and in the model's own arithmetic
@@ -319,15 +319,9 @@ def _each_once(name: str, call: fx.Node, data: list[fx.Node]) -> bool:
     return not data and not any(isinstance(leaf, torch.dtype) for leaf in _arguments(call))
 
 
-def distance(value: Any, clean: Any, image: Tensor, step: Step) -> Tensor | None:
-    """Of each row to its image's clean value, in the L2 norm, (S,); None where there is no such thing."""
-    if isinstance(value, Window):
-        apart = value.contents - value.crop(clean, image)
-    elif isinstance(value, Tensor) and step.layout == Rows(0, 1):
-        apart = value - take(clean, step.layout, image)
-    else:
-        return None
-    found: Tensor = torch.linalg.vector_norm(apart.flatten(1), dim=1)
+def distance(value: Tensor, clean: Tensor) -> Tensor:
+    """Of each row, (S, ...), to its clean value, in the L2 norm, (S,)."""
+    found: Tensor = torch.linalg.vector_norm(by_image(value - clean, Rows(0, 1)), dim=1)
     return found
 
 

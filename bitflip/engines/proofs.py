@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines.bounds import Bounds, Reach, distance
 from bitflip.engines.capture import Untraceable
-from bitflip.engines.graph import Program, Step, copied
+from bitflip.engines.graph import Program, Rows, Step
 from bitflip.engines.injection import Injector
 from bitflip.engines.parameters import Injected
+from bitflip.engines.passes import Passes, Results
 from bitflip.engines.pool import Chunk
 from bitflip.errors import first_line
-from bitflip.network.quantised import memory_of
 from bitflip.outcomes.batch import BatchOutcomes
 
 IMAGES = 8  # random ones, beside those that are given, that are also run in float64
@@ -33,20 +30,22 @@ class Prover:
         injector: of the model.
         program: its steps.
         images: a few of those that will be run.
+        passes: the clean ones.
         audit: share of the rows that need not be run, and are run all the same.
-        kept_bytes: memory for the results of a clean pass, so that it need not be made twice.
 
     Attributes:
         bounds: of the model.
+        clean: gives the results of a clean pass; see :meth:`bitflip.engines.passes.Passes.of`.
 
     Raises:
         Untraceable: if there are none for this model.
     """
 
     def __init__(
-        self, injector: Injector, program: Program, images: Inputs, audit: float = 0.0, kept_bytes: int = 0
+        self, injector: Injector, program: Program, images: Inputs, passes: Passes, audit: float = 0.0
     ) -> None:
-        self._injector, self._program, self._audit, self._kept_bytes = injector, program, audit, kept_bytes
+        self._program, self._audit = program, audit
+        self.clean = passes.of
         injector.kept.restore()
         try:
             tried = inputs.join([images, inputs.random(IMAGES, images)])
@@ -60,34 +59,13 @@ class Prover:
             raise Untraceable(f"it does not run in float64 ({first_line(error)})") from error
         self.bounds = Bounds(program, inputs.random(2, images))
 
-    def of_batch(self, images: Inputs, outcomes: BatchOutcomes) -> Proof:
-        """What is known about a batch before it is run."""
-        clean = self.clean(images)
-        return Proof(self.bounds, self.reach(clean), outcomes, self._audit, clean)
+    def of_batch(self, clean: Results, outcomes: BatchOutcomes) -> Proof:
+        """What is known about a batch before it is run, by the results of its clean pass."""
+        return Proof(self.bounds, self.reach(clean), outcomes, self._audit)
 
-    def reach(self, clean: Mapping[fx.Node, Any]) -> Reach:
+    def reach(self, clean: Results) -> Reach:
         """How far the images of a batch are from another class, by the results of a clean pass."""
         return self.bounds.reach(clean[self._program.logits], self._rounding)
-
-    def clean(self, images: Inputs) -> dict[fx.Node, Any]:
-        """The results of a pass: all of them, as none changes in place, if they fit the memory; or the logits alone."""
-        program = self._program
-        kept = sum(step.bytes for step in program.steps) * inputs.count(images) <= self._kept_bytes
-        self._injector.kept.restore()
-        values: dict[fx.Node, Any] = {program.placeholder: program.model.pack(inputs.clone(images))}
-        found: dict[fx.Node, Any] = {}
-        with torch.no_grad():
-            for step in program.steps:
-                if step.in_place:  # also what only views what it changes must stay as it is
-                    changed = {place for node in step.inputs for place in _places(values[node])}
-                    shared = [node for node, value in found.items() if not changed.isdisjoint(_places(value))]
-                    found |= {node: copied(found[node]) for node in shared}
-                values[step.node] = program.run(step.node, values.__getitem__)
-                if kept or step.node is program.logits:
-                    found[step.node] = values[step.node]
-                for node in step.dead:
-                    del values[node]
-        return found
 
 
 class Proof:
@@ -98,16 +76,9 @@ class Proof:
         reach: of the images.
         outcomes: that take what is proved.
         audit: share of what is proved that is run all the same.
-        clean: the results of a clean pass, or some of them; not to be changed.
-
-    Attributes:
-        clean: the same.
     """
 
-    def __init__(
-        self, bounds: Bounds, reach: Reach, outcomes: BatchOutcomes, audit: float, clean: Mapping[fx.Node, Any]
-    ) -> None:
-        self.clean = clean
+    def __init__(self, bounds: Bounds, reach: Reach, outcomes: BatchOutcomes, audit: float) -> None:
         self._bounds, self._reach, self._outcomes = bounds, reach, outcomes
         self._audit = audit
         self._audited = torch.zeros(outcomes.top1.numel(), dtype=torch.bool, device=outcomes.top1.device)
@@ -126,13 +97,20 @@ class Proof:
         fault = image + slot * len(self._outcomes.labels)
         return self._left(step, change * apart[image], fault, image, before=True)
 
-    def left(self, step: Step, chunk: Chunk, clean: object, rows: Tensor | None = None) -> Tensor:
-        """Which of some rows of a chunk, (N,), have to be run further; they differ from clean in one value alone."""
-        every = torch.arange(len(chunk), device=chunk.fault.device) if rows is None else rows
-        apart = distance(chunk.values[step.node], clean, chunk.image, step)
-        if apart is None:
-            return every
-        return every[self._left(step, apart[every], chunk.fault[every], chunk.image[every], before=False)]
+    def left(self, step: Step, chunk: Chunk, value: Tensor, clean: Tensor, rows: Tensor) -> Tensor:
+        """Which of some rows of a chunk, (N,), have to be run further.
+
+        Args:
+            step: that made the one value in which they differ from clean.
+            chunk: of the rows.
+            value: what they have there, or the part of it that may differ, (S, ...).
+            clean: what their images have there.
+            rows: places in the chunk.
+        """
+        if step.layout != Rows(0, 1):  # there is no distance
+            return rows
+        apart = distance(value, clean)
+        return rows[self._left(step, apart[rows], chunk.fault[rows], chunk.image[rows], before=False)]
 
     def _left(self, step: Step, apart: Tensor, fault: Tensor, image: Tensor, *, before: bool) -> Tensor:
         harmless = self._bounds.harmless(apart, step, image, self._reach)
@@ -157,8 +135,3 @@ class Proof:
         mixed = (number + 1) * _SPREAD
         mixed = (mixed ^ (mixed >> 29)) * _SPREAD
         return ((mixed >> 11) & (2**40 - 1)).double() < self._audit * 2**40
-
-
-def _places(value: Any) -> set[int]:
-    """Where the memory is of all tensors in a value."""
-    return {memory_of(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Program, Rows, Step, by_image, bytes_of, copied, is_data, take
+from bitflip.engines.passes import Results
 from bitflip.engines.pool import Budget, Chunk, Packer
 from bitflip.engines.proofs import Proof
 from bitflip.engines.windows import (
@@ -50,6 +51,7 @@ class Sweep:
         fork: makes their rows.
         exact: knows where windows are exact.
         alive: counts the rows that left each step.
+        known: results of the clean pass, where it was made before.
         proof: what shows that rows need not be run; None to run them all.
 
     Attributes:
@@ -65,9 +67,11 @@ class Sweep:
         fork: Fork,
         exact: Exactness,
         alive: Counter[int],
+        known: Results,
         proof: Proof | None,
     ) -> None:
         self.program = program
+        self.known = known
         self.proof = proof
         self.packer = Packer(program.layouts, budget)
         self.budget = budget
@@ -135,8 +139,8 @@ class Sweep:
             self.outcomes.under_way(min(1.0, self._done / self._work) * self._share)
 
     def _clean(self, step: Step, clean: dict[fx.Node, Any]) -> Any:
-        if self.proof is not None and step.node in self.proof.clean:
-            return self.proof.clean[step.node]
+        if step.node in self.known:
+            return self.known[step.node]
         return self.program.run(step.node, clean.__getitem__)
 
     def _affordable(self, step: Step, pool: list[Chunk], clean: dict[fx.Node, Any]) -> list[list[Chunk]]:
@@ -201,7 +205,10 @@ class Sweep:
         chunk = Chunk(image[:faulty] + slot * count, image, {step.node: value})
         if self.proof is None or not self.outcomes.flips[slot].parameter:
             return chunk
-        left = self.proof.left(step, chunk, clean[step.node])
+        beside = self._beside(step, chunk, clean[step.node])
+        if beside is None:
+            return chunk
+        left = self.proof.left(step, chunk, *beside, torch.arange(len(chunk), device=device))
         return None if not len(left) else chunk if len(left) == len(chunk) else self.packer.only(chunk, left)
 
     def _advance(self, step: Step, chunk: Chunk, clean: dict[fx.Node, Any]) -> list[Chunk]:
@@ -319,16 +326,14 @@ class Sweep:
         if chunk.checks_to_skip:
             chunk.checks_to_skip -= 1
             return [chunk]
-        value = chunk.values[step.node]
+        beside = self._beside(step, chunk, clean)
+        assert beside is not None
         assert isinstance(step.layout, Rows)
-        if isinstance(value, Window):
-            differs = bits.exact(value.contents) != bits.exact(value.crop(clean, chunk.image))
-        else:
-            differs = bits.exact(value) != bits.exact(take(clean, step.layout, chunk.image))
+        differs = torch.ne(*map(bits.exact, beside))
         rows = by_image(differs, step.layout)[: len(chunk)].any(dim=1).nonzero().squeeze(1)
         same = len(chunk) - len(rows)
         if self.proof is not None and len(rows):
-            rows = self.proof.left(step, chunk, clean, rows)
+            rows = self.proof.left(step, chunk, *beside, rows)
         gone = len(chunk) - len(rows)
         if gone * FEW < len(chunk):  # rows that have come so far rarely become identical later: look less often
             chunk.patience = min(2 * chunk.patience + 1, MAX_PATIENCE)
@@ -337,6 +342,17 @@ class Sweep:
             return [chunk]
         self.outcomes.masked(same)
         return [self.packer.only(chunk, rows)] if len(rows) else []
+
+    def _beside(self, step: Step, chunk: Chunk, clean: Any) -> tuple[Tensor, Tensor] | None:
+        """What rows have behind a step, or the part of it that may differ, and what their images have there without a
+        fault; None where it is not one tensor.
+        """
+        value = chunk.values[step.node]
+        if isinstance(value, Window):
+            return value.contents, value.crop(clean, chunk.image)
+        if isinstance(value, Tensor) and isinstance(step.layout, Rows):
+            return value, take(clean, step.layout, chunk.image)
+        return None
 
     def _gone(self, chunk: Chunk) -> list[Chunk]:
         self.outcomes.masked(len(chunk))

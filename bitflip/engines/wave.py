@@ -18,9 +18,11 @@ from torch.utils._pytree import tree_map
 
 from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
+from bitflip.engines import memory
 from bitflip.engines.exactness import Exactness
 from bitflip.engines.graph import Entry, Program, Rows, Step, take
 from bitflip.engines.injection import Injector
+from bitflip.engines.passes import Passes, Results
 from bitflip.engines.pool import Budget
 from bitflip.engines.proofs import Proof, Prover
 from bitflip.engines.reference import Reference
@@ -35,6 +37,8 @@ from bitflip.outcomes.batch import BatchOutcomes
 
 OF_A_CHANNEL = ("weight", "weight.scale", "bias")  # one value of these changes one channel of a convolution's output
 
+PROVED_PER_ROW = 8  # images that are best run together where bounds leave few rows of each layer to run
+
 
 class Wave:
     """All layers in one sweep.
@@ -45,6 +49,7 @@ class Wave:
         budget: how much travels at once.
         windows: whether faults travel as windows as long as they are small.
         prover: what shows that rows need not be run; None to run them all.
+        passes: the clean ones; None if no batch is run again.
 
     Attributes:
         alive: rows that left each step so far, by the step's place in the program.
@@ -60,23 +65,40 @@ class Wave:
         *,
         windows: bool = True,
         prover: Prover | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self.injector = injector
         self.program = program
         self.budget = budget
         self.windows = windows
         self.prover = prover
+        self._passes = Passes(injector, program, budget.bytes) if passes is None else passes
         self.alive: Counter[int] = Counter()
         self.most: int | None = None
         self.best: int | None = budget.images(injector.layers)
+        if prover is not None:
+            self.best = max(self.best, min(PROVED_PER_ROW * budget.rows, budget.bytes // (2 * self._passes.bytes)))
         self._exact = Exactness(program)
         self._step_of = {step.layer: i for i, step in enumerate(program.steps) if step.layer is not None}
         self._reference = Reference(injector)
 
     def run(self, images: Inputs, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         """See :class:`bitflip.engines.Engine`."""
+        try:
+            self._run(images, flips, outcomes)
+        except Exception as error:
+            if memory.ran_out(error):
+                self._passes.let_go()
+            raise
+
+    def _run(self, images: Inputs, flips: Sequence[Flips], outcomes: BatchOutcomes) -> None:
         entries = {slot: self.entry(*one.where) for slot, one in enumerate(flips) if one.parameter}
-        proof = None if self.prover is None else self.prover.of_batch(images, outcomes)
+        proof = None
+        if self.prover is None:
+            known = self._passes.known(images, outcomes.first)
+        else:
+            known = self._passes.of(images, outcomes.first)
+            proof = self.prover.of_batch(known, outcomes)
 
         def fork(slot: int, step: Step, clean: Clean, image: Tensor) -> tuple[Any, Tensor, int]:
             way = self._fork_weight if slot in entries else self._fork_neurons
@@ -86,7 +108,7 @@ class Wave:
         for slot, one in enumerate(flips):
             if slot not in entries and len(one):
                 places[slot] = self._step_of[one.layer.path, one.layer.call]
-        self._sweep(images, places, outcomes, fork, proof)
+        self._sweep(images, places, outcomes, fork, known, proof)
         for slot, found in entries.items():
             one = flips[slot]
             if found == "none" and not self.injector.reads(one.layer, one.parameter):
@@ -163,7 +185,13 @@ class Wave:
         return output
 
     def _sweep(
-        self, images: Inputs, places: Mapping[int, int], outcomes: BatchOutcomes, fork: Fork, proof: Proof | None
+        self,
+        images: Inputs,
+        places: Mapping[int, int],
+        outcomes: BatchOutcomes,
+        fork: Fork,
+        known: Results,
+        proof: Proof | None,
     ) -> None:
         """Run the slots that fork at the given places in the program, but for faults under which a step raises.
 
@@ -172,7 +200,7 @@ class Wave:
         forks: dict[int, list[int]] = {}
         for slot, place in places.items():
             forks.setdefault(place, []).append(slot)
-        sweep = Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive, proof)
+        sweep = Sweep(self.program, self.budget, outcomes, forks, fork, self._exact, self.alive, known, proof)
         sweep.walk(0, {self.program.placeholder: self.program.model.pack(inputs.clone(images))}, [])
         for fault in sweep.raised:
             slot, image = divmod(fault, len(outcomes.labels))

@@ -166,7 +166,7 @@ class LayerEstimate:
 
 
 def of_layers(
-    counts: Counts, target: TargetKind, confidence: float, seed: int | None, *, weighted: bool
+    counts: Counts, target: TargetKind, confidence: float, seed: int | None, *, weighted: bool, by_bit: bool = True
 ) -> list[LayerEstimate]:
     """An estimate of each layer of a campaign.
 
@@ -176,6 +176,7 @@ def of_layers(
         confidence: of the intervals, 0 to 1.
         seed: the place of the seed that drew the faults; None for all seeds together.
         weighted: whether bits were drawn unequally.
+        by_bit: whether the estimates of each bit are wanted.
     """
     tallies = [counts.layer(seed, place) for place in range(len(counts.items))]
     bits = [counts.bits(seed, place) for place in range(len(counts.items))]
@@ -189,17 +190,17 @@ def of_layers(
     rated = [parts(place, _sums, seen=tally.correct) for place, tally in enumerate(tallies)]
     dues = [parts(place, _of_due, seen=tally.injections) for place, tally in enumerate(tallies)]
     # All at once: a call for each of them takes longer than many a round of faults.
-    cells = [one for of_layer in bits for one in of_layer.values()]
+    cells = [one for of_layer in bits for one in of_layer.values()] if by_bit else []
     of_cells = zip(
         cells,
         of_each([_sums(one) for one in cells], target, confidence),
         of_each([_of_due(one) for one in cells], target, confidence),
         strict=True,
     )
-    by_bit = [{bit: next(of_cells) for bit in of_layer} for of_layer in bits]
+    bit_rates = [{bit: next(of_cells) for bit in of_layer} if by_bit else {} for of_layer in bits]
     rates, due_rates = (of_parts(layers, target, confidence) for layers in (rated, dues))
     return [
-        LayerEstimate(item, tallies[i], rates[i], by_bit[i], due_rates[i], rated[i], dues[i])
+        LayerEstimate(item, tallies[i], rates[i], bit_rates[i], due_rates[i], rated[i], dues[i])
         for i, item in enumerate(counts.items)
     ]
 
