@@ -202,7 +202,7 @@ EARLY: list[tuple[str, list[str], dict[str, str], str]] = [
         "bit 32",
         ["--dataset", "digits", "--bit-flip-pos", "32"],
         {},
-        r"bit_flip_pos \(--bit-flip-pos\): expected a bit from 0 to 31 of a 32-bit value, or a negative number for "
+        r"bit_flip_pos \(--bit-flip-pos\): expected a bit from 0 to 31 of a value of 32 bits, or a negative number for "
         r"random bits, got 32",
     ),
     (
@@ -592,7 +592,7 @@ LATE: list[tuple[str, list[str], str]] = [
     (
         "bit 40 of a float32 model of one's own",
         ["--model-name", "MODULE:small", "--bit-flip-pos", "40"],
-        r"bit_flip_pos \(--bit-flip-pos\): expected a bit from 0 to 31 of a 32-bit value, .*, got 40",
+        r"bit_flip_pos \(--bit-flip-pos\): expected a bit from 0 to 31 of a value of 32 bits, .*, got 40",
     ),
     (
         "weights that are no state dict",

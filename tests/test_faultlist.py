@@ -145,7 +145,7 @@ BAD_ROWS = {
     "dimensions": ("weight,layer1,0,0;0;0,1,all", "index: expected 2 coordinates in layer1, whose shape is (3, 5)"),
     "index": ("weight,layer1,0,3;0,1,all", "index: expected an element of layer1, whose shape is (3, 5), got (3, 0)"),
     "not an index": ("weight,layer1,0,(3 0),1,all", "index: expected coordinates such as 3;0;2;1, got '(3 0)'"),
-    "bit": ("weight,layer1,0,0;0,32,all", "bit: expected 0 to 31 of a 32-bit value, got 32"),
+    "bit": ("weight,layer1,0,0;0,32,all", "bit: expected 0 to 31 of a value of 32 bits, got 32"),
     "huge": (f"weight,layer1,0,0;0,{'9' * 5000},all", "bit: expected a whole number from 0 to 63, got '9999"),
     "negative": ("weight,layer1,0,0;0,-1,all", "bit: expected a whole number from 0 to 63, got '-1'"),
     "no number": ("weight,layer1,0,0;0,one,all", "bit: expected a whole number from 0 to 63, got 'one'"),

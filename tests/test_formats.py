@@ -562,9 +562,9 @@ def test_layers_know_their_format(digits_model: nn.Module) -> None:
     ("given", "sentence"),
     [
         (["--number-format", "int4"], r"number_format \(--number-format\): expected one of float32, .* got 'int4'"),
-        (["--number-format", "int8", "--bit-flip-pos", "8"], r"bit_flip_pos .* from 0 to 7 of a 8-bit value"),
-        (["--number-format", "bfloat16", "--bit-flip-pos", "16"], r"bit_flip_pos .* from 0 to 15 of a 16-bit value"),
-        (["--number-format", "int8", "--fault", "burst:9"], r"fault .* a kind that fits a 8-bit value, got burst:9"),
+        (["--number-format", "int8", "--bit-flip-pos", "8"], r"bit_flip_pos .* from 0 to 7 of a value of 8 bits"),
+        (["--number-format", "bfloat16", "--bit-flip-pos", "16"], r"bit_flip_pos .* 0 to 15 of a value of 16 bits"),
+        (["--number-format", "int8", "--fault", "burst:9"], r"fault .* a kind that fits 8 bits, got burst:9"),
         (["--number-format", "bfloat16", "--percentile", "99"], r"percentile .* or a number_format .* of 8 bits"),
         (["--number-format", "int8", "--prove"], r"number_format .* expected float32 or float64 with prove"),
     ],

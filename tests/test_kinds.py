@@ -238,11 +238,11 @@ def test_a_kind_of_ones_own(target: Any, engine: Any) -> None:
         (["--fault", "flips:1"], r"fault \(--fault\): expected .* got 'flips:1'"),
         (["--fault", "burst:65"], r"fault \(--fault\): expected .* got 'burst:65'"),
         (["--fault", "value:big"], r"fault \(--fault\): expected .* got 'value:big'"),
-        (["--fault", "flips:33"], r"fault \(--fault\): expected a kind that fits a 32-bit value, got flips:33"),
-        (["--fault", "burst:4", "--bit-flip-pos", "29"], r"fault .* a 32-bit value, got burst:4 from bit 29 on"),
+        (["--fault", "flips:33"], r"fault \(--fault\): expected a kind that fits 32 bits, got flips:33"),
+        (["--fault", "burst:4", "--bit-flip-pos", "29"], r"fault .* fits 32 bits, got burst:4 from bit 29 on"),
         (
             ["--fault", "value:0x100000000"],
-            r"fault \(--fault\): expected at most 8 hexadecimal digits of a 32-bit value",
+            r"fault \(--fault\): expected at most 8 hexadecimal digits of a value of 32 bits",
         ),
         (
             ["--fault", "flips:2", "--bit-flip-pos", "1"],
@@ -266,8 +266,8 @@ def test_what_does_not_fit_is_refused(given: list[str], sentence: str, refused: 
         ("weight,1,0,0;1,1,all,flips:2", "fault: expected flip, stuck0, stuck1, zero or value:X, got 'flips:2'"),
         ("weight,1,0,0;1,1,all,zero", "bit: expected nothing, as zero replaces the value, got '1'"),
         ("weight,1,0,0;1,1;1,all,flip", "bit: expected different bits from 0 to 63, such as 1;7, got '1;1'"),
-        ("weight,1,0,0;1,1;32,all,flip", "bit: expected 0 to 31 of a 32-bit value, got 32"),
-        ("weight,1,0,0;1,,all,value:0x123456789", "fault: expected the bits of a 32-bit value, got value:0x123456789"),
+        ("weight,1,0,0;1,1;32,all,flip", "bit: expected 0 to 31 of a value of 32 bits, got 32"),
+        ("weight,1,0,0;1,,all,value:0x123456789", "fault: expected bits of a value of 32 bits, got value:0x123456789"),
         ("weight,1,0,0;1,,all,flip", "bit: expected a whole number from 0 to 63, got ''"),
     ],
 )

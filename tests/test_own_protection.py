@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_a_sentence(
 
 
 def test_a_list_of_what_a_code_does_not_correct_is_refused_by_line(
-    run_script: RunScript, few_digits: FewDigits, tmp_path: Path
+    run_script: RunScript, few_digits: FewDigits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few_digits(4)
     listed = tmp_path / "list.csv"
@@ -174,6 +174,10 @@ def test_a_list_of_what_a_code_does_not_correct_is_refused_by_line(
     said = "bit: expected one with protect (--protect) ecc, which corrects one bit, got"
     for (lines, got), error in zip({"3 and 1 more": "several", "5": "a whole value"}.items(), done.errors, strict=True):
         assert error.endswith(f"line {lines}: {said} {got}")
+    given = ["--dataset=digits", f"--faults={listed}", "--with=ranger,ecc:0.1", f"--output-path={tmp_path / 'several'}"]
+    assert program.main(["protect", "--target=weight", *given]) == 2
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.glob("several/unprotected/*")], "before the first run"
 
 
 # --- the user's own ---

@@ -103,7 +103,7 @@ def lines(found: Budget, target: float | None) -> list[str]:
         f"does nothing in those ({100 * confidence:g} % confidence):",
         *aligned(table, words=[3]),
         *shared.raised([found.run]),
-        f"Worst first: {', '.join(worst)}{', ...' if len(found.cells) > WORST else ''}.",
+        f"Worst first: {', '.join(worst)}{', ...' if len(found.cells) > WORST else '.'}",
         *([] if target is None else [_enough(found, target)]),
     ]
 

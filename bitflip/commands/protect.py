@@ -89,6 +89,7 @@ def _protections(text: str) -> list[Protection]:
 def _settings(arguments: argparse.Namespace, model: str | None, found: list[Protection]) -> dict[str, Hyperparameters]:
     """The settings of each run, by the name of the protection."""
     from bitflip.commands import checks
+    from bitflip.faults import faultlist
     from bitflip.report.protections import BARE
 
     own: list[tuple[str, Protection | None]] = [(BARE, None), *((str(one), one) for one in found)]
@@ -106,6 +107,8 @@ def _settings(arguments: argparse.Namespace, model: str | None, found: list[Prot
         seed = next(iter(settings.values())).seed if settings else checked.seed
         folder = checked.output_path / re.sub(r"[^A-Za-z0-9_.+-]", "_", name)
         settings[name] = checked.model_copy(update={"seed": seed, "output_path": folder})
+        if checked.faults is not None and protection is not None and protection.ecc:
+            faultlist.read(checked.faults).require_single()  # now, and not behind the runs before this one
     return settings
 
 

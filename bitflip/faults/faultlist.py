@@ -163,23 +163,39 @@ class FaultList:
         Raises:
             BadInput: with all bad rows, those that :func:`read` found among them.
         """
-        problems = list(self.problems)
-        check = _Check(layers, images, neurons, single)
+        problems = [*self.problems, *(self._of_several() if single else [])]
+        check = _Check(layers, images, neurons)
         for line, fault in zip(self.lines, self.faults, strict=True):
             problems += [(line, sentence) for sentence in check(fault)]
         if problems:
             raise BadInput(*sentences(self.path, sorted(problems)))
 
+    def require_single(self) -> None:
+        """See that every fault is of one bit, which is what a code corrects; needs no model.
+
+        Raises:
+            BadInput: with all rows that are not.
+        """
+        if problems := self._of_several():
+            raise BadInput(*sentences(self.path, problems))
+
+    def _of_several(self) -> list[tuple[int, str]]:
+        said = "bit: expected one with protect (--protect) ecc, which corrects one bit, got"
+        return [
+            (line, f"{said} {'several' if fault.bits else 'a whole value'}")
+            for line, fault in zip(self.lines, self.faults, strict=True)
+            if len(fault.bits) != 1
+        ]
+
 
 class _Check:
     """What is wrong with a fault, given the model and the test set."""
 
-    def __init__(self, layers: Sequence[Layer], images: int, neurons: bool, single: bool) -> None:
+    def __init__(self, layers: Sequence[Layer], images: int, neurons: bool) -> None:
         self.layers = {(layer.path, layer.call): layer for layer in layers}
         self.paths = {layer.path for layer in layers}
         self.images = images
         self.neurons = neurons
-        self.single = single
         self.unknown: dict[str, str] = {}
 
     def __call__(self, fault: Fault) -> list[str]:
@@ -194,9 +210,6 @@ class _Check:
             found += self._place(fault)
         if fault.images is not None and fault.images[-1] >= self.images:
             found.append(f"image: expected 0 to {self.images - 1}, or all, got {fault.image_text}")
-        if self.single and len(fault.bits) != 1:
-            got = "several" if fault.bits else "a whole value"
-            found.append(f"bit: expected one with protect (--protect) ecc, which corrects one bit, got {got}")
         return found
 
     def _place(self, fault: Fault) -> list[str]:
@@ -223,9 +236,9 @@ class _Check:
         elif any(i >= n for i, n in zip(fault.index, shape, strict=True)):
             sentences.append(f"index: expected an element of {fault.path}, whose shape is {shape}, got {fault.index}")
         if (last := (fault.bit, *fault.more)[-1]) >= width:
-            sentences.append(f"bit: expected 0 to {width - 1} of a {width}-bit value, got {last}")
+            sentences.append(f"bit: expected 0 to {width - 1} of a value of {width} bits, got {last}")
         if len(fault.kind) > len("value:0x") + width // 4 and kinds.of(fault.kind).check(width, None, ""):
-            sentences.append(f"fault: expected the bits of a {width}-bit value, got {fault.kind}")
+            sentences.append(f"fault: expected bits of a value of {width} bits, got {fault.kind}")
         return sentences
 
 

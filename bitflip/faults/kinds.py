@@ -103,11 +103,9 @@ class Kind:
             return _Rule(self.own).check(form)
         if self.name in ("flips", "burst") and (bit or 0) + self.count > width:
             start = "" if bit is None else f" from bit {bit} on"
-            return [
-                f"fault (--fault): expected a kind that fits a {width}-bit value, got {self.name}:{self.count}{start}"
-            ]
+            return [f"fault (--fault): expected a kind that fits {width} bits, got {self.name}:{self.count}{start}"]
         if self.value.startswith("0x") and int(self.value, 16) >= (1 << width):
-            return [f"fault (--fault): expected at most {width // 4} hexadecimal digits of a {width}-bit value"]
+            return [f"fault (--fault): expected at most {width // 4} hexadecimal digits of a value of {width} bits"]
         return []
 
     def patterns(self, width: int, bit: int | None) -> int:

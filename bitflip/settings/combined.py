@@ -153,6 +153,6 @@ def check_bit(settings: Hyperparameters, width: int) -> list[str]:
     if settings.bit is None or settings.bit < width:
         return []
     return [
-        f"bit_flip_pos (--bit-flip-pos): expected a bit from 0 to {width - 1} of a {width}-bit value, "
+        f"bit_flip_pos (--bit-flip-pos): expected a bit from 0 to {width - 1} of a value of {width} bits, "
         f"or a negative number for random bits, got {settings.bit}"
     ]
