@@ -15,7 +15,16 @@ class BadInput(Exception):
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(map(_of_one_line, problems))
+
+    def __reduce__(self) -> tuple[type[BadInput], tuple[str, ...]]:
+        """Several mistakes stay several when they come from another process."""
+        return type(self), self.problems
+
+
+def _of_one_line(text: str) -> str:
+    """A sentence in which nothing, such as a path with a line break in its name, ends the line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def refuse(error: BadInput) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +157,8 @@ def test_a_failed_import_of_somebody_else_is_raised_on(few_digits: FewDigits, mo
     monkeypatch.setattr(plan, "measure", fail)
     with pytest.raises(ModuleNotFoundError, match="theirs"):
         program.main(["plan", "--dataset=digits", "--layer-num=1"])
+
+
+def test_mistakes_stay_sentences_of_one_line_each_in_another_process() -> None:
+    found = pickle.loads(pickle.dumps(BadInput("weights: expected a file, got a\x85b", "seed: expected 1\n2")))
+    assert found.problems == ("weights: expected a file, got a\\x85b", "seed: expected 1\\n2")

@@ -344,6 +344,7 @@ def test_a_missing_part_of_a_checkpoint(name: str, unfinished: Unfinished, tmp_p
 
 @bounded
 @example(damage=None, value="\x1e", key="target")  # splits lines
+@example(damage=None, value="\x85", key="bounds")
 @given(
     damage=st.none() | damages,
     value=st.recursive(
