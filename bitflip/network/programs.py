@@ -126,10 +126,8 @@ class Operation(nn.Module):
         if name not in self._codes:
             return getattr(self, name)
         held = self.stored(name)
-        zero = held.zero
-        assert zero is not None
-        numbers = held.codes.view(torch.uint8) if held.form == "uint8" else held.codes
-        return ((numbers.to(held.scale.dtype) - zero) * held.scale).to(self._codes[name].dtype)
+        assert held.zero is not None
+        return Stored(held.form, held.scale, held.zero).decode(held.codes).to(self._codes[name].dtype)
 
     def stored(self, name: str) -> Quantised:
         """What is stored of a parameter that is codes."""
