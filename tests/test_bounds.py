@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import math
 import re
 from collections import Counter
@@ -61,7 +62,7 @@ def test_what_is_not_finite_has_no_bound() -> None:
     assert norms.of_matrices(torch.tensor([[[1.0, math.nan]]])) == math.inf
 
 
-@pytest.mark.parametrize(
+CONVOLUTIONS = pytest.mark.parametrize(
     ("layer", "size"),
     [
         (nn.Conv2d(3, 4, 3, padding=1), (6, 5)),
@@ -73,18 +74,41 @@ def test_what_is_not_finite_has_no_bound() -> None:
         (nn.Conv2d(3, 3, 7, stride=4, padding=3), (11, 11)),
         (nn.Conv2d(2, 3, (1, 5), padding=(0, 2)), (6, 9)),
         (nn.Conv2d(4, 8, 3, padding=1), (2, 2)),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (4, 3)),
+        (nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6), (3, 5)),
     ],
     ids=str,
 )
-def test_the_bound_of_a_convolution(layer: nn.Conv2d, size: tuple[int, int]) -> None:
+
+
+def operator(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[Tensor, tuple[Any, ...]]:
+    """A convolution with new weights as a matrix, from all values of a map to all others, and how norms takes it."""
     scatter(layer)
     values = layer.in_channels * math.prod(size)
     one = torch.eye(values, dtype=torch.float64).view(values, layer.in_channels, *size)
     weight = layer.weight.detach().double()
     whole = F.conv2d(one, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    true = float(torch.linalg.matrix_norm(whole.flatten(1), 2))
     geometry = (list(layer.stride), list(map(int, layer.padding)), list(layer.dilation), layer.groups)
-    assert true <= norms.of_convolution(weight, list(size), *geometry) <= 1.3 * true
+    return whole.flatten(1).T, (weight, list(size), *geometry)
+
+
+@CONVOLUTIONS
+def test_the_bound_of_a_convolution(layer: nn.Conv2d, size: tuple[int, int]) -> None:
+    matrix, given = operator(layer, size)
+    true = float(torch.linalg.matrix_norm(matrix, 2))
+    assert true <= norms.of_convolution(*given) <= 1.3 * true
+
+
+@CONVOLUTIONS
+def test_the_bounds_of_its_channels_and_of_single_numbers(layer: nn.Conv2d, size: tuple[int, int]) -> None:
+    matrix, given = operator(layer, size)
+    channels, numbers = norms.of_columns(*given)
+    most = 1 + 1e-6 if math.prod(size) <= norms.SMALL else 1.6
+    for part, channel, number in zip(matrix.hsplit(layer.in_channels), channels, numbers, strict=True):
+        true = float(torch.linalg.matrix_norm(part, 2))
+        assert true <= channel <= most * true
+        true = float(part.norm(dim=0).max())
+        assert true <= number <= most * true
 
 
 # --- constants of networks ---
@@ -144,15 +168,36 @@ def prepared(model: nn.Module, images: Tensor) -> tuple[Injector, Program]:
     return injector, Program(injector.original_model, injector.modules, injector.layers, images)
 
 
+class Placed(nn.Module):
+    """(B, 3, 16, 16) -> (B, 5), whose channels come to stand elsewhere, and are read with different weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, 2, padding=1)
+        self.third = nn.Conv2d(10, 6, 3, 2, padding=1)
+        self.hidden, self.last = nn.Linear(96, 12), nn.Linear(12, 5)
+        for layer in (self.third, self.second):
+            layer.weight.data *= 10 ** torch.rand(layer.weight.shape[1])[:, None, None]
+        self.hidden.weight.data *= (10 ** torch.rand(6)).repeat_interleave(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = torch.cat([self.second(x), F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2))], dim=1)
+        logits: Tensor = self.last(self.hidden(torch.relu(self.third(x)).flatten(1)))
+        return logits
+
+
 @contextlib.contextmanager
-def moving(module: nn.Module, size: float, direction: Tensor | None) -> Iterator[list[Tensor]]:
-    """While open, a module's output for each image moves by so much in a direction, or a random one."""
+def moving(module: nn.Module, size: float, direction: Tensor | None, part: tuple[Any, ...]) -> Iterator[list[Tensor]]:
+    """While open, a part of a module's output for each image moves by so much in a direction, or a random one."""
     moved: list[Tensor] = []
 
     def move(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        nowhere = direction is None or bool((direction.flatten(1).norm(dim=1) == 0).any())
-        chosen = random_images(*output.shape).double() if nowhere else direction
-        assert chosen is not None
+        only = torch.zeros_like(output)
+        only[part] = 1.0
+        chosen = only * (random_images(*output.shape).double() if direction is None else direction)
+        if bool((chosen.flatten(1).norm(dim=1) == 0).any()):
+            chosen = only
         unit = chosen / chosen.flatten(1).norm(dim=1).view(-1, *[1] * (output.dim() - 1))
         moved.append((size * unit).requires_grad_())
         return output.detach() + moved[0]
@@ -164,7 +209,7 @@ def moving(module: nn.Module, size: float, direction: Tensor | None) -> Iterator
         handle.remove()
 
 
-@pytest.mark.parametrize("build", [Plain, networks.resnet20])
+@pytest.mark.parametrize("build", [Plain, Placed, networks.resnet20])
 def test_nothing_moves_the_features_further_than_its_constant_says(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = coverage.enlivened(build()).double()
@@ -172,6 +217,7 @@ def test_nothing_moves_the_features_further_than_its_constant_says(build: Callab
     injector, program = prepared(model, images)
     bounds = Bounds(program, images)
     last = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
+    shapes = {(layer.path, layer.call): (1, *layer.shape) for layer in injector.layers}
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     whole = injector.original_model
@@ -181,17 +227,92 @@ def test_nothing_moves_the_features_further_than_its_constant_says(build: Callab
     for step in program.steps:
         if step.layer is None or step.node is program.logits or calls[step.layer[0]] > 1:
             continue
-        constant = bounds.constant(step.node)
-        assert math.isfinite(constant), step.node
-        for size in (1e-4, 1.0, 100.0):
+        onward, shape = bounds.onward(step.node), shapes[step.layer]
+        assert math.isfinite(onward.whole), step.node
+        parts: list[tuple[float, tuple[Any, ...]]] = [(onward.whole, (...,))]
+        for channel in range(shape[1]) if shape[1] <= 10 else (shape[1] // 2,):
+            of = torch.tensor([channel])
+            place = [slice(None), channel, *(size // 2 for size in shape[2:])]
+            parts.append((float(onward.at(of, number=False)), (slice(None), channel)))
+            parts.append((float(onward.at(of, number=True)), tuple(place)))
+        for size, (constant, part) in itertools.product((1e-4, 1.0, 100.0), parts):
             move: Tensor | None = None
-            for _ in range(6):  # towards the direction that moves them most
-                with torch.enable_grad(), moving(injector.modules[step.layer[0]], size, move) as moved:
+            for _ in range(6 if constant == onward.whole else 3):  # towards the direction that moves them most
+                with torch.enable_grad(), moving(injector.modules[step.layer[0]], size, move, part) as moved:
                     whole(images)
                     far = (seen.pop() - clean).flatten(1).norm(dim=1)
-                    assert bool((far <= constant * size * (1 + 1e-9)).all()), (step.node, far, constant * size)
+                    assert bool((far <= constant * size * (1 + 1e-9)).all()), (step.node, part, far, constant * size)
                     (move,) = torch.autograd.grad(far.sum(), moved[0])
     handle.remove()
+
+
+def test_a_channel_and_a_number_have_their_own_constants() -> None:
+    torch.manual_seed(0)
+    images = random_images(2, 3, 16, 16)
+    _, program = prepared(Placed(), images)
+    bounds = Bounds(program, images)
+    for step in program.steps[:-2]:  # behind the last but one, nothing but the last linear layer comes
+        onward = bounds.onward(step.node)
+        assert bool((onward.number <= onward.channel).all()), step.node
+        assert bool((onward.channel <= onward.whole).all()), step.node
+        assert float(onward.number.mean()) < 0.7 * onward.whole, step.node
+        assert len(set(onward.number.tolist())) == bounds.shapes[step.node][1], step.node
+
+
+class OneStep(nn.Module):
+    """(B, 3, 6, 6) -> (B, 5), with one step whose channels are read with different weights."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.step = step
+        self.first, self.hidden, self.last = nn.Conv2d(3, 4, 1), nn.LazyLinear(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.hidden(self.step(self.first(x)).flatten(1)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("step", "tight"),
+    [
+        (nn.Identity(), True),
+        (scatter(nn.BatchNorm2d(4)), True),
+        (nn.MaxPool2d(2), True),
+        (nn.MaxPool2d(3, 1), False),
+        (lambda x: F.max_pool2d(x, 3, stride=2, padding=1), False),
+        (nn.AvgPool2d(2), True),
+        (nn.AvgPool2d(3, 1), False),
+        (nn.AvgPool2d(2, divisor_override=1), False),
+        (lambda x: F.avg_pool2d(x, 3, 3, 1, count_include_pad=False), False),
+        (nn.AdaptiveAvgPool2d(1), True),
+        (lambda x: x.mean((2, 3)), True),
+        (lambda x: x + x / 2, True),
+        (lambda x: x[:, :, ::2, 1:], True),
+        (lambda x: F.pad(x, (1, 0, 0, 2)), True),
+        (lambda x: F.pad(x, (0, 0, 1, 0, 1, 2)), True),
+        (lambda x: torch.cat([x[:, :, :3, :3], F.max_pool2d(x, 2)], 1), True),
+        (lambda x: x[:, 1:], False),  # whose channels are not followed
+        (lambda x: x.transpose(1, 2), False),
+    ],
+)
+def test_one_number_moves_the_features_no_further_than_that(step: Callable[[Tensor], Tensor], tight: bool) -> None:
+    torch.manual_seed(0)
+    model, images = OneStep(step), random_images(2, 3, 6, 6)
+    model(images)
+    scatter(model.hidden)
+    read = model.hidden.in_features
+    model.hidden.weight.data *= torch.tensor([1.0, 8.0, 2.0, 5.0]).repeat_interleave(-(-read // 4))[:read]
+    model = model.double().eval().requires_grad_(False)
+    _, program = prepared(model, images.double())
+    (first,) = (one for one in program.steps if one.layer == ("first", 0))
+    found = Bounds(program, images.double()).onward(first.node).at(torch.arange(4), number=True)
+    value = model.first(images.double())[:1]
+    every = 1e6 * torch.eye(value.numel(), dtype=torch.float64).view(-1, *value.shape[1:])
+    moved = model.hidden(step((value + every).contiguous()).flatten(1)) - model.hidden(step(value).flatten(1))
+    true = moved.norm(dim=1).view(4, -1).amax(1) / 1e6
+    assert bool((true <= found * (1 + 1e-5)).all())  # all values are moved up, from near 0
+    if tight:
+        assert bool((found <= 2 * true).all())
 
 
 def test_what_has_no_constant_is_not_decided() -> None:
@@ -199,7 +320,7 @@ def test_what_has_no_constant_is_not_decided() -> None:
     images = random_images(2, 3, 16, 16)
     _, program = prepared(model, images)
     bounds = Bounds(program, images)
-    constants = {step.layer[0]: bounds.constant(step.node) for step in program.steps if step.layer is not None}
+    constants = {step.layer[0]: bounds.onward(step.node).whole for step in program.steps if step.layer is not None}
     assert constants["first"] == math.inf  # what it moves goes through a largest value of the map
     assert math.isfinite(constants["hidden"])
 
@@ -231,7 +352,7 @@ def test_a_function_that_jumps_or_repeats_has_no_constant(change: Callable[[Tens
     _, program = prepared(scatter(model), images)
     bounds = Bounds(program, images)
     (first,) = (step for step in program.steps if step.layer == ("first", 0))
-    assert math.isfinite(bounds.constant(first.node)) == bounded
+    assert math.isfinite(bounds.onward(first.node).whole) == bounded
 
 
 # --- runs ---

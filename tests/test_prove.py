@@ -74,12 +74,13 @@ def test_no_flip_of_a_weight_that_is_proved_harmless_changes_a_class() -> None:
         for place in range(tensor.numel()):
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), tensor.shape))
             apart = wave.prover.bounds.moved(step, name, index, inputs[layer.path])
+            each = wave.prover.bounds.onward(step.node).at(torch.tensor(index[:1]), number=False)
             assert apart is not None
             before = tensor[index].clone()
             for bit in range(32):
                 after = bits.flip(before, torch.tensor(bit))
                 change = (after.double() - before.double()).abs()
-                harmless = wave.prover.bounds.harmless(change * apart, step, torch.arange(IMAGES), reach)
+                harmless = wave.prover.bounds.harmless(change * apart, step, torch.arange(IMAGES), reach, each)
                 tensor[index] = after
                 assert torch.equal(model(images).argmax(1)[harmless], clean[harmless]), (layer.path, index, bit)
                 tensor[index] = before

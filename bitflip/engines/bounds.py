@@ -22,32 +22,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
+from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
-from bitflip.engines import norms
+from bitflip.engines import constants, narrow, norms
 from bitflip.engines.capture import Untraceable
+from bitflip.engines.constants import FUNCTION_SLOPES, MOVES, SCALE
 from bitflip.engines.graph import Program, Rows, Step, by_image, is_data
-from bitflip.engines.windows import function_name, is_plain, pair
+from bitflip.engines.narrow import Constants
+from bitflip.engines.windows import function_name, is_plain
 from bitflip.network.protections import Guard
 
 SLACK = 64  # times the largest difference of a logit between passes in float64 and in the model's own arithmetic
 STRETCH = 1 + 2**-8  # of every bound, for the rounding of what a fault adds
-
-_SLOPES: dict[type[nn.Module], float] = {
-    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten, nn.Unflatten), 1.0),
-    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Softplus, nn.Hardtanh, nn.Softshrink), 1.0),
-    **{nn.Sigmoid: 0.25, nn.Hardsigmoid: 1 / 6, nn.Hardswish: 1.5, nn.SiLU: 1.1, nn.GELU: 1.13, nn.Mish: 1.09},
-    **{nn.SELU: 1.7581},
-}
-_FUNCTION_SLOPES = {"neg": 1.0, "abs": 1.0, **{module.__name__.lower(): slope for module, slope in _SLOPES.items()}}
-_MOVES = {
-    *("flatten", "view", "reshape", "permute", "transpose", "contiguous", "clone", "squeeze", "unsqueeze", "unflatten"),
-    *("getitem", "chunk", "split", "unbind", "narrow", "select", "swapaxes", "movedim", "view_as", "reshape_as", "pad"),
-    *("cat", "concat", "concatenate", "stack", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "detach", "T"),
-}
-"""Functions that put values elsewhere, each at most once, or leave them out."""
-_SCALE = {"mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv"}
+_ONE, _NOTHING = Constants.everywhere(1.0), Constants.everywhere(0.0)
 
 
 @dataclass(frozen=True)
@@ -64,14 +52,17 @@ class Bounds:
     Args:
         program: in eval mode.
         images: any batch, for its form.
+
+    Attributes:
+        shapes: of the values that are one tensor, with two images.
     """
 
     def __init__(self, program: Program, images: Inputs) -> None:
         self._program = program
         self._steps = program.steps
         self._last = self._last_linear()
-        self._onward: dict[fx.Node, list[float]] = {}  # of each reader
-        self._shapes: dict[fx.Node, torch.Size] = {}
+        self._onward: dict[fx.Node, Constants] = {}  # along all ways
+        self.shapes: dict[fx.Node, torch.Size] = {}
         self._constants: dict[fx.Node, Any] = {}
         self._inside: dict[fx.Node, float] = {}  # of layers of the user's own
         if self._last is not None:
@@ -79,10 +70,12 @@ class Bounds:
             self._apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")  # (classes, classes)
         self._look(images)
         self._find()
+        device = inputs.device(images)
+        self._onward = {node: found.to(device) for node, found in self._onward.items()}
 
-    def constant(self, node: fx.Node) -> float:
+    def onward(self, node: fx.Node) -> Constants:
         """By how much the value before the last layer moves, at most, for each unit that a value moves."""
-        return sum(self._onward.get(node, ()))
+        return self._onward.get(node, _NOTHING)
 
     def reach(self, clean: Tensor, rounding: float) -> Reach:
         """How far the images of a batch are from another class.
@@ -105,7 +98,7 @@ class Bounds:
         safe = [torch.where(logits.isfinite().all(1), found, 0.0) / STRETCH for found in (by_last, by_logits)]
         return Reach(*(found.nan_to_num(0.0, posinf=1e300).clamp_min(0.0) for found in safe))
 
-    def harmless(self, distance: Tensor, step: Step, image: Tensor, reach: Reach) -> Tensor:
+    def harmless(self, distance: Tensor, step: Step, image: Tensor, reach: Reach, each: Tensor | None = None) -> Tensor:
         """Which rows can't change their class, (R,) of bool.
 
         Args:
@@ -113,10 +106,13 @@ class Bounds:
             step: whose result is the one value in which they differ from clean, and has not been read yet.
             image: of each row, (R,).
             reach: of the batch's images.
+            each: by how much the value before the last layer moves for a unit of the distance, (R,) or (1,), if it is
+                known which part of the result differs; see :meth:`onward`.
         """
         if step.node is self._program.logits:
             return distance.double() < reach.logits[image]
-        return distance.double() * self.constant(step.node) < reach.before_last[image]  # False for NaN
+        constant = self.onward(step.node).whole if each is None else each
+        return distance.double() * constant < reach.before_last[image]  # False for NaN
 
     def moved(self, step: Step, parameter: str, index: tuple[int, ...], read: Tensor) -> Tensor | None:
         """How far a layer's output moves for each unit that a value of its weight or bias moves, (B,).
@@ -149,7 +145,7 @@ class Bounds:
             column: the only one that is wanted; None for all: the K input channels of a convolution or linear layer,
                 the channels of a normalisation; of a bias, one for all of its values.
         """
-        module, shape = self._program.module(step.node), self._shapes.get(step.node)
+        module, shape = self._program.module(step.node), self.shapes.get(step.node)
         if step.layout != Rows(0, 1) or shape is None or not is_plain(module) or not isinstance(read, Tensor):
             return None
         kind, only = type(module), slice(None) if column is None else slice(column, column + 1)
@@ -190,14 +186,14 @@ class Bounds:
                 done = program.run(step.node, values.__getitem__)
                 values[step.node] = done
                 if isinstance(done, Tensor):
-                    self._shapes[step.node] = done.shape
+                    self.shapes[step.node] = done.shape
                 if not is_data(step.layout):
                     self._constants[step.node] = done
                 for node in step.dead:
                     del values[node]
         placeholder = program.model.pack(images)
         if isinstance(placeholder, Tensor):
-            self._shapes[program.placeholder] = placeholder.shape
+            self.shapes[program.placeholder] = placeholder.shape
 
     def _is_unknown(self, step: Step) -> bool:
         """Whether a step calls a layer of the user's own, with one value."""
@@ -212,34 +208,32 @@ class Bounds:
         for step in self._steps:
             for node in set(step.inputs):
                 readers.setdefault(node, []).append(step)
-        whole: dict[fx.Node, float] = {}  # of each step's result
         end = self._program.logits if self._last is None else self._program.logits.all_input_nodes[0]
         for step in reversed(self._steps):
-            node = step.node
-            if node is end:
-                whole[node] = 1.0
-            elif node is self._program.logits:
-                whole[node] = 0.0  # has a reach of its own
-            else:
-                whole[node] = self.constant(node)
-            self._note(step, whole[node], readers)
-        if self._last is not None:
-            self._onward[end] = [1.0]
+            if step.node is end:
+                self._note(step, _ONE, readers)
+            elif step.node is not self._program.logits:  # which has a reach of its own
+                self._note(step, self.onward(step.node), readers)
+        self._onward[end] = _ONE
 
-    def _note(self, step: Step, onward: float, readers: Mapping[fx.Node, list[Step]]) -> None:
+    def _note(self, step: Step, behind: Constants, readers: Mapping[fx.Node, list[Step]]) -> None:
         """Add what goes through a step to its inputs."""
-        normalised = self._normalised_by(step, readers)
+        scales = None
+        if (normalised := self._normalised_by(step, readers)) is not None and 0.0 < behind.whole < math.inf:
+            scales, after = normalised
+            behind = self.onward(after)
         for node in set(step.inputs):
             if node in self._constants:
                 continue
-            if onward == 0.0 or onward == math.inf:
-                each = onward
-            elif normalised is not None:
-                norm, behind = normalised
-                each = self._factor(step, node, scales=norm) * self.constant(behind)
-            else:
-                each = self._factor(step, node) * onward
-            self._onward.setdefault(node, []).append(each)
+            each = Constants.everywhere(behind.whole)
+            if 0.0 < behind.whole < math.inf:
+                factor = self._factor(step, node, scales)
+                each = Constants.everywhere(factor * behind.whole)
+                if each.whole < math.inf and self._program.layouts[node] == step.layout == Rows(0, 1):
+                    module = self._program.module(step.node) if step.node.op == "call_module" else None
+                    found = narrow.before(step.node, module, node, self.shapes, factor, behind, scales)
+                    each = each if found is None else found.within(each.whole)
+            self._onward[node] = self._onward[node] + each if node in self._onward else each
 
     def _normalised_by(self, step: Step, readers: Mapping[fx.Node, list[Step]]) -> tuple[Tensor, fx.Node] | None:
         """The scales of the batch normalisation that alone reads a convolution's output, and its own output."""
@@ -268,26 +262,27 @@ class Bounds:
             module = self._program.module(step.node)
             if step.node in self._inside:
                 return self._inside[step.node]
-            return _of_module(module, self._shapes.get(node), scales) if is_plain(module) else math.inf
+            return constants.of_module(module, self.shapes.get(node), scales) if is_plain(module) else math.inf
         return self._of_function(step, node)
 
     def _of_function(self, step: Step, node: fx.Node) -> float:
         name, call = function_name(step.node), step.node
         others = [n for n in step.inputs if n is not node]
         data = [n for n in others if n not in self._constants]
-        times = sum(argument is node for argument in _arguments(call))
-        if name in _MOVES:
-            return float(max(1, times)) if _each_once(name, call, data) else math.inf
+        times = sum(argument is node for argument in constants.arguments(call))
+        if name in MOVES:
+            return float(max(1, times)) if constants.each_once(name, call, data) else math.inf
         if name in ("add", "iadd", "sub", "isub", "radd", "rsub") and not call.kwargs:
-            shape = self._shapes.get(node)
-            return float(max(1, times)) if shape == self._shapes.get(call) else math.inf
+            shape = self.shapes.get(node)
+            return float(max(1, times)) if shape == self.shapes.get(call) else math.inf
         if data or len(others) > 1:
             return math.inf
-        if name in _FUNCTION_SLOPES and (name not in ("softplus", "hardtanh") or len(call.args) == 1):
-            return _FUNCTION_SLOPES[name]
-        if name in _SCALE and len(call.args) == 2 and not call.kwargs:
+        if name in FUNCTION_SLOPES and (name not in ("softplus", "hardtanh") or len(call.args) == 1):
+            return FUNCTION_SLOPES[name]
+        if name in SCALE and len(call.args) == 2 and not call.kwargs:
             return self._scaled(name, call, node)
-        return _pooled(name, call, self._shapes.get(node))
+        pooling = constants.pooling(call, self.shapes.get(node))
+        return math.inf if pooling is None else pooling.constant
 
     def _scaled(self, name: str, call: fx.Node, node: fx.Node) -> float:
         """By a constant."""
@@ -298,25 +293,12 @@ class Bounds:
         by = self._constants[by] if isinstance(by, fx.Node) else by
         if "div" in name and second is node:
             return math.inf
-        if self._shapes.get(node) != self._shapes.get(call):
+        if self.shapes.get(node) != self.shapes.get(call):
             return math.inf  # one value in several places
         sizes = torch.as_tensor(by, dtype=torch.float64).abs()
         largest = float((1 / sizes if "div" in name else sizes).max())
         # Not 0, which would hide a path without a constant: what is infinite on it makes NaN.
         return max(largest, 1e-30) if math.isfinite(largest) else math.inf
-
-
-def _each_once(name: str, call: fx.Node, data: list[fx.Node]) -> bool:
-    """Whether a call puts each value in one place at most."""
-    if name in ("cat", "concat", "concatenate", "stack"):
-        return True
-    if name == "pad":
-        return "constant" in (*call.args[2:3], call.kwargs.get("mode")) or (len(call.args) == 2 and not call.kwargs)
-    if name == "getitem":
-        index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-        return all(part is None or part is ... or isinstance(part, int | slice) for part in index)
-    # A view as values of another type is none of the same values.
-    return not data and not any(isinstance(leaf, torch.dtype) for leaf in _arguments(call))
 
 
 def distance(value: Tensor, clean: Tensor) -> Tensor:
@@ -333,86 +315,4 @@ def _inside(module: nn.Module, value: Any) -> float:
         program = Program(module, {}, [], value.detach(), whole=lambda part: False)
     except Untraceable:
         return math.inf
-    return Bounds(program, value.detach()).constant(program.placeholder)
-
-
-def _of_module(module: nn.Module, shape: torch.Size | None, scales: Tensor | None) -> float:
-    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and shape is not None and len(shape) == 4:
-        weight = module.weight.detach().double().cpu()
-        if scales is not None:
-            weight = weight * scales[:, None, None, None]
-        padding = module.padding
-        if isinstance(padding, str):
-            extent = [(k - 1) * d for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-            padding = (0, 0) if padding == "valid" else tuple(-(-e // 2) for e in extent)  # of 'same', at most
-        stride, dilation = list(module.stride), list(module.dilation)
-        return norms.of_convolution(weight, list(shape[2:]), stride, list(padding), dilation, module.groups)
-    if type(module) is nn.Linear:
-        return norms.of_linear(module.weight)
-    if type(module) in (nn.BatchNorm2d, nn.BatchNorm1d):
-        found = norms.scales_of(module)  # type: ignore[arg-type]
-        return math.inf if found is None else float(found.abs().max())
-    if type(module) is nn.LeakyReLU:
-        return max(1.0, abs(module.negative_slope))
-    if type(module) in (nn.ELU, nn.CELU):
-        return max(1.0, abs(float(module.alpha)))  # type: ignore[arg-type]
-    if type(module) in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d) and shape is not None:
-        return _of_pooling(module, shape)
-    if type(module) is Guard:
-        return math.inf if module.protection.jumps else 1.0
-    return _SLOPES.get(type(module), math.inf)
-
-
-def _of_pooling(module: Any, shape: torch.Size) -> float:
-    if type(module) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
-        sizes = pair(module.output_size)
-        return _adaptive(sizes, shape, average=type(module) is nn.AdaptiveAvgPool2d)
-    if type(module) is nn.MaxPool2d:
-        plain = pair(module.dilation) == (1, 1) and not module.return_indices
-        return _windows(module.kernel_size, module.stride, average=False) if plain else math.inf
-    whole = not module.ceil_mode and (pair(module.padding) == (0, 0) or module.count_include_pad)
-    return _windows(module.kernel_size, module.stride, average=whole and module.divisor_override is None)
-
-
-def _pooled(name: str, call: fx.Node, shape: torch.Size | None) -> float:
-    """Pooling, and means over the map, as functions."""
-    if shape is None:
-        return math.inf
-    if name in ("avg_pool2d", "max_pool2d"):
-        given = dict(zip(("input", "kernel_size", "stride"), call.args, strict=False)) | call.kwargs
-        if len(call.args) > 3 or not set(given) <= {"input", "kernel_size", "stride"}:
-            return math.inf
-        return _windows(given["kernel_size"], given.get("stride"), average=name == "avg_pool2d")
-    if name in ("adaptive_avg_pool2d", "adaptive_max_pool2d") and len(call.args) == 2 and not call.kwargs:
-        return _adaptive(pair(call.args[1]), shape, average=name == "adaptive_avg_pool2d")
-    if name == "mean":
-        dims: Any = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        if isinstance(dims, tuple | list) and all(isinstance(d, int) and d % len(shape) for d in dims):
-            return 1 / math.sqrt(math.prod(shape[d] for d in dims))
-    return math.inf
-
-
-def _windows(kernel: Any, stride: Any, *, average: bool) -> float:
-    """Of pooling: so many windows share a pixel; an average of n is at most 1 / sqrt(n) of their norm."""
-    kernel, stride = pair(kernel), pair(kernel if stride is None else stride)
-    shared = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
-    return math.sqrt(shared / math.prod(kernel) if average else shared)
-
-
-def _adaptive(sizes: tuple[Any, Any], shape: torch.Size, *, average: bool) -> float:
-    """Of adaptive pooling, whose windows are of several sizes and may overlap."""
-    found = 1.0
-    for size, length in zip(sizes, shape[2:], strict=True):
-        shares = [0.0] * length
-        for i in range(length if size is None else size):
-            start, stop = i * length // (size or length), -(-(i + 1) * length // (size or length))
-            for pixel in range(start, stop):
-                shares[pixel] += 1 / (stop - start) if average else 1.0
-        found *= math.sqrt(max(shares))
-    return found
-
-
-def _arguments(call: fx.Node) -> list[Any]:
-    """All that a call is given."""
-    return tree_leaves((call.args, call.kwargs))
+    return Bounds(program, value.detach()).onward(program.placeholder).whole

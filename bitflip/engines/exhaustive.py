@@ -53,7 +53,7 @@ class Exhaustive:
         self.found = [Proved(target, self._size(target)) for target in targets]
         for one in self.found:
             one.pairs = torch.zeros(one.target.bits, dtype=torch.float64)
-        self._least: dict[int, Tensor] = {}  # of each column of a parameter's values, over all images
+        self._least: dict[int, tuple[Tensor, Tensor]] = {}  # of a parameter: of each column, over all images; and each
         self._at: dict[tuple[str, int], list[int]] = {}
         for i, target in enumerate(targets):
             self._at.setdefault((target.layer.path, target.layer.call), []).append(i)
@@ -85,11 +85,7 @@ class Exhaustive:
 
     def _look(self, i: int, step: Step, read: Any, output: Any, reach: Reach) -> None:
         one, bounds = self.found[i], self._prover.bounds
-        far, constant = (
-            (reach.logits, 1.0)
-            if step.node is self._wave.program.logits
-            else (reach.before_last, bounds.constant(step.node))
-        )
+        far = reach.logits if step.node is self._wave.program.logits else reach.before_last
         if one.target.parameter:
             entry = self._wave.program.entry(self._tensor(one.target))
             if not isinstance(entry, Entry) or self._wave.program.steps[entry.step] is not step:
@@ -97,27 +93,45 @@ class Exhaustive:
             units = bounds.units(step, one.target.parameter, read)
             if units is None:
                 return
-            most = (far[:, None] / (units * constant)).nan_to_num(0.0, posinf=math.inf).T.contiguous()  # (K, B)
-            values = self._by_column(one.target, len(most))
+            most = (far[:, None] / units).nan_to_num(0.0, posinf=math.inf).T.contiguous()  # (K, B)
+            tensor = self._tensor(one.target)
+            each = self._each(step, tensor, 0, number=False)
+            values, each = (_by_column(part, len(most)).contiguous() for part in (tensor, each))
             most = most.sort(dim=1).values
-            least = most[:, 0]
-            self._least[i] = torch.minimum(self._least[i], least) if i in self._least else least
+            least = most[:, 0] if i not in self._least else torch.minimum(self._least[i][0], most[:, 0])
+            self._least[i] = least, each
             for bit in range(one.target.bits):
-                below = torch.searchsorted(most, _changes(values, bit), right=True)
+                below = torch.searchsorted(most, _changes(values, bit) * each, right=True)
                 one.pairs[bit] += float(below.numel() * most.shape[1] - below.sum())
             return
-        values = flippable_part(self._wave.program.module(step.node), output)
-        count = len(far)
-        values = values.reshape(count, -1) if len(values) % count == 0 else values.reshape(0, 1)
+        values, count = flippable_part(self._wave.program.module(step.node), output), len(far)
+        if len(values) % count:
+            return
+        each = self._each(step, values, 1, number=True).reshape(count, -1)
+        values = values.reshape(count, -1)
         for bit in range(one.target.bits):
-            one.pairs[bit] += float((_changes(values, bit) * constant < far[:, None]).sum())
+            one.pairs[bit] += float((_changes(values, bit) * each < far[:, None]).sum())
+
+    def _each(self, step: Step, values: Tensor, dim: int, *, number: bool) -> Tensor:
+        """By how much the value before the last layer moves for a unit of each value's, in their shape.
+
+        Args:
+            step: whose output they are, or change.
+            values: (...), of which the channels of the output are dimension ``dim``.
+            number: whether each changes one number of the output, or all of a channel.
+        """
+        if step.node is self._wave.program.logits:
+            return torch.ones((), dtype=torch.float64, device=values.device).expand(values.shape)
+        onward = self._prover.bounds.onward(step.node)
+        found = onward.number if number else onward.channel
+        return found.view(-1, *[1] * (values.dim() - dim - 1)).expand(values.shape)
 
     def finish(self) -> list[Proved]:
         """What was found; to be called once."""
-        for i, least in self._least.items():
+        for i, (least, each) in self._least.items():
             one = self.found[i]
-            values = self._by_column(one.target, len(least))
-            hits = [(_changes(values, bit) < least[:, None]).sum() for bit in range(one.target.bits)]
+            values = _by_column(self._tensor(one.target), len(least))
+            hits = [(_changes(values, bit) * each < least[:, None]).sum() for bit in range(one.target.bits)]
             one.everywhere = torch.stack(hits).double().cpu()
         for one in self.found:
             for bit in self._wave.injector.corrected.get((one.target.layer.path, one.target.parameter), ()):
@@ -126,15 +140,15 @@ class Exhaustive:
                 one.everywhere[bit] = float(one.values)
         return self.found
 
-    def _by_column(self, target: Target, columns: int) -> Tensor:
-        """A parameter's values, those of each column in a row of their own, (K, N)."""
-        values = self._tensor(target)
-        if columns == 1:
-            return values.reshape(1, -1)
-        if values.dim() == 1:
-            return values[:, None]
-        groups = columns // values.shape[1]
-        return values.reshape(groups, -1, *values.shape[1:]).transpose(1, 2).reshape(columns, -1)
+
+def _by_column(values: Tensor, columns: int) -> Tensor:
+    """A parameter's values, those of each column in a row of their own, (K, N)."""
+    if columns == 1:
+        return values.reshape(1, -1)
+    if values.dim() == 1:
+        return values[:, None]
+    groups = columns // values.shape[1]
+    return values.reshape(groups, -1, *values.shape[1:]).transpose(1, 2).reshape(columns, -1)
 
 
 def _changes(values: Tensor, bit: int) -> Tensor:

@@ -93,6 +93,16 @@ def _of_convolution(
     if size[0] * size[1] <= SMALL and values <= WHOLE:
         one = torch.eye(values, dtype=torch.float64).view(values, inside * groups, *size)
         return of_matrices(nn.functional.conv2d(one, kernel, None, stride, padding, dilation, groups).flatten(1)[None])
+    taps, circle = _taps(kernel, size, stride, padding, dilation)
+    each = torch.fft.rfft2(taps, s=circle).permute(2, 3, 0, 1).flatten(0, 1).unflatten(1, (groups, out // groups))
+    return of_matrices(each.flatten(0, 1))
+
+
+def _taps(
+    kernel: Tensor, size: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[Tensor, list[int]]:
+    """A convolution as a circular one of stride 1: its kernel, (O, I / groups * phases, h, w), and its map's size."""
+    out, inside = kernel.shape[:2]
     extent = [(k - 1) * d + 1 for k, d in zip(kernel.shape[2:], dilation, strict=True)]
     phased = [-(-e // s) * s for e, s in zip(extent, stride, strict=True)]
     spread = kernel.new_zeros(out, inside, *phased)
@@ -100,9 +110,64 @@ def _of_convolution(
     (sy, sx), (ky, kx) = stride, (phased[0] // stride[0], phased[1] // stride[1])
     taps = spread.view(out, inside, ky, sy, kx, sx).permute(0, 1, 3, 5, 2, 4).reshape(out, inside * sy * sx, ky, kx)
     padded = [-(-(n + 2 * p) // s) for n, p, s in zip(size, padding, stride, strict=True)]
-    frequencies = torch.fft.rfft2(taps, s=[max(n, k) for n, k in zip(padded, (ky, kx), strict=True)])
-    each = frequencies.permute(2, 3, 0, 1).flatten(0, 1).unflatten(1, (groups, out // groups))
-    return of_matrices(each.flatten(0, 1))
+    return taps, [max(n, k) for n, k in zip(padded, (ky, kx), strict=True)]
+
+
+def of_columns(
+    weight: Tensor, size: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> tuple[Tensor, Tensor]:
+    """Upper bounds of the norms of a convolution on what is 0 but for one channel, or one number of it, (I,) each.
+
+    Args:
+        weight, size, stride, padding, dilation, groups: see :func:`of_convolution`.
+    """
+    kernel = weight.detach().to("cpu", torch.float64)
+    if (math.prod(kernel.shape[2:]) * math.prod(size)) ** 2 <= BLOCK and math.prod(size) <= SMALL:
+        grams = _grams_on_small_maps(kernel, size, stride, padding, dilation, groups)
+        squares, numbers = torch.linalg.eigvalsh(grams)[:, -1], grams.diagonal(dim1=1, dim2=2).amax(1)
+    else:
+        squares, numbers = _squares_of_columns(kernel, size, stride, padding, dilation, groups)
+    return squares.clamp_min(0.0).sqrt() * ROUNDING, numbers.sqrt() * ROUNDING
+
+
+def _grams_on_small_maps(
+    kernel: Tensor, size: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """Products of what a convolution makes of each pixel of a channel with that of each other, (I, H * W, H * W)."""
+    pixels, places = math.prod(size), math.prod(kernel.shape[2:])
+    pixel = torch.eye(pixels, dtype=torch.float64).view(pixels, 1, *size)
+    place = torch.eye(places, dtype=torch.float64).view(places, 1, *kernel.shape[2:])
+    reached = nn.functional.conv2d(pixel, place, None, stride, padding, dilation).flatten(2)  # from each by each
+    same = torch.einsum("ptq,ruq->tupr", reached, reached).reshape(places**2, pixels**2)
+    columns = _by_input(kernel, groups)
+    return ((columns.mT @ columns).flatten(1) @ same).view(-1, pixels, pixels)
+
+
+def _squares_of_columns(
+    kernel: Tensor, size: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> tuple[Tensor, Tensor]:
+    """The squares of the bounds, by frequency.
+
+    A frequency's matrix has a column for each phase of a channel. Its squared size is the transform of what the kernel
+    gives when it is held against itself, shifted.
+    """
+    taps, circle = _taps(kernel, size, stride, padding, dilation)
+    columns, (height, width) = _by_input(taps, groups), taps.shape[2:]  # (I * phases, O / groups, h * w)
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    lag = place[:, None] - place + torch.tensor([height - 1, width - 1])  # of each two places, from 0 on
+    where = (lag[..., 0] * (2 * width - 1) + lag[..., 1]).flatten()
+    products = kernel.new_zeros(len(columns), 2 * height - 1, 2 * width - 1)
+    for part, found in zip(*(torch.split(t, max(1, BLOCK // len(where))) for t in (columns, products)), strict=True):
+        found.flatten(1).index_add_(1, where, (part.mT @ part).flatten(1))
+    circle = [max(n, k) for n, k in zip(circle, products.shape[1:], strict=True)]
+    phases = math.prod(stride)
+    squares = torch.fft.rfft2(products, s=circle).abs().flatten(1).view(len(products) // phases, phases, -1)
+    return squares.sum(1).amax(1), products[:, height - 1, width - 1].view(-1, phases).amax(1)
+
+
+def _by_input(kernel: Tensor, groups: int) -> Tensor:
+    """What a kernel, (O, I / groups, h, w), multiplies each input channel with, (I, O / groups, h * w)."""
+    return kernel.flatten(2).view(groups, -1, kernel.shape[1], kernel.shape[2:].numel()).transpose(1, 2).flatten(0, 1)
 
 
 def of_linear(weight: Tensor) -> float:

@@ -16,6 +16,8 @@ from bitflip.engines.injection import Injector
 from bitflip.engines.parameters import Injected
 from bitflip.engines.passes import Passes, Results
 from bitflip.engines.pool import Chunk
+from bitflip.engines.striking import Struck
+from bitflip.engines.windows import Window
 from bitflip.errors import first_line
 from bitflip.outcomes.batch import BatchOutcomes
 
@@ -83,9 +85,13 @@ class Proof:
         self._audit = audit
         self._audited = torch.zeros(outcomes.top1.numel(), dtype=torch.bool, device=outcomes.top1.device)
 
-    def left_at_fork(self, slot: int, step: Step, change: Tensor, image: Tensor) -> Tensor:
+    def left_at_fork(self, slot: int, step: Step, struck: Struck, image: Tensor) -> Tensor:
         """Which faults of a slot have to be run, by the change of the one value that they strike: places, (N,)."""
-        return self._left(step, change.abs(), image + slot * len(self._outcomes.labels), image, before=True)
+        change = (struck.error.double() - struck.original.double()).abs()
+        each = None
+        if step.layout == Rows(0, 1) and len(struck.index) > 1:
+            each = self._bounds.onward(step.node).at(struck.index[1], number=True)
+        return self._left(step, change, image + slot * len(self._outcomes.labels), image, each, before=True)
 
     def left_at_parameter(self, slot: int, step: Step, injected: Injected, read: Tensor, image: Tensor) -> Tensor:
         """The same for the flip of a layer's weight or bias, by what the layer reads, (B, ...)."""
@@ -95,7 +101,8 @@ class Proof:
         if apart is None:
             return torch.arange(len(image), device=image.device)
         fault = image + slot * len(self._outcomes.labels)
-        return self._left(step, change * apart[image], fault, image, before=True)
+        each = self._of_channel(step, flips.coordinates(0)[0])
+        return self._left(step, change * apart[image], fault, image, each, before=True)
 
     def left(self, step: Step, chunk: Chunk, value: Tensor, clean: Tensor, rows: Tensor) -> Tensor:
         """Which of some rows of a chunk, (N,), have to be run further.
@@ -109,11 +116,19 @@ class Proof:
         """
         if step.layout != Rows(0, 1):  # there is no distance
             return rows
-        apart = distance(value, clean)
-        return rows[self._left(step, apart[rows], chunk.fault[rows], chunk.image[rows], before=False)]
+        apart, whole = distance(value, clean), chunk.values[step.node]
+        channel = whole.channel if isinstance(whole, Window) else None
+        each = None if channel is None else self._of_channel(step, channel)
+        return rows[self._left(step, apart[rows], chunk.fault[rows], chunk.image[rows], each, before=False)]
 
-    def _left(self, step: Step, apart: Tensor, fault: Tensor, image: Tensor, *, before: bool) -> Tensor:
-        harmless = self._bounds.harmless(apart, step, image, self._reach)
+    def _of_channel(self, step: Step, channel: int) -> Tensor:
+        found = self._bounds.onward(step.node).channel
+        return found[min(channel, len(found) - 1)]
+
+    def _left(
+        self, step: Step, apart: Tensor, fault: Tensor, image: Tensor, each: Tensor | None, *, before: bool
+    ) -> Tensor:
+        harmless = self._bounds.harmless(apart, step, image, self._reach, each)
         if not self._audit:  # each number that the host asks a GPU for is a wait
             left, gone = (~harmless).nonzero().squeeze(1), harmless.nonzero().squeeze(1)
             if len(gone):

@@ -136,7 +136,7 @@ class Wave:
         outcomes.struck(slot, struck.original, struck.error)
         whole, count = flips.rows is None, len(image)
         if proof is not None:
-            left = proof.left_at_fork(slot, step, struck.error.double() - struck.original.double(), image)
+            left = proof.left_at_fork(slot, step, struck, image)
             if len(left) < count:
                 whole, count, left = False, len(left), self.budget.filled(left)
                 struck, image = struck.only(left), image[left]
