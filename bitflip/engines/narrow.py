@@ -7,10 +7,10 @@ next convolution or linear layer counts, which is shorter; and a channel has its
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -142,20 +142,23 @@ def _placed(
     name: str, call: fx.Node, node: fx.Node, shapes: Mapping[fx.Node, torch.Size], behind: Constants
 ) -> Constants | None:
     """What becomes part of a larger value, or of which a part is taken, with all of its channels."""
-    first = 0
-    given: Any = call.args[0] if name in _JOINS else (*call.args[1:2],)[0] if len(call.args) > 1 else ()
+    first, given = 0, (*call.args, None)[0 if name in _JOINS else 1]
+    if not isinstance(given, tuple | list):
+        return None
     if name == "getitem":
-        slices = isinstance(given, tuple) and all(isinstance(part, slice) for part in given)
-        if not slices or any(part != slice(None) for part in given[:2]):
+        if any(part != slice(None) for part in given[:2]) or not all(isinstance(part, slice) for part in given):
             return None
     elif name == "pad":
-        if not 4 <= len(given) <= 6 or min(given) < 0 or len(shapes[call]) != 4:
+        around = [part for part in given if isinstance(part, int) and part >= 0]
+        if not 4 <= len(around) == len(given) <= 6 or len(shapes[call]) != 4:
             return None
-        first = (*given, 0)[4]
+        first = (*around, 0)[4]
     elif name in _JOINS:
-        if (*call.args[1:], *call.kwargs.values()) != (1,) or sum(part is node for part in given) != 1:
+        ahead = [shapes.get(part) for part in itertools.takewhile(lambda part: part is not node, given)]
+        known = all(shape is not None for shape in ahead) and sum(part is node for part in given) == 1
+        if not known or (*call.args[1:], *call.kwargs.values()) != (1,):
             return None
-        first = sum(shapes[part][1] for part in given[: given.index(node)])
+        first = sum(shape[1] for shape in ahead if shape is not None)
     else:
         return None
     if len(behind.number) == 1:
