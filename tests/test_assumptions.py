@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,14 @@ def test_images_that_take_different_ways_are_refused() -> None:
     assert len(set(early[:2])) == 2, "the test's own images take both"
     with pytest.raises(BadInput, match="expected a model that calls the same layers for all images, not "):
         built(model, "neuron")
+
+
+def test_a_network_that_gives_no_numbers_is_refused() -> None:
+    """Its class is always the first one, which no fault changes: a perfect table."""
+    model = made(Net)
+    model.get_parameter("c1.weight")[0, 0, 0, 0] = math.inf
+    with pytest.raises(BadInput, match="expected a model whose output is numbers, got NaN for the first images"):
+        built(model, "weight")
 
 
 # --- what can be run, is run right ---

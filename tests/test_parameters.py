@@ -22,6 +22,7 @@ from bitflip.errors import BadInput
 from bitflip.faults.flips import TargetKind, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
 from bitflip.network.layers import Layer, Parameter, Target, targets, with_parameters
+from bitflip.outcomes.batch import BatchOutcomes
 
 SHAPE = (3, 8, 8)
 SCALARS = "parameters that no layer lists, or that are listed twice"
@@ -210,6 +211,50 @@ def test_attention_with_the_batch_second_has_no_output_of_one_image() -> None:
     injector = Injector(attends(batch_first=False), 2, torch.zeros(1, *SHAPE))
     (layer,) = (layer for layer in injector.layers if layer.type == "MultiheadAttention")
     assert not layer.per_image
+
+
+class Recurs(nn.Module):
+    """(B, 3, 8, 6) -> (B, 5): the rows of an image are a sequence."""
+
+    def __init__(self, kind: type[nn.RNNBase], batch_first: bool = True) -> None:
+        super().__init__()
+        self.recurrent = kind(18, 7, batch_first=batch_first)  # type: ignore[arg-type, call-arg]
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.permute(0, 2, 1, 3).flatten(2)
+        output: Tensor = self.recurrent(steps if self.recurrent.batch_first else steps.transpose(0, 1))[0]
+        logits: Tensor = self.head(output.mean(1 if self.recurrent.batch_first else 0))
+        return logits
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_neurons_of_a_recurrent_layer_are_its_output_at_every_step(kind: type[nn.RNNBase]) -> None:
+    model, images = Recurs(kind).eval(), random_images(4, 3, 8, 6)
+    scatter(model)
+    injector = Injector(model, 4, images)
+    (layer,) = (layer for layer in injector.layers if layer.path == "recurrent")
+    assert (layer.type, layer.shape, injector.without_neurons) == (kind.__name__, (8, 7), [])
+    flips = [neuron_flips(seed, layer, 0, 4) for seed in range(30)]
+    expected = torch.empty(30, 4, dtype=torch.int64)
+    for slot, one in enumerate(flips):
+        for i in range(4):
+            output = model.recurrent(images[i : i + 1].permute(0, 2, 1, 3).flatten(2))[0].detach().contiguous()
+            values = output.view(torch.int32).view(-1).numpy().view(np.uint32)
+            values[one.element[i]] ^= np.uint32(1 << (31 - int(one.bit[i])))
+            expected[slot, i] = model.head(output.mean(1)).argmax()
+    for name in ("reference", "wave"):
+        engine, _ = engines.build(name, injector, images)
+        found = BatchOutcomes(torch.zeros(4, dtype=torch.int64), flips, 0, lambda count: None)
+        with torch.no_grad():
+            engine.run(images, flips, found)
+        found.to_host()
+        assert torch.equal(found.top1, expected), name
+
+
+def test_a_layer_without_neurons_is_named() -> None:
+    injector = Injector(Recurs(nn.LSTM, batch_first=False).eval(), 4, random_images(4, 3, 8, 6))
+    assert injector.without_neurons == ["recurrent"]
 
 
 # --- the engines ---

@@ -220,6 +220,8 @@ def of(
         sampling = sampling_of(settings, target, own)
         source: Sampling | Listed = sampling
         chosen = choose(settings, target, network.injector)
+        if target == "neuron" and settings.layer_types is None and settings.layer_numbers is None:
+            _say_what_is_left_out(network.injector)
         targets = layers.targets(chosen, target, settings.parameter_names)
         if not targets:
             types = ", ".join(sorted({item.layer.type for item in chosen}))
@@ -246,6 +248,16 @@ def of(
         network = _correcting(network, network.protected, targets)
     device = devices.describe(network.placement.device)
     return Experiment(settings, target, network, images, chosen, targets, source, device)
+
+
+def _say_what_is_left_out(injector: Injector) -> None:
+    """Name the layers that have no neurons: a table without them must not look as if it were of all."""
+    if left := injector.without_neurons:
+        names = ", ".join(f"{path} ({type(injector.modules[path]).__name__})" for path in left[:MANY])
+        log.warning(
+            f"no neurons are struck of {names}{', ...' if left[MANY:] else ''}: what is returned is no tensor of "
+            "numbers with the images along its first dimension"
+        )
 
 
 def _correcting(network: Network, protected: Safeguard, targets: Sequence[Target]) -> Network:

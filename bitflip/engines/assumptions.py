@@ -73,6 +73,10 @@ def check(injector: Injector, images: Inputs) -> str | None:
         if memory.ran_out(error):
             raise
         raise BadInput(f"{SETTING}: the model can't take the first images: {first_line(error)}") from error
+    if bool(together.outputs[-1][1].isnan().any()):
+        raise BadInput(
+            f"{SETTING}: expected a model whose output is numbers, got NaN for the first images, without a fault"
+        )
     again = watched(injector, images)
     if (where := _reached(together, again, whole=True)) is not None:
         why = [f"{path or 'the model'} draws random numbers ({operation})" for path, operation in again.drawn]

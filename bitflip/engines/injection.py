@@ -291,6 +291,12 @@ class Injector(fault_injection):
             return str(view.print_pytorchfi_layer_summary())
 
     @property
+    def without_neurons(self) -> list[str]:
+        """The modules without children that are called, but return no tensor in which an image has its own values."""
+        having = {layer.path for layer in self.layers if layer.per_image}
+        return [path for path in self.modules if self._calls[path] and path not in having]
+
+    @property
     def everything(self) -> list[Layer]:
         """All layers, and what else holds parameters."""
         return [*self.layers, *self.holders]

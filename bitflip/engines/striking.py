@@ -58,8 +58,9 @@ def strike(output: Tensor, flips: Flips, stored: Stored | None = None) -> Struck
 
 
 def flippable_part(module: nn.Module, output: Any) -> Any:
-    """What can be flipped in a layer's output: attention returns a tuple, whose first tensor it is."""
-    return output[0] if isinstance(module, nn.MultiheadAttention) and isinstance(output, tuple) else output
+    """What can be flipped in a layer's output: the first of the tuple that attention and recurrent layers return."""
+    several = isinstance(module, nn.MultiheadAttention | nn.RNNBase) and isinstance(output, tuple)
+    return output[0] if several else output
 
 
 def flip_rows(output: Any, struck: Struck) -> Any:
