@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from conftest import ROOT, FewDigits
 
 from bitflip import __main__ as program
+from bitflip.campaign import loop
 from bitflip.commands import plan
 from bitflip.commands.exits import INSTALL, Exit
 from bitflip.errors import BadInput
@@ -49,6 +51,21 @@ def test_how_a_block_ends(
 ) -> None:
     assert end_with(error) == code
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_scheduler_that_ends_the_job_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert before is signal.SIG_DFL, "the test would end the tests"
+    with Exit("stopped here") as end:
+        with Exit():  # the outer one has it
+            pass
+        with loop.uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            end.interrupted = "stopped after the block"
+        end.interrupted = "not stopped"
+    assert end.code == 130
+    assert capsys.readouterr() == ("", "stopped after the block\n")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("no"), SystemExit(3), ImportError("no")])

@@ -100,7 +100,7 @@ def execute(
 
         try:
             for task, batch in _outcomes(experiment, tallies, checkpoint, executor, cut, shown.advance):
-                with _uninterrupted():
+                with uninterrupted():
                     tallies.add(task, batch)
                     saver.after(task.turn)
                 rate = tallies.main.rate
@@ -196,16 +196,22 @@ class _Saver:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done, so that counts and logs fit each other."""
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C, and what ends the process in the same way, wait until the block is done.
+
+    So that counts and logs fit each other.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    alike = signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    numbers = (signal.SIGINT, signal.SIGTERM) if alike else (signal.SIGINT,)
+    before = {number: signal.signal(number, lambda number, frame: pressed.append(number)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if pressed:
         raise KeyboardInterrupt

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from types import TracebackType
 
@@ -16,7 +18,8 @@ class Exit:
     """The end of a command: what its block raises, if it is no error of the program, is said in a sentence.
 
     Bad input, too little memory, and packages that are missing or do not fit together end in code 2, Ctrl-C in 130.
-    Anything else is raised on.
+    So does SIGTERM, by which schedulers end a job, and some time later kill what is still there. Anything else is
+    raised on.
 
     Args:
         interrupted: what is said after Ctrl-C.
@@ -36,13 +39,20 @@ class Exit:
         self.code = 0
         self.interrupted = interrupted
         self.device = True
+        self._own = False
 
     def __enter__(self) -> Exit:
+        in_charge = threading.current_thread() is threading.main_thread()
+        self._own = in_charge and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if self._own:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        if self._own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if isinstance(error, KeyboardInterrupt):
             print(self.interrupted, file=sys.stderr)
             self.code = 130
