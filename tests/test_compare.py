@@ -176,6 +176,21 @@ def test_in_what_runs_differ_comes_first(make: Make) -> None:
     assert compared(first, second).differing[:2] == ("weights", "images or labels")
 
 
+@SCRIPTS
+def test_float32_is_no_other_format_than_that_of_a_model_in_float32(script: str, make: Make) -> None:
+    unset, same, half = make(script), make(script, "--number-format=float32"), make(script, "--number-format=bfloat16")
+    found = compared(unset, same)
+    assert found.differing == ()
+    assert compared(unset, half).differing == ("number_format (none, bfloat16)",)
+    assert all(difference.value == 0 for _, difference in found.layers)
+    facts = json.loads(unset.with_suffix(".json").read_text())
+    for mixed in (facts["layers"][0], facts["layers"][0]["parameters"][0]):
+        mixed["format"] = "bfloat16"
+        unset.with_suffix(".json").write_text(json.dumps(facts))
+        assert compared(unset, same).differing == ("number_format (none, float32)",)
+        mixed["format"] = "float32"
+
+
 OTHER: dict[str, object] = {
     **{"dataset": "digits", "class_order": "numeric", "model_name": "other", "img_size": 33, "channels": 1},
     **{

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bitflip.errors import BadInput
 from bitflip.faults.allocation import Stratum, strata
 from bitflip.report import record
-from bitflip.report.runs import Place, Row, Run
+from bitflip.report.runs import Place, Row, Run, parameters_of
 from bitflip.report.summary import sums
 from bitflip.settings.hyperparameters import Hyperparameters, changes_results, role_of
 from bitflip.statistics import intervals
@@ -145,7 +145,8 @@ def _differing(one: Run, other: Run) -> Iterator[str]:
     for name in settings:
         if changes_results(name, one.target) and not (listed and role_of(name).sampling):
             a, b = _set(one, name), _set(other, name)
-            if a != b and UNKNOWN not in (a, b):
+            alike = name == "number_format" and {a, b} == {None, "float32"} and _float32(one) and _float32(other)
+            if a != b and UNKNOWN not in (a, b) and not alike:
                 yield f"{name} ({written(a)}, {written(b)})"
     for name in ("engine", "device"):  # that were used, whatever was asked for
         if name in first and name in second and first[name] != second[name]:
@@ -166,6 +167,13 @@ def _set(run: Run, name: str) -> object:
         return run.listed
     field = Hyperparameters.model_fields.get(name)
     return run.settings.get(name, UNKNOWN if field is None else field.default)
+
+
+def _float32(run: Run) -> bool:
+    """Whether its ``.json`` knows of layers and parameters of float32 only, which ``float32`` leaves as they are."""
+    layers = [item for item in run.facts.get("layers", []) if isinstance(item, dict)]
+    stored = [*layers, *(tensor for layer in layers for tensor in parameters_of(layer))]
+    return bool(stored) and all(item.get("format") == "float32" for item in stored)
 
 
 def _key(place: Place, target: str) -> Key:
