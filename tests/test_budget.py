@@ -206,7 +206,6 @@ def test_another_run_ranks(run_script: RunScript, tmp_path: Path) -> None:
     [
         (["--target-rate=a lot"], "target_rate (--target-rate): expected a rate in percent, such as 0.1%, got 'a lot'"),
         (["--target-rate=100%"], "target_rate (--target-rate): expected a rate in percent, such as 0.1%, got '100%'"),
-        (["--output-path=no/where"], "output_path (--output-path): expected a folder that is there, got no/where"),
         ([], "expected the shape of features.0, to know how many bits it has"),
         (["--ranked-by=weight"], "ranked_by (--ranked-by): expected a run with neuron faults, got weight faults"),
     ],
