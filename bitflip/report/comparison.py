@@ -302,7 +302,8 @@ def _percent(first: float, second: float, found: Estimate[float], compared: int 
     return Difference(100 * first, 100 * second, 100 * found.rate, 100 * found.low, 100 * found.high, compared)
 
 
-_COLUMNS = ("image", "label", "element", "bit", "clean_top1", "top1")
+_STRUCK = ("image", "element", "bit")
+_COLUMNS = (*_STRUCK, "label", "clean_top1", "top1")
 
 
 def _pairs(first: Run, second: Run, rows: Sequence[tuple[Row, Row]]) -> list[_Pairs] | str:
@@ -351,8 +352,8 @@ def _by_image(a: Mapping[str, Ints], b: Mapping[str, Ints]) -> _Pairs:
 def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int | None) -> _Pairs:
     """The images of each flip in each batch, or in all batches together if there is no ``batch_size``.
 
-    Two faults of a list that change the same bit of the same value, on different images, are taken as one: the table
-    does not tell them apart.
+    Faults of a list that change the same bit of the same value, in other ways, are as many as they are on an image; on
+    different images they are taken as one: the table does not tell them apart.
     """
     bit, flip = flips_of(a, batch_size)
     size, *counts = (np.bincount(flip, true, len(bit)).astype(np.int64) for true in _broken(a, b))
@@ -364,7 +365,7 @@ def flips_of(table: Mapping[str, Ints], batch_size: int | None) -> tuple[Ints, I
 
     What was drawn more than once, as the few bits of a zero point are, is so many flips.
     """
-    keys = np.stack([table[name] for name in ("image", "element", "bit")])  # rows that are alike follow each other
+    keys = np.stack([table[name] for name in _STRUCK])  # rows that are alike follow each other
     starts = np.flatnonzero(np.r_[True, (np.diff(keys) != 0).any(axis=0)][: keys.shape[1]])
     copy = np.arange(keys.shape[1]) - np.repeat(starts, np.diff(np.r_[starts, keys.shape[1]]))
     batch = np.zeros_like(keys[0]) if batch_size is None else keys[0] // batch_size
@@ -373,7 +374,11 @@ def flips_of(table: Mapping[str, Ints], batch_size: int | None) -> tuple[Ints, I
 
 
 def faults_by_layer(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
-    """The columns that matter of a fault table, by layer and parameter, each in one order."""
+    """The columns that matter of a fault table, by layer and parameter, each in one order.
+
+    That is by what is struck. Rows that are alike in this stay as they follow each other in the table, which is the
+    order of their faults, whatever came of them.
+    """
     try:
         table = pq.read_table(path, columns=["layer", "parameter", *_COLUMNS], page_checksum_verification=True)
         names = table.column("parameter").cast("string").to_numpy(zero_copy_only=False).astype(str)
@@ -381,7 +386,7 @@ def faults_by_layer(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
     except Exception as error:  # a damaged file makes its reader raise anything
         raise record.damaged(path, error) from error
     known, code = np.unique(names, return_inverse=True)
-    order = np.lexsort([columns[name] for name in reversed(_COLUMNS)] + [code, columns["layer"]])
+    order = np.lexsort([columns[name] for name in reversed(_STRUCK)] + [code, columns["layer"]])
     layer, code = columns["layer"][order], code[order]
     starts = np.flatnonzero(np.r_[True, (np.diff(layer) != 0) | (np.diff(code) != 0)]) if len(order) else order
     ends = np.r_[starts[1:], len(order)]
