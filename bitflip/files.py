@@ -40,6 +40,16 @@ def check_place(setting: str, path: Path) -> list[str]:
     return [f"{setting}: expected a file that can be written, got {path} ({reason})"] if reason else []
 
 
+def check_folder(setting: str, folder: Path) -> list[str]:
+    """One sentence if files can't be written to the folder that a setting names; it is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        return [f"{setting}: expected a folder that can be written to, got {folder} ({error.strerror})"]
+
+
 @contextlib.contextmanager
 def written_for(setting: str, path: Path) -> Iterator[TextIO]:
     """As :func:`replacing`, for a file that a user names.

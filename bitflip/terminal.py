@@ -151,8 +151,8 @@ def _printable(name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people, of two figures: ``45 s``, ``12 min``, ``3.5 h``, ``12 days``."""
-    units = [("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800), ("days", 86_400, math.inf)]
+    """A time for people, of two figures: ``40 ms``, ``45 s``, ``12 min``, ``3.5 h``, ``12 days``."""
+    units = [("ms", 0.001, 0.1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800), ("days", 86_400, math.inf)]
     unit, length = next((unit, length) for unit, length, most in units if seconds < most)
     value = seconds / length
     return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import FewDigits, RunScript
+from matplotlib.figure import Figure
 from synthetic import layers_like, write_run
 
 from bitflip import BadInput
@@ -17,7 +18,7 @@ from bitflip import __main__ as program
 from bitflip.faults.allocation import by_effect
 from bitflip.network.fields import REGIONS, regions
 from bitflip.report import budget as reported
-from bitflip.report import drawing, reading, words
+from bitflip.report import budget_plot, drawing, reading, words
 from bitflip.report.runs import Run
 from bitflip.report.summary import by_bit
 from bitflip.statistics import budget
@@ -201,12 +202,40 @@ def test_another_run_ranks(run_script: RunScript, tmp_path: Path) -> None:
     assert {path.suffix for path in folder.iterdir()} == {".csv", ".png", ".svg"}
 
 
+@pytest.mark.parametrize("smallest", [1, 1e3, 1e5, 1e7])
+def test_no_words_of_the_plot_overlap(smallest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many decades the shares of the bits take, and wherever the target is reached."""
+    table = write_run(tmp_path, images=6400, correct=6000)
+    facts = json.loads(table.with_suffix(".json").read_text())
+    for layer, size in zip(facts["layers"], np.geomspace(smallest, 1e8, len(facts["layers"])), strict=True):
+        layer["shape"] = [round(size)]
+    table.with_suffix(".json").write_text(json.dumps(facts))
+    found = reported.of(reading.read(table))
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure) -> dict[str, bytes]:
+        drawn.append(figure)
+        return {}
+
+    monkeypatch.setattr(budget_plot, "saved", keep)
+    for target in (1e-6, 0.5, 99.0):
+        budget_plot.picture(found, target)
+    for figure in drawn:
+        figure.draw_without_rendering()
+        (said,) = figure.axes[0].texts
+        ends, inside = said.get_window_extent(), figure.axes[0].get_window_extent()
+        assert inside.x0 <= ends.x0 < ends.x1 <= inside.x1
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            labels = [word for word in axis.get_ticklabels() if word.get_text()]
+            boxes = [word.get_window_extent().padded(3) for word in labels]
+            assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--target-rate=a lot"], "target_rate (--target-rate): expected a rate in percent, such as 0.1%, got 'a lot'"),
         (["--target-rate=100%"], "target_rate (--target-rate): expected a rate in percent, such as 0.1%, got '100%'"),
-        (["--output-path=no/where"], "output_path (--output-path): expected a folder that is there, got no/where"),
         ([], "expected the shape of features.0, to know how many bits it has"),
         (["--ranked-by=weight"], "ranked_by (--ranked-by): expected a run with neuron faults, got weight faults"),
     ],

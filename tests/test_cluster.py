@@ -23,6 +23,7 @@ import torch
 from conftest import ROOT, RunScript
 from PIL import Image
 
+from bitflip import files
 from bitflip.cluster import joining, shards
 from bitflip.cluster.shards import Facts, Parcel, Refusal, Worker
 from bitflip.data import images as data_images
@@ -255,13 +256,12 @@ class Slowly:
                 pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=generator)
                 Image.fromarray(pixels.numpy()).save(place / f"{i}.png")
         (folder / "net.py").write_text(SLOW)
-        self.seconds = folder / "seconds.txt"
-        self.seconds.write_text("0")
+        self.hurry()
         weights = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (10, 256), "linear.bias": (10,)}
         torch.save({k: torch.randn(s, generator=generator) for k, s in weights.items()}, folder / "net.pt")
 
     def start(self, script: str, output: str, *arguments: str, seconds: float = 0.0) -> subprocess.Popen[str]:
-        self.seconds.write_text(str(seconds))
+        self._take(seconds)
         command = [sys.executable, str(ROOT / script), "--dataset", "cifar10", "--input-path", "images"]
         command += ["--img-size", "8", "--model-name", "net.py:build", "--weights", "net.pt"]
         command += [] if "--faults" in arguments else ["--seed", "5"]
@@ -288,7 +288,12 @@ class Slowly:
 
     def hurry(self) -> None:
         """Let the network take no more time."""
-        self.seconds.write_text("0")
+        self._take(0.0)
+
+    def _take(self, seconds: float) -> None:
+        """Let each pass take so long; one that reads it meanwhile finds a number, and never an empty file."""
+        with files.replacing(self.folder / "seconds.txt") as file:
+            file.write(str(seconds))
 
     def alone(self, script: str) -> dict[str, Any]:
         """The files of the run in one process."""

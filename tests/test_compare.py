@@ -176,6 +176,21 @@ def test_in_what_runs_differ_comes_first(make: Make) -> None:
     assert compared(first, second).differing[:2] == ("weights", "images or labels")
 
 
+@SCRIPTS
+def test_float32_is_no_other_format_than_that_of_a_model_in_float32(script: str, make: Make) -> None:
+    unset, same, half = make(script), make(script, "--number-format=float32"), make(script, "--number-format=bfloat16")
+    found = compared(unset, same)
+    assert found.differing == ()
+    assert compared(unset, half).differing == ("number_format (none, bfloat16)",)
+    assert all(difference.value == 0 for _, difference in found.layers)
+    facts = json.loads(unset.with_suffix(".json").read_text())
+    for mixed in (facts["layers"][0], facts["layers"][0]["parameters"][0]):
+        mixed["format"] = "bfloat16"
+        unset.with_suffix(".json").write_text(json.dumps(facts))
+        assert compared(unset, same).differing == ("number_format (none, float32)",)
+        mixed["format"] = "float32"
+
+
 OTHER: dict[str, object] = {
     **{"dataset": "digits", "class_order": "numeric", "model_name": "other", "img_size": 33, "channels": 1},
     **{
@@ -438,6 +453,47 @@ def test_a_fault_of_a_list_counts_once_however_many_images_it_hits(
     moved = intervals.difference(b, a)
     assert other.compared is None
     assert (other.low, other.high) == pytest.approx((100 * moved.low, 100 * moved.high), abs=1e-3)
+
+
+@pytest.mark.parametrize("target", ["neuron", "weight"])
+def test_faults_of_a_list_that_change_one_bit_in_other_ways_are_told_apart(
+    target: str, few_digits: FewDigits, tmp_path: Path, run_script: RunScript
+) -> None:
+    """Counted again from the row that each fault has."""
+    few_digits(24)
+    script = "main.py" if target == "neuron" else "weight.py"
+    kinds, places = ("stuck1", "flip", "stuck0"), range(3)
+    faults = [
+        Fault(target, "features.0", 0, (place, place, 0, 0)[: 3 if target == "neuron" else 4], 1, kind=kind)
+        for kind in kinds
+        for place in places
+    ]
+    with (tmp_path / "list.csv").open("w") as file:
+        faultlist.write(file, faults)
+    tables, hits = [], []
+    for name, more in (("a", ()), ("b", ("--protect=relu6",))):
+        flags = (
+            "--dataset=digits",
+            "--fault-table",
+            f"--output-path={tmp_path / name}",
+            "--batch-size=8",
+            "--no-plots",
+        )
+        done = run_script(script, *flags, f"--faults={tmp_path / 'list.csv'}", *more)
+        assert done.code == 0, done.err
+        (facts,) = (tmp_path / name).glob("*.json")
+        tables.append(facts.with_suffix(".csv"))
+        rows = list(csv.DictReader(facts.with_name(f"{facts.stem}_faults.csv").read_text().splitlines()))
+        assert len({row["correct"] for row in rows}) == 1
+        hits.append(np.array([float(row["misclassified"]) for row in rows]))
+        size = float(rows[0]["correct"])
+    assert len({*hits[0]}) > 1, "what they do differs"
+    m = (size + hits[1] - hits[0]) / 2
+    sums = (m.sum(), size * len(m), (m * m).sum(), size * m.sum(), size * size * len(m))
+    expected = intervals.mean([Sums(float(len(m)), *map(float, sums))])
+    ((_, found),) = compared(*tables).layers
+    assert found.compared == size * len(faults)
+    assert (found.low, found.high) == pytest.approx((200 * expected.low - 100, 200 * expected.high - 100))
 
 
 class Simulated:

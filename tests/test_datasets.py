@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets as tv
 
-from bitflip.data import datasets, digits, imagefiles, inputs
+from bitflip.data import datasets, decoding, digits, imagefiles, inputs
 from bitflip.data import images as data_images
 from bitflip.data.images import Images
 from bitflip.errors import BadInput
@@ -486,6 +486,31 @@ def test_batches_are_in_order(
     found = inputs.join([images for images, _ in batches])
     assert isinstance(found, Tensor)
     assert torch.equal(found, torch.stack([test_set[i][0] for i in range(sum(sizes))]))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3], ids="{} batches fit".format)
+def test_rounds_decode_what_does_not_fit(kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more images than are decoded at once; what is run in one round is not kept."""
+    put_class_folders(tmp_path, TEN)
+    monkeypatch.setattr(data_images, "KEPT_BYTES", kept * 6 * 3 * 32 * 32 * 4 + 1)
+    test_set = load("cifar10", tmp_path)
+    read: list[str] = []
+
+    def loader(path: str) -> Image.Image:
+        read.append(path)
+        return decoding.read(path)
+
+    monkeypatch.setattr(test_set, "loader", loader)
+    images = Images(test_set, 20)
+    spans, expected = images.spans(6), torch.stack([test_set[i][0] for i in range(20)])
+    for fewer in (0, 0, 6 * kept, 6 * kept):
+        read.clear()
+        batches = list(images.batches(spans))
+        assert len(read) == 20 - fewer
+        found = inputs.join([some for some, _ in batches])
+        assert isinstance(found, Tensor)
+        assert torch.equal(found, expected)
+        assert torch.cat([labels for _, labels in batches]).tolist() == [i // 2 for i in range(20)]
 
 
 def test_digits_need_no_input_path(tmp_path: Path, no_network: list[object]) -> None:

@@ -53,7 +53,6 @@ def test_a_table_has_all_of_many_runs(tables: list[Path], tmp_path: Path, capsys
 
 def test_a_page_and_a_plot(tables: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, rows = tmp_path / "out", tmp_path / "rows.csv"
-    folder.mkdir()
     given = ["compare", *map(str, tables), f"--output-path={folder}", f"--csv={rows}"]
     assert program.main(given) == 0
     said = capsys.readouterr().out
@@ -80,7 +79,6 @@ def test_a_page_and_a_plot(tables: list[Path], tmp_path: Path, capsys: pytest.Ca
 def test_only_so_many_can_be_told_apart(tables: list[Path], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="expected at most 8 runs, whose colours stay apart, got 9"):
         Overlay.of([reading.read(tables[0])] * 9)
-    assert program.main(["compare", *map(str, tables[:2]), f"--output-path={tmp_path / 'nowhere'}"]) == 2
 
 
 def test_a_layer_in_which_nothing_differs_is_drawn(tables: list[Path]) -> None:

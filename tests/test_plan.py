@@ -105,7 +105,16 @@ def test_a_name_is_no_formula_and_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h"), (10**6, "12 days")],
+    [
+        (0.0004, "0.4 ms"),
+        (0.04, "40 ms"),
+        (0.1, "0.1 s"),
+        (9.94, "9.9 s"),
+        (119, "119 s"),
+        (600, "10 min"),
+        (9000, "2.5 h"),
+        (10**6, "12 days"),
+    ],
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text

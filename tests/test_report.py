@@ -694,6 +694,28 @@ def test_the_page_says_every_rate(tmp_path: Path) -> None:
         assert row.place.path in html
 
 
+@pytest.mark.parametrize(("command", "written"), [("report", ".html"), ("compare", ".html"), ("budget", ".csv")])
+def test_the_folder_for_files_is_made(
+    command: str, written: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path, seed, layers_like(2)) for seed in (1, 2)]
+    for table in runs:  # a budget counts the bits of layers
+        edited(table.with_suffix(".json"), lambda text: text.replace('"per_image"', '"shape": [4], "per_image"'))
+    given = [command, *map(str, runs)]
+    folder = tmp_path / "not" / "yet there"
+    assert main([*given, f"--output-path={folder}"]) == 0
+    assert [path.suffix for path in folder.iterdir()].count(written) == 1
+    capsys.readouterr()
+    in_the_way = runs[0]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([*given, f"--output-path={in_the_way}"]) == 2
+    words = "expected a folder that can be written to, got"
+    said = capsys.readouterr()
+    assert said.err == f"error: output_path (--output-path): {words} {in_the_way} (File exists)\n"
+    assert said.out == ""
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 # --- sample-output ---
 
 SAMPLES = ROOT / "sample-output"

@@ -55,8 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bitflip.report import budget, budget_plot, reading
 
     target = _percent(arguments.target_rate)
-    if arguments.output_path is not None and not arguments.output_path.is_dir():
-        raise BadInput(f"output_path (--output-path): expected a folder that is there, got {arguments.output_path}")
+    shared.make_folder(arguments.output_path)
     found = [reading.read(reading.table_of(path)) for path in arguments.runs]
     ranked_by: budget.By = None
     if arguments.ranked_by == budget.POSITION:

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bitflip import files
 from bitflip.cluster import joining
+from bitflip.commands.shared import OUTPUT
 from bitflip.data import datasets, training
 from bitflip.errors import BadInput
 from bitflip.faults import faultlist
 from bitflip.faults.flips import TargetKind
 from bitflip.network import calibration, devices, layers, models, own
-from bitflip.results import tables
 from bitflip.settings import combined, reading
 from bitflip.settings.hyperparameters import Hyperparameters
 
@@ -55,7 +56,7 @@ def checked(argv: Sequence[str], target: TargetKind) -> Hyperparameters:
             lambda: [] if settings.ray else devices.check_precision(settings.precision, settings.device),
         ),
         ({"ray", "device", "faults"}, lambda: joining.check(settings)),
-        ({"output_path"}, lambda: tables.check_folder(settings.output_path)),
+        ({"output_path"}, lambda: files.check_folder(OUTPUT, settings.output_path)),
         ({"faults", "save_faults", "limit"}, lambda: faultlist.check_settings(settings)),
         ({"rerun"}, lambda: _check_rerun(settings.rerun, target)),
     ]

@@ -48,8 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bitflip.report import comparison, reading
 
     folder = arguments.output_path
-    if folder is not None and not folder.is_dir():
-        raise BadInput(f"output_path (--output-path): expected a folder that is there, got {folder}")
+    shared.make_folder(folder)
     if arguments.csv is not None and (problems := files.check_place(CSV, arguments.csv)):
         raise BadInput(*problems)
     paths = (arguments.first, arguments.second, *arguments.more)
@@ -83,7 +82,7 @@ def draw(folder: Path, runs: Sequence[Run]) -> None:
     page = folder / f"{stem}.html"
     contents = [*pictures, (page, overlay.html(found, [path for path, _ in pictures]).encode())]
     for path, content in contents:
-        with files.written_for("output_path (--output-path)", path) as file:
+        with files.written_for(shared.OUTPUT, path) as file:
             file.buffer.write(content)
     print("Written:", *(path for path, _ in contents), sep="\n  ")
 

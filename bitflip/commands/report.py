@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitflip.commands import shared
 from bitflip.errors import BadInput
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not 2 <= arguments.width <= WIDEST:
         raise BadInput(f"--width: expected inches from 2 to {WIDEST:g}, got {arguments.width:g}")
-    if arguments.output_path is not None and not arguments.output_path.is_dir():
-        raise BadInput(f"--output-path: expected a folder that is there, got {arguments.output_path}")
+    shared.make_folder(arguments.output_path)
     tables: dict[Path, None] = {}
     problems: list[str] = []
     for path in arguments.paths:

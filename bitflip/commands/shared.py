@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the commands import what is slow once they run, so that --h
     from bitflip.settings.hyperparameters import Hyperparameters
 
 CSV = "csv (--csv)"
+OUTPUT = "output_path (--output-path)"
 
 
 def add_arguments(parser: argparse.ArgumentParser, target: str, table: str) -> None:
@@ -38,6 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser, target: str, table: str) -> N
     """
     parser.add_argument("--target", choices=["neuron", "weight"], default=target, help="where bits flip")
     parser.add_argument("--csv", metavar="FILE", type=Path, help=f"also write {table} to a file")
+
+
+def make_folder(folder: Path | None) -> None:
+    """Make the folder that files are to go to, if one is named.
+
+    Raises:
+        BadInput: if they can't be written there.
+    """
+    if folder is not None and (problems := files.check_folder(OUTPUT, folder)):
+        raise BadInput(*problems)
 
 
 def prepared(arguments: argparse.Namespace, *flags: str) -> Experiment:
@@ -113,7 +124,7 @@ def write_together(
         picture: content of the plot, by ending.
     """
     written = [stem.with_name(f"{stem.name}.{kind}") for kind in ("csv", *picture)]
-    with files.written_for("output_path (--output-path)", written[0]) as file:
+    with files.written_for(OUTPUT, written[0]) as file:
         writer = csvs.Writer(file)
         writer.writerow(head)
         for row in rows:

@@ -19,7 +19,7 @@ from bitflip.data.datasets import TestSet
 from bitflip.data.inputs import Inputs
 from bitflip.errors import BadInput
 
-KEPT_BYTES = 1 << 30  # test sets up to this size are decoded once
+KEPT_BYTES = 1 << 30  # test sets up to this size are decoded once, and so much of a larger one in several rounds
 MANY_IMAGES = 5000  # from here on, decoding image files in worker processes pays
 AT_ONCE = 256  # images that are decoded together
 
@@ -52,10 +52,12 @@ class Images:
         self._collate = collate
         self._workers = (min(8, os.cpu_count() or 1) if files else 0) if workers is None else workers
         self._kept: Batch | None = None
+        self._asked_for: dict[range, Batch | None] = {}  # of a larger test set, with those batches that are kept
+        self._room = KEPT_BYTES
         if count == 0:
             return
         (example, _), *_ = self._load([range(1)])
-        if sum(part.numel() * part.element_size() for part in inputs.parts(example)) * count <= KEPT_BYTES:
+        if _bytes(example) * count <= KEPT_BYTES:
             batches = list(self._load(self.spans(AT_ONCE)))
             self._kept = inputs.join([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
@@ -66,16 +68,31 @@ class Images:
     def batches(self, spans: Iterable[range]) -> Iterator[Batch]:
         """The images and labels of ranges of the test set, one after the other.
 
+        Of a test set that is not decoded at once, a range that is asked for again, as in the rounds of a margin, is
+        kept if there is room: what is run once takes no memory.
+
         Raises:
             BadInput: if an image can't be read.
         """
-        if self._kept is None:
-            yield from self._load(spans)
+        if self._kept is not None:
+            images, labels = self._kept
+            for span in spans:
+                part = slice(span.start, span.stop)
+                yield inputs.rows(images, part), labels[part]
             return
-        images, labels = self._kept
-        for span in spans:
-            part = slice(span.start, span.stop)
-            yield inputs.rows(images, part), labels[part]
+        known = [(span, self._asked_for.get(span)) for span in spans]
+        loaded = self._load([span for span, batch in known if batch is None])
+        for span, batch in known:
+            yield self._noted(span, next(loaded)) if batch is None else batch
+
+    def _noted(self, span: range, batch: Batch) -> Batch:
+        """The same batch, which is kept from the second time on if there is room."""
+        size = _bytes(batch[0])
+        if span not in self._asked_for:
+            self._asked_for[span] = None
+        elif self._asked_for[span] is None and size <= self._room:
+            self._asked_for[span], self._room = batch, self._room - size
+        return batch
 
     @property
     def labels(self) -> Tensor | None:
@@ -95,7 +112,8 @@ class Images:
             for path, label in cast(Any, self.test_set).samples[: self.count]:
                 sha.update(Path(path).read_bytes() + str(label).encode())
             return sha.hexdigest()
-        for images, labels in self.batches(self.spans(AT_ONCE)):
+        spans = self.spans(AT_ONCE)
+        for images, labels in self._load(spans) if self._kept is None else self.batches(spans):
             for part in (*inputs.parts(images), labels):
                 sha.update(str(part.dtype).encode())
                 sha.update(part.contiguous().view(torch.uint8).numpy().tobytes())
@@ -114,6 +132,10 @@ class Images:
                 yield inputs.on_host(inputs.of(images)), labels.cpu()
         except BadInput as error:  # a worker process puts its whole traceback before the sentence
             raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None
+
+
+def _bytes(images: Inputs) -> int:
+    return sum(part.numel() * part.element_size() for part in inputs.parts(images))
 
 
 def _are_files(test_set: TestSet) -> bool:

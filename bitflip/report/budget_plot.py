@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # matplotlib takes a while to import: only when something is 
 
 WIDTH, LAYER_HEIGHT = 7.0, 0.14  # inches
 DEPTH = 100  # of the logarithmic axis of rates: what is left of the interval at its foot says nothing
+DECADES = 5  # of the logarithmic axis of shares that have room for their numbers
 NAMED = 40  # layers that have room for their names
 
 
@@ -56,7 +57,9 @@ def _left_over(axes: Axes, found: Budget, target: float | None) -> None:
     axes.set_yscale("symlog", linthresh=scale.linear_to, linscale=0.5)
     axes.set_ylim(0, scale.top)
     axes.set_yticks(scale.ticks, [number(tick) for tick in scale.ticks])
-    ticks = [0.0, *(10.0**n for n in range(round(np.log10(linear)), 3))]
+    lowest = round(np.log10(linear))
+    step = max(1, -(-(2 - lowest) // DECADES))
+    ticks = [0.0, *(10.0**n for n in range(2, lowest - (step == 1), -step))]  # beside 0 the lowest has little room
     axes.set_xticks(ticks, [number(tick) for tick in ticks])
     axes.minorticks_off()
     blue, red = OKABE_ITO[:2]
@@ -66,13 +69,15 @@ def _left_over(axes: Axes, found: Budget, target: float | None) -> None:
         enough = found.share(found.enough(target))
         axes.axhline(target, color=red, linewidth=0.7, linestyle=(0, (3, 2)))
         axes.axvline(enough, color=red, linewidth=0.7, linestyle=(0, (1, 1.5)))
+        place, _ = axes.transLimits.transform(axes.transScale.transform((enough, 0.0)))
+        before = place > 0.5  # the line; else there is no room for the words
         axes.annotate(
             f"{enough:.3g} % of the bits",
             (enough, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(-2, -3),
+            xytext=(-2 if before else 2, -3),
             textcoords="offset points",
-            ha="right",
+            ha="right" if before else "left",
             va="top",
             fontsize=5.5,
             color=INK,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bitflip.errors import BadInput
 from bitflip.faults.allocation import Stratum, strata
 from bitflip.report import record
-from bitflip.report.runs import Place, Row, Run
+from bitflip.report.runs import Place, Row, Run, parameters_of
 from bitflip.report.summary import sums
 from bitflip.settings.hyperparameters import Hyperparameters, changes_results, role_of
 from bitflip.statistics import intervals
@@ -145,7 +145,8 @@ def _differing(one: Run, other: Run) -> Iterator[str]:
     for name in settings:
         if changes_results(name, one.target) and not (listed and role_of(name).sampling):
             a, b = _set(one, name), _set(other, name)
-            if a != b and UNKNOWN not in (a, b):
+            alike = name == "number_format" and {a, b} == {None, "float32"} and _float32(one) and _float32(other)
+            if a != b and UNKNOWN not in (a, b) and not alike:
                 yield f"{name} ({written(a)}, {written(b)})"
     for name in ("engine", "device"):  # that were used, whatever was asked for
         if name in first and name in second and first[name] != second[name]:
@@ -166,6 +167,13 @@ def _set(run: Run, name: str) -> object:
         return run.listed
     field = Hyperparameters.model_fields.get(name)
     return run.settings.get(name, UNKNOWN if field is None else field.default)
+
+
+def _float32(run: Run) -> bool:
+    """Whether its ``.json`` knows of layers and parameters of float32 only, which ``float32`` leaves as they are."""
+    layers = [item for item in run.facts.get("layers", []) if isinstance(item, dict)]
+    stored = [*layers, *(tensor for layer in layers for tensor in parameters_of(layer))]
+    return bool(stored) and all(item.get("format") == "float32" for item in stored)
 
 
 def _key(place: Place, target: str) -> Key:
@@ -294,7 +302,8 @@ def _percent(first: float, second: float, found: Estimate[float], compared: int 
     return Difference(100 * first, 100 * second, 100 * found.rate, 100 * found.low, 100 * found.high, compared)
 
 
-_COLUMNS = ("image", "label", "element", "bit", "clean_top1", "top1")
+_STRUCK = ("image", "element", "bit")
+_COLUMNS = (*_STRUCK, "label", "clean_top1", "top1")
 
 
 def _pairs(first: Run, second: Run, rows: Sequence[tuple[Row, Row]]) -> list[_Pairs] | str:
@@ -343,8 +352,8 @@ def _by_image(a: Mapping[str, Ints], b: Mapping[str, Ints]) -> _Pairs:
 def _by_flip(a: Mapping[str, Ints], b: Mapping[str, Ints], batch_size: int | None) -> _Pairs:
     """The images of each flip in each batch, or in all batches together if there is no ``batch_size``.
 
-    Two faults of a list that change the same bit of the same value, on different images, are taken as one: the table
-    does not tell them apart.
+    Faults of a list that change the same bit of the same value, in other ways, are as many as they are on an image; on
+    different images they are taken as one: the table does not tell them apart.
     """
     bit, flip = flips_of(a, batch_size)
     size, *counts = (np.bincount(flip, true, len(bit)).astype(np.int64) for true in _broken(a, b))
@@ -356,7 +365,7 @@ def flips_of(table: Mapping[str, Ints], batch_size: int | None) -> tuple[Ints, I
 
     What was drawn more than once, as the few bits of a zero point are, is so many flips.
     """
-    keys = np.stack([table[name] for name in ("image", "element", "bit")])  # rows that are alike follow each other
+    keys = np.stack([table[name] for name in _STRUCK])  # rows that are alike follow each other
     starts = np.flatnonzero(np.r_[True, (np.diff(keys) != 0).any(axis=0)][: keys.shape[1]])
     copy = np.arange(keys.shape[1]) - np.repeat(starts, np.diff(np.r_[starts, keys.shape[1]]))
     batch = np.zeros_like(keys[0]) if batch_size is None else keys[0] // batch_size
@@ -365,7 +374,11 @@ def flips_of(table: Mapping[str, Ints], batch_size: int | None) -> tuple[Ints, I
 
 
 def faults_by_layer(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
-    """The columns that matter of a fault table, by layer and parameter, each in one order."""
+    """The columns that matter of a fault table, by layer and parameter, each in one order.
+
+    That is by what is struck. Rows that are alike in this stay as they follow each other in the table, which is the
+    order of their faults, whatever came of them.
+    """
     try:
         table = pq.read_table(path, columns=["layer", "parameter", *_COLUMNS], page_checksum_verification=True)
         names = table.column("parameter").cast("string").to_numpy(zero_copy_only=False).astype(str)
@@ -373,7 +386,7 @@ def faults_by_layer(path: Path) -> dict[tuple[int, str], dict[str, Ints]]:
     except Exception as error:  # a damaged file makes its reader raise anything
         raise record.damaged(path, error) from error
     known, code = np.unique(names, return_inverse=True)
-    order = np.lexsort([columns[name] for name in reversed(_COLUMNS)] + [code, columns["layer"]])
+    order = np.lexsort([columns[name] for name in reversed(_STRUCK)] + [code, columns["layer"]])
     layer, code = columns["layer"][order], code[order]
     starts = np.flatnonzero(np.r_[True, (np.diff(layer) != 0) | (np.diff(code) != 0)]) if len(order) else order
     ends = np.r_[starts[1:], len(order)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,6 @@ from bitflip.outcomes.counts import Totals
 from bitflip.results import columns
 from bitflip.statistics.rates import LayerEstimate, Rate
 from bitflip.terminal import NOTHING
-
-
-def check_folder(folder: Path) -> list[str]:
-    """One sentence if files can't be written to the folder; it is made if it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return []
-    except OSError as error:
-        return [
-            f"output_path (--output-path): expected a folder that can be written to, got {folder} ({error.strerror})"
-        ]
 
 
 def result_lines(chosen: Sequence[Target], estimates: Sequence[LayerEstimate], sought: str) -> list[str]:
