@@ -70,8 +70,8 @@ class Bounds:
             self._apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")  # (classes, classes)
         self._look(images)
         self._find()
-        device = inputs.device(images)
-        self._onward = {node: found.to(device) for node, found in self._onward.items()}
+        nodes = (program.placeholder, *(step.node for step in self._steps))
+        self._onward = {node: self.onward(node).to(inputs.device(images)) for node in nodes}
 
     def onward(self, node: fx.Node) -> Constants:
         """By how much the value before the last layer moves, at most, for each unit that a value moves."""
