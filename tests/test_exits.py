@@ -54,18 +54,21 @@ def test_how_a_block_ends(
 
 
 def test_a_scheduler_that_ends_the_job_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert before is signal.SIG_DFL, "the test would end the tests"
-    with Exit("stopped here") as end:
-        with Exit():  # the outer one has it
-            pass
-        with loop.uninterrupted():
-            os.kill(os.getpid(), signal.SIGTERM)
-            end.interrupted = "stopped after the block"
-        end.interrupted = "not stopped"
-    assert end.code == 130
-    assert capsys.readouterr() == ("", "stopped after the block\n")
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a cluster of other tests in this process has its own
+    try:
+        with Exit("stopped here") as end:
+            with Exit():  # the outer one has it
+                pass
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler, "the test would end the tests"
+            with loop.uninterrupted():
+                os.kill(os.getpid(), signal.SIGTERM)
+                end.interrupted = "stopped after the block"
+            end.interrupted = "not stopped"
+        assert end.code == 130
+        assert capsys.readouterr() == ("", "stopped after the block\n")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("no"), SystemExit(3), ImportError("no")])

@@ -92,7 +92,7 @@ def test_a_first_portion_that_takes_long_is_announced(
 ) -> None:
     """A weight flip hits a whole batch, and the detailed log has the layers of a batch one after the other."""
     script, *more = arguments
-    words = rf"the first {IMAGES} images take about [\d.]+ s; only then is anything kept"
+    words = rf"the first {IMAGES} images take about [\d.]+ m?s; only then is anything kept"
     quick = run_script(script, *GIVEN, *more, f"--output-path={tmp_path / 'quick'}")
     assert not re.search(words, quick.err)
     slow(monkeypatch)
