@@ -14,7 +14,8 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bitflip.campaign.api import Campaign, Sampled, read_faults
+    from bitflip.campaign.api import Campaign, read_faults
+    from bitflip.campaign.sampling import Sampled
     from bitflip.errors import BadInput
     from bitflip.report.result import Result, compare
 
@@ -25,7 +26,7 @@ _HOME = {
     "BadInput": "bitflip.errors",
     "Campaign": "bitflip.campaign.api",
     "Result": "bitflip.report.result",
-    "Sampled": "bitflip.campaign.api",
+    "Sampled": "bitflip.campaign.sampling",
     "compare": "bitflip.report.result",
     "read_faults": "bitflip.campaign.api",
 }

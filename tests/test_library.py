@@ -249,6 +249,31 @@ class Endless(IterableDataset[Any]):
         (lambda m: Campaign(m, some(COUNT), device="cuda:99"), r"device \(--device\): expected .* is there"),
         (lambda m: run(m, Sampled("input")), "target: expected neuron or weight, got 'input'"),  # type: ignore[arg-type]
         (lambda m: run(m, Sampled(seed=-1)), "seed: expected a whole number from 0"),
+        (lambda m: run(m, Sampled(seed="1")), "seed: expected a whole number from 0, got '1'"),  # type: ignore[arg-type]
+        (lambda m: run(m, "neuron"), "faults: expected Sampled"),  # type: ignore[arg-type]
+        (
+            lambda m: run(m, Sampled(parameters=["bias"])),
+            "parameters: expected weight with faults of neurons, got bias",
+        ),
+        (lambda m: rates(m, "weigth"), "target: expected neuron or weight, got 'weigth'"),
+        (lambda m: rates(m, "neuron", parameters=["bias"]), "parameters: expected weight with faults of neurons"),
+        (lambda m: rates(m, "weight", seed=-1), "seed: expected a whole number from 0"),
+        (lambda m: run(m, Sampled(layer_type="Conv3d")), "the model has no Conv3d layer"),
+        (lambda m: run(m, Sampled(layer_type=[nn.Conv3d])), "the model has no Conv3d layer"),  # type: ignore[list-item]
+        (lambda m: run(m, Sampled(layer_num=99)), "expected numbers from 0 to"),  # type: ignore[arg-type]
+        (
+            lambda m: Campaign(m, some(COUNT), device="cpu").run(Sampled(), folder=__file__),
+            "folder: expected a folder that can be written to, got .* \\(File exists\\)",
+        ),
+        (
+            lambda m: run(m, Sampled(), TensorDataset(random_images(2, 3, 8, 8), torch.tensor([1.7, 1.0]))),
+            "expected a whole number as the label of each input, got a batch of torch.float32",
+        ),
+        (
+            lambda m: run(m, Sampled(), [(image, "cat") for image in random_images(2, 3, 8, 8)]),
+            "expected a whole number as the label of each input, got a batch of tuple",
+        ),
+        (lambda m: run(m, Sampled(), random_images(2, 3, 8, 8)), "expected items of two parts, an input and its label"),
         (lambda m: run(m, Sampled(bit=32)), r"bit_flip_pos \(--bit-flip-pos\): expected a bit from 0 to 31"),
         (lambda m: run(m, Sampled(layer_type=["Conv3d"])), r"layer_type \(--layer-type\): the model has no Conv3d"),
         (lambda m: run(m, Sampled(layer_num=[99])), r"layer_num \(--layer-num\): expected numbers from 0 to"),
@@ -262,6 +287,19 @@ class Endless(IterableDataset[Any]):
 def test_a_mistake_is_a_sentence(make: Any, sentence: str, tiny: nn.Module) -> None:
     with pytest.raises(BadInput, match=sentence):
         make(tiny)
+
+
+def test_a_single_name_or_number_is_a_list_of_one(tiny: nn.Module) -> None:
+    campaign = Campaign(tiny, some(COUNT), device="cpu")
+    (one,) = campaign.run(Sampled(layer_type="Conv2d", layer_num=0)).layers  # type: ignore[arg-type]
+    (listed,) = campaign.run(Sampled(layer_type=["Conv2d"], layer_num=[0])).layers
+    assert one == listed
+    points = campaign.error_rates("weight", 1e-3, patterns=1)  # type: ignore[arg-type]
+    assert [point.rate for point in points] == [1e-3]
+
+
+def rates(model: nn.Module, target: Any, **more: Any) -> None:
+    Campaign(model, some(COUNT), device="cpu").error_rates(target, [1e-3], patterns=1, **more)
 
 
 def run(model: nn.Module, faults: Sampled, data: Any = None) -> None:

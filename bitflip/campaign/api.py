@@ -19,12 +19,14 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
+from bitflip import files
 from bitflip.campaign import experiment, identity, loop, protecting, publishing, side_by_side
 from bitflip.campaign.checkpoint import Checkpoint
 from bitflip.campaign.error_rates import ErrorRateCampaign
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.protecting import OwnProtection, Safeguard
+from bitflip.campaign.sampling import Sampled, listed
 from bitflip.campaign.side_by_side import Protections
 from bitflip.data import training
 from bitflip.data.images import Images
@@ -43,52 +45,6 @@ from bitflip.settings import combined, hyperparameters
 from bitflip.settings.hyperparameters import Hyperparameters, NumberFormat
 from bitflip.settings.protection import OWN
 from bitflip.statistics.falls import Point
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Faults that are drawn at random.
-
-    Attributes:
-        target: ``neuron``, one flip per input and layer, or ``weight``, one per batch and parameter tensor.
-        seed: the same seed draws the same faults, from 0.
-        repeats: flips per input (or batch) in each layer.
-        bit: the bit to flip, counted from the most significant; None for a random one per fault.
-        fault: its kind, as the setting ``fault``; or a kind of your own: a function of values, (N,), and random words,
-            (N,) of int64, that returns values, (N,), each of which may depend on its own value and word alone.
-        bit_sampling: how random bits are drawn, ``uniform`` or ``importance``.
-        layer_type: class names of the layers; None for all.
-        layer_num: numbers of the layers among those that ``layer_type`` leaves; None for all.
-        parameters: names of the parameter tensors that weight faults strike; None for all.
-        margin: go on until half the width of every layer's interval is at most so many percentage points; None for one
-            round through the test set.
-    """
-
-    target: TargetKind = "neuron"
-    seed: int = 0
-    repeats: int = 1
-    bit: int | None = None
-    bit_sampling: Literal["uniform", "importance"] = "uniform"
-    fault: str | Own = "flip"
-    layer_type: Sequence[str] | None = None
-    layer_num: Sequence[int] | None = None
-    parameters: Sequence[str] | None = ("weight",)
-    margin: float | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The same as settings of a script."""
-        return {
-            "seed": self.seed,
-            "repeats": self.repeats,
-            "bit_flip_pos": -1 if self.bit is None else self.bit,
-            "bit_sampling": self.bit_sampling,
-            "fault": self.fault if isinstance(self.fault, str) else "random",
-            "layer_type": "all" if self.layer_type is None else ",".join(self.layer_type),
-            "layer_num": "all" if self.layer_num is None else ",".join(map(str, self.layer_num)),
-            "parameters": "all" if self.parameters is None else ",".join(self.parameters),
-            "margin": self.margin,
-        }
 
 
 @dataclass(frozen=True)
@@ -249,12 +205,11 @@ class Campaign:
             target = "neuron" if all(fault.target == "neuron" for fault in faults.faults) else "weight"
             chosen = {"faults": faults.path, "seed": 0}
         else:
+            if not isinstance(faults, Sampled):
+                raise BadInput(f"faults: expected Sampled(...) or a list from read_faults, got {faults!r}")
+            faults.check()
             target, chosen = faults.target, faults.settings
             own = None if isinstance(faults.fault, str) else faults.fault
-            if target not in ("neuron", "weight"):
-                raise BadInput(f"target: expected neuron or weight, got {target!r}")
-            if faults.seed < 0:
-                raise BadInput(f"seed: expected a whole number from 0, got {faults.seed}")
         holder = tempfile.TemporaryDirectory(prefix="bitflip-") if folder is None else None
         chosen |= {
             "confidence": confidence,
@@ -276,7 +231,8 @@ class Campaign:
         problems += [] if function is not None else protection.check(settings)
         if problems := [*problems, *calibration.check_file(settings.bounds)]:
             raise BadInput(*problems)
-        path.mkdir(parents=True, exist_ok=True)
+        if problems := files.check_folder("folder", path):
+            raise BadInput(*problems)
         table = self._run(settings, target, listed, own, calibration_set, function, progress=progress)
         return Result(table, holder)
 
@@ -333,8 +289,9 @@ class Campaign:
         Raises:
             BadInput: for what does not fit; its sentences say what.
         """
-        chosen = Sampled(target, seed, patterns, layer_type=layer_type, parameters=parameters).settings
-        chosen |= {"bit_error_rate": ",".join(map(str, rates)), "by_layer": by_layer, "confidence": confidence}
+        sampled = Sampled(target, seed, patterns, layer_type=layer_type, parameters=parameters)
+        sampled.check()
+        chosen = sampled.settings | {"bit_error_rate": listed(rates), "by_layer": by_layer, "confidence": confidence}
         with tempfile.TemporaryDirectory(prefix="bitflip-") as folder:
             settings = _settings({**self._settings, **chosen, "output_path": folder})
             with (

@@ -16,7 +16,8 @@ from bitflip.report.result import Picture, Result, Rows
 from bitflip.settings.protection import VALID, Protection
 
 if TYPE_CHECKING:
-    from bitflip.campaign.api import Campaign, Sampled
+    from bitflip.campaign.api import Campaign
+    from bitflip.campaign.sampling import Sampled
 
 MEASURED = ("bounds", "percentile")  # mean something to protections whose bounds are measured
 

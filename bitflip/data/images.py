@@ -128,7 +128,8 @@ class Images:
             generator=torch.Generator(),  # else it draws from the one that everybody shares
         )
         try:
-            for images, labels in loader:
+            for batch in loader:
+                images, labels = _pair(batch)
                 yield inputs.on_host(inputs.of(images)), labels.cpu()
         except BadInput as error:  # a worker process puts its whole traceback before the sentence
             raise BadInput(str(error).strip().rpartition(f"{BadInput.__name__}: ")[2]) from None
@@ -136,6 +137,21 @@ class Images:
 
 def _bytes(images: Inputs) -> int:
     return sum(part.numel() * part.element_size() for part in inputs.parts(images))
+
+
+def _pair(batch: object) -> tuple[Any, Tensor]:
+    """The inputs and labels of a batch as a data set gives it.
+
+    Raises:
+        BadInput: if it does not.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise BadInput("test_set: expected items of two parts, an input and its label")
+    images, labels = batch
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise BadInput(f"test_set: expected a whole number as the label of each input, got a batch of {kind}")
+    return images, labels
 
 
 def _are_files(test_set: TestSet) -> bool:
