@@ -39,12 +39,21 @@ def first_line(error: BaseException) -> str:
 
 
 MANY = 30  # names that a reader still looks through
+MOST = 300  # that are listed where none is close; torchvision has about a hundred models, timm over a thousand
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """``valid`` as text for an error message: close matches of ``name``, then all of it unless it is long."""
+    """``valid`` as text for an error message: close matches of ``name``, then all of it unless it is long.
+
+    >>> nearest("ReLu", ["Conv2d", "ReLU"])
+    "did you mean 'ReLU'? valid: Conv2d, ReLU"
+    >>> nearest("nope", map(str, range(1000)))
+    'there are 1,000, such as 0, 399, 699'
+    """
     names = sorted(valid)
     folded = {other.lower(): other for other in names}  # relu is close to ReLU
     close = [folded[other] for other in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    if not hint and len(names) > MOST:
+        return f"there are {len(names):,}, such as {', '.join(names[:: len(names) // 3][:3])}"
     return hint if hint and len(names) > MANY else f"{hint} valid: {', '.join(names)}".lstrip()

@@ -347,8 +347,9 @@ def test_a_damaged_weights_file(kept: int, tmp_path: Path) -> None:
     (tmp_path / "own.pt").write_bytes(digits.WEIGHTS.read_bytes()[:kept])
     with pytest.raises(
         BadInput, match=r"^weights \(--weights\): .*own.pt is no state dict that can be loaded safely: .+"
-    ):
+    ) as error:
         load("digits", "digits_vgg", "--weights", tmp_path / "own.pt")
+    assert not str(error.value).rstrip().endswith("Error:"), "it says why"
 
 
 @pytest.mark.parametrize(

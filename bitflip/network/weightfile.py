@@ -180,6 +180,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch's words are a page on how to load it unsafely
         met = re.search(r"GLOBAL (\S+)", str(error))
         return "the weights are damaged, or hold code beside tensors" + (f" ({met[1]})" if met else "")
+    if isinstance(error, EOFError):  # which has no words
+        return "the file is empty, or ends too early"
     return shortened(f"{type(error).__name__}: {error}")
 
 
