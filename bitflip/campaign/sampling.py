@@ -66,7 +66,7 @@ class Sampled:
             raise BadInput(f"target: expected neuron or weight, got {self.target!r}")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise BadInput(f"seed: expected a whole number from 0, got {self.seed!r}")
-        if self.target == "neuron" and self.settings["parameters"] != "weight":
+        if self.target == "neuron" and self.settings["parameters"] not in ("weight", "all"):
             raise BadInput(f"parameters: expected weight with faults of neurons, got {self.settings['parameters']}")
 
 
