@@ -219,7 +219,7 @@ class Campaign:
             "fresh": fresh,
         }
         chosen |= {"prove": prove, "audit": audit, "protect": protect, "bounds": bounds, "percentile": percentile}
-        chosen |= {"protect_layers": "default" if protect_layers is None else ",".join(protect_layers)}
+        chosen |= {"protect_layers": "default" if protect_layers is None else listed(protect_layers)}
         path = Path(holder.name if holder is not None else str(folder))
         settings = _settings({**self._settings, **chosen, "output_path": path}).model_copy(
             update={"model_name": self._name, "dataset": self._data_name}
