@@ -31,6 +31,9 @@ from bitflip.engines import coverage, norms
 from bitflip.engines.bounds import Bounds
 from bitflip.engines.graph import Program
 from bitflip.engines.injection import Injector, WithInput
+from bitflip.engines.proofs import Proof
+from bitflip.engines.striking import Struck
+from bitflip.engines.windows import Window
 from bitflip.errors import BadInput
 from bitflip.faults.flips import TargetKind, neuron_flips, parameter_flip
 from bitflip.network.devices import Placement
@@ -429,6 +432,24 @@ def test_the_same_classes_with_bounds_as_without(name: str, target: TargetKind) 
     assert audited.having(Effect.AUDITED)[audited.having(Effect.PROVED)].all()
     if name == "digits":
         assert proved.having(Effect.PROVED).float().mean() > 0.7
+
+
+def test_rows_that_are_left_travel_as_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they are filled up to a number of rows that kernels are known for: whole maps take twice as long."""
+    model, images = trained().eval().requires_grad_(False), digits.load("test", 32, 3).tensors[0][:8]
+    injector = Injector(WithInput(CPU.model(model)), 8, CPU.inputs(images))
+    seen: list[int] = []
+    around = Window.around
+
+    def noted(output: Tensor, struck: Struck) -> Window:
+        seen.append(len(struck.original))
+        return around(output, struck)
+
+    monkeypatch.setattr(Window, "around", noted)
+    monkeypatch.setattr(Proof, "left_at_fork", lambda self, slot, step, struck, image: image[:3])
+    outcomes(injector, CPU.inputs(images), "neuron", 0.0)
+    assert len(seen) >= SOME
+    assert min(seen) >= 3
 
 
 def test_an_audit_that_finds_one_ends_the_run() -> None:

@@ -26,7 +26,7 @@ from bitflip.campaign.error_rates import ErrorRateCampaign
 from bitflip.campaign.executor import Here
 from bitflip.campaign.experiment import Experiment
 from bitflip.campaign.protecting import OwnProtection, Safeguard
-from bitflip.campaign.sampling import Sampled, listed
+from bitflip.campaign.sampling import Sampled, as_text
 from bitflip.campaign.side_by_side import Protections
 from bitflip.data import training
 from bitflip.data.images import Images
@@ -219,7 +219,7 @@ class Campaign:
             "fresh": fresh,
         }
         chosen |= {"prove": prove, "audit": audit, "protect": protect, "bounds": bounds, "percentile": percentile}
-        chosen |= {"protect_layers": "default" if protect_layers is None else listed(protect_layers)}
+        chosen |= {"protect_layers": "default" if protect_layers is None else as_text(protect_layers)}
         path = Path(holder.name if holder is not None else str(folder))
         settings = _settings({**self._settings, **chosen, "output_path": path}).model_copy(
             update={"model_name": self._name, "dataset": self._data_name}
@@ -291,7 +291,7 @@ class Campaign:
         """
         sampled = Sampled(target, seed, patterns, layer_type=layer_type, parameters=parameters)
         sampled.check()
-        chosen = sampled.settings | {"bit_error_rate": listed(rates), "by_layer": by_layer, "confidence": confidence}
+        chosen = sampled.settings | {"bit_error_rate": as_text(rates), "by_layer": by_layer, "confidence": confidence}
         with tempfile.TemporaryDirectory(prefix="bitflip-") as folder:
             settings = _settings({**self._settings, **chosen, "output_path": folder})
             with (

@@ -50,9 +50,9 @@ class Sampled:
             "bit_flip_pos": -1 if self.bit is None else self.bit,
             "bit_sampling": self.bit_sampling,
             "fault": self.fault if isinstance(self.fault, str) else "random",
-            "layer_type": listed(self.layer_type),
-            "layer_num": listed(self.layer_num),
-            "parameters": listed(self.parameters),
+            "layer_type": as_text(self.layer_type),
+            "layer_num": as_text(self.layer_num),
+            "parameters": as_text(self.parameters),
             "margin": self.margin,
         }
 
@@ -70,7 +70,7 @@ class Sampled:
             raise BadInput(f"parameters: expected weight with faults of neurons, got {self.settings['parameters']}")
 
 
-def listed(given: object) -> str:
+def as_text(given: object) -> str:
     """What a setting that is a list is given: several, classes among them, or a single one; None for all."""
     if given is None:
         return "all"

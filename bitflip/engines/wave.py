@@ -142,7 +142,7 @@ class Wave:
                 struck, image = struck.only(left), image[left]
             if not count:
                 return None, image, 0
-        single = len(struck.original) == count
+        single = len(struck.original) == len(image)  # each image has one flip
         if self.windows and single and step.layout == Rows(0, 1) and output.dim() == 4 and output.shape[2:].numel() > 1:
             return Window.around(output, struck), image, count
         faulty = flip_rows(output, struck)
