@@ -27,7 +27,7 @@ from bitflip.data import inputs
 from bitflip.data.inputs import Inputs
 from bitflip.engines import constants, narrow, norms
 from bitflip.engines.capture import Untraceable
-from bitflip.engines.constants import FUNCTION_SLOPES, MOVES, SCALE
+from bitflip.engines.constants import ADDS, FUNCTION_SLOPES, MOVES, SCALE
 from bitflip.engines.graph import Program, Rows, Step, by_image, is_data
 from bitflip.engines.narrow import Constants
 from bitflip.engines.windows import function_name, is_plain
@@ -272,7 +272,7 @@ class Bounds:
         times = sum(argument is node for argument in constants.arguments(call))
         if name in MOVES:
             return float(max(1, times)) if constants.each_once(name, call, data) else math.inf
-        if name in ("add", "iadd", "sub", "isub", "radd", "rsub") and not call.kwargs:
+        if name in ADDS and not call.kwargs:
             shape = self.shapes.get(node)
             return float(max(1, times)) if shape == self.shapes.get(call) else math.inf
         if data or len(others) > 1:

@@ -31,6 +31,7 @@ _POOLING = {
     "max_pool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     "avg_pool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
 }
+ADDS = {"add", "iadd", "sub", "isub", "radd", "rsub"}
 SCALE = {"mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv"}
 
 

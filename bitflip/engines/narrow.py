@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitflip.engines import constants, norms
-from bitflip.engines.constants import SCALE, SLOPES
+from bitflip.engines.constants import ADDS, SCALE, SLOPES
 from bitflip.engines.windows import function_name
 from bitflip.network.protections import Guard
 
@@ -24,7 +24,6 @@ MOST = 64.0
 """How much smaller than the constant of the whole value others are taken to be, at most. A channel that nothing reads
 has none; but what is moved as far as that allows may overflow on its way, and is then no number."""
 
-_ADDS = {"add", "iadd", "sub", "isub", "radd", "rsub"}
 _RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous", "clone", "detach"}
 _JOINS = {"cat", "concat", "concatenate"}
 _POINTWISE = (*(set(SLOPES) - {nn.Flatten, nn.Unflatten}), nn.LeakyReLU, nn.ELU, nn.CELU, Guard)
@@ -114,7 +113,7 @@ def before(
         each = factor**2 if pooling.apart else factor
         found = behind if pooling.apart else Constants(behind.whole, behind.channel, behind.channel)
         return found.times(factor, each) if shape[1] == after[1] else None
-    if kind in _POINTWISE or name in constants.FUNCTION_SLOPES.keys() - constants.MOVES or name in SCALE | _ADDS:
+    if kind in _POINTWISE or name in constants.FUNCTION_SLOPES.keys() - constants.MOVES or name in SCALE | ADDS:
         return behind.times(factor) if shape == after else None
     if kind is nn.Flatten or name in _RESHAPES:
         return _reshaped(shape, after, behind)
