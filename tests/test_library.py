@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import parsers
 import pyarrow.parquet as pq
 import pytest
@@ -294,6 +295,9 @@ def test_a_single_name_or_number_is_a_list_of_one(tiny: nn.Module) -> None:
     (one,) = campaign.run(Sampled(layer_type="Conv2d", layer_num=0)).layers  # type: ignore[arg-type]
     (listed,) = campaign.run(Sampled(layer_type=["Conv2d"], layer_num=[0])).layers
     assert one == listed
+    faults = Sampled(seed=np.int64(0), layer_type=["Conv2d"], layer_num=[0])  # type: ignore[arg-type]
+    (numbered,) = campaign.run(faults).layers
+    assert numbered == listed
     points = campaign.error_rates("weight", 1e-3, patterns=1)  # type: ignore[arg-type]
     assert [point.rate for point in points] == [1e-3]
 

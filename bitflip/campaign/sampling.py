@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 from bitflip.errors import BadInput
@@ -64,7 +65,7 @@ class Sampled:
         """
         if self.target not in ("neuron", "weight"):
             raise BadInput(f"target: expected neuron or weight, got {self.target!r}")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if not isinstance(self.seed, Integral) or self.seed < 0:
             raise BadInput(f"seed: expected a whole number from 0, got {self.seed!r}")
         if self.target == "neuron" and self.settings["parameters"] not in ("weight", "all"):
             raise BadInput(f"parameters: expected weight with faults of neurons, got {self.settings['parameters']}")
